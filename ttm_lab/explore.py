@@ -1,0 +1,63 @@
+"""Widgets: sliders above a picture that is drawn anew by a pure function.
+
+No ``interact``, ``interactive_output`` or ``Output``: those make batch runs hang now and then.
+A slider's ``observe`` callback renders the figure to PNG and puts it into one HTML widget, which
+keeps its size and carries a text alternative.
+"""
+
+from collections.abc import Callable
+
+import ipywidgets as widgets
+from matplotlib.figure import Figure
+
+from ttm_lab.plots import image_html, to_png
+
+_LAYOUT = {
+    "layout": widgets.Layout(width="480px"),
+    "style": {"description_width": "120px"},
+}
+
+
+def log_slider(label: str, low: float, high: float, value: float, steps: int = 60):
+    """A slider whose steps are equal ratios, for quantities such as a temperature."""
+    ratio = (high / low) ** (1 / steps)
+    options = [low * ratio**k for k in range(steps + 1)]
+    nearest = min(range(steps + 1), key=lambda k: abs(options[k] - value))
+    options[nearest] = value  # the value asked for lies exactly on the scale
+    return widgets.SelectionSlider(
+        options=[(f"{option:.3g}", option) for option in options],
+        value=value,
+        description=label,
+        **_LAYOUT,
+    )
+
+
+def linear_slider(label: str, low: float, high: float, value: float, step: float):
+    """A slider with equal steps; whole numbers where ``step`` is an int."""
+    kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
+    return kind(value=value, min=low, max=high, step=step, description=label, **_LAYOUT)
+
+
+def panel(
+    figure: Callable[..., Figure],
+    describe: Callable[..., str],
+    **controls: widgets.ValueWidget,
+) -> widgets.VBox:
+    """Controls above a picture: moving one draws ``figure(**values)`` anew.
+
+    ``describe(**values)`` gives the sentence under the picture with the numbers that move; it is
+    also the picture's text alternative. Make the returned box a cell's last value.
+    """
+    picture, words = widgets.HTML(), widgets.HTML()
+
+    def redraw(_change=None) -> None:
+        values = {name: control.value for name, control in controls.items()}
+        drawn, text = figure(**values), describe(**values)
+        width = round(drawn.get_figwidth() * 100)
+        picture.value = image_html(to_png(drawn, scale=1.5), text, width)
+        words.value = f'<p style="font-size: 1.05em">{text}</p>'
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([*controls.values(), picture, words])
