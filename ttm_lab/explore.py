@@ -8,9 +8,12 @@ keeps its size and carries a text alternative.
 from collections.abc import Callable
 
 import ipywidgets as widgets
+import numpy as np
+import torch
 from matplotlib.figure import Figure
 
-from ttm_lab.plots import image_html, to_png
+from ttm_lab.plots import bars_and_triangle, image_html, to_png
+from ttm_lab.probability import shannon_entropy, temperature_softmax
 
 _LAYOUT = {
     "layout": widgets.Layout(width="480px"),
@@ -61,3 +64,40 @@ def panel(
         control.observe(redraw, names="value")
     redraw()
     return widgets.VBox([*controls.values(), picture, words])
+
+
+# Notebook 1
+
+
+def temperature_explorer(class_names=("7", "1", "9")) -> widgets.VBox:
+    """Three classes, their logits and a temperature to move: bars, triangle and entropy follow.
+
+    Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
+    """
+    temperatures = np.geomspace(0.05, 100, 121)
+
+    def tempered(first, second, temperature):
+        logits = torch.tensor([first, second, 0.0], dtype=torch.float64)
+        return temperature_softmax(logits, temperature)
+
+    def figure(temperature, first, second):
+        path = np.stack([tempered(first, second, t).numpy() for t in temperatures])
+        p, p_t = tempered(first, second, 1.0), tempered(first, second, temperature)
+        return bars_and_triangle(p, p_t, path, temperatures, temperature, class_names)
+
+    def describe(temperature, first, second):
+        p, p_t = tempered(first, second, 1.0), tempered(first, second, temperature)
+        bars = ", ".join(f"{name}: {x:.3f}" for name, x in zip(class_names, p_t, strict=True))
+        before, after = shannon_entropy(p), shannon_entropy(p_t)
+        return (
+            f"At T = {temperature:.3g} the probabilities are {bars}. "
+            f"Entropy {after:.3f} nats (at T = 1 it is {before:.3f})."
+        )
+
+    return panel(
+        figure,
+        describe,
+        temperature=log_slider("temperature T", 0.1, 40, 1.0),
+        first=linear_slider(f"logit of {class_names[0]}", -6.0, 6.0, 4.0, 0.25),
+        second=linear_slider(f"logit of {class_names[1]}", -6.0, 6.0, 2.0, 0.25),
+    )

@@ -136,3 +136,120 @@ def draw_triangle(ax: Axes, names=("class 1", "class 2", "class 3")) -> Axes:
     ax.set_ylim(-0.12, 0.98)
     ax.axis("off")
     return ax
+
+
+# Notebook 1: temperature as a power transform
+
+
+def temperature_path(path, temperatures, *, marked=(), label=None, color=None, ax=None) -> Axes:
+    """The way a three-class distribution takes through the triangle as T changes.
+
+    ``path`` (N, 3) holds the distributions at the rising ``temperatures`` (N,). Below T = 1 the
+    line is dotted, above it is solid; a star marks T = 1, and each temperature in ``marked`` gets
+    a dot with its value.
+    """
+    if ax is None:
+        ax = draw_triangle(plt.figure(figsize=(5.2, 4.4)).add_subplot())
+    color = color or OKABE_ITO["blue"]
+    temperatures, xy = np.asarray(temperatures, dtype=float), simplex_xy(path)
+    sharper, smoother = temperatures <= 1, temperatures >= 1
+    ax.plot(*xy[sharper].T, color=color, linestyle=":", linewidth=2)
+    ax.plot(*xy[smoother].T, color=color, linestyle="-", linewidth=2, label=label)
+    for value in (1.0, *marked):
+        at = xy[np.abs(np.log(temperatures / value)).argmin()]
+        ax.plot(
+            *at, color=color, marker="*" if value == 1 else "o", markersize=12 - 6 * (value != 1)
+        )
+        if marked:
+            ax.annotate(f"T = {value:g}", at, xytext=(7, 3), textcoords="offset points", fontsize=9)
+    return ax
+
+
+def temperature_bars(distributions, temperatures, class_names, *, share_y=True) -> Figure:
+    """One panel of bars a temperature: ``distributions`` (M, K) at ``temperatures`` (M,).
+
+    The bars of the likeliest class are darker and hatched; titles give T and the entropy in nats.
+    """
+    distributions = np.asarray(distributions, dtype=float)
+    count = len(distributions)
+    figure, axes = plt.subplots(
+        1, count, figsize=(max(1.9 * count, 4), 2.5), sharey=share_y, squeeze=False
+    )
+    for ax, p, temperature in zip(axes[0], distributions, temperatures, strict=True):
+        probability_bars(p, class_names, ax=ax)
+        entropy = -(p[p > 0] * np.log(p[p > 0])).sum()
+        ax.set_title(f"T = {temperature:g}\nentropy {entropy:.2f}", fontsize=10)
+    axes[0, 0].set_ylabel("probability")
+    return figure
+
+
+def probability_bars(p, class_names, *, reference=None, ax=None) -> Axes:
+    """Bars of one distribution (K,), the likeliest class hatched; ``reference`` as outlines."""
+    if ax is None:
+        ax = plt.figure(figsize=(4.2, 2.8)).add_subplot()
+    p = np.asarray(p, dtype=float)
+    places = np.arange(len(p))
+    top = places == p.argmax()
+    ax.bar(places[top], p[top], color=OKABE_ITO["blue"], hatch="//", edgecolor="white")
+    ax.bar(places[~top], p[~top], color=OKABE_ITO["sky"])
+    if reference is not None:
+        ax.bar(places, reference, fill=False, edgecolor="black", linestyle="--", label="T = 1")
+        ax.legend(loc="upper right")
+    ax.set_xticks(places, class_names)
+    ax.set_ylim(0, 1.02)
+    ax.grid(axis="x", visible=False)
+    return ax
+
+
+def curves(x, series, *, xlabel, ylabel, log=(False, False), markers=True, ax=None) -> Axes:
+    """Named curves over one x, told apart by colour, line style and marker.
+
+    ``series`` maps a label to its values (N,); ``log`` says which of the axes are logarithmic.
+    """
+    if ax is None:
+        ax = plt.figure().add_subplot()
+    for (label, values), marker in zip(series.items(), "os^Dv*", strict=False):
+        ax.plot(x, values, label=label, marker=marker if markers else None, markevery=0.12)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_xscale("log" if log[0] else "linear")
+    ax.set_yscale("log" if log[1] else "linear")
+    ax.legend()
+    return ax
+
+
+def point_maps(maps, p, class_names) -> Figure:
+    """Point-wise maps f on [0, 1], their boost f(x)/x, and what each makes of ``p`` (K,).
+
+    ``maps`` names the functions, which take and return arrays; the identity is drawn for contrast.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.2), width_ratios=[1, 1, 1.25])
+    x = np.linspace(0.02, 1, 197)
+    p = np.asarray(p, dtype=float)
+    width, places = 0.8 / (len(maps) + 1), np.arange(len(p))
+    axes[0].plot(x, x, color="black", linestyle=":", label="x")
+    axes[2].bar(places, p, width, fill=False, edgecolor="black", linestyle=":", label="before")
+    for k, (name, f) in enumerate(maps.items()):
+        hatch = ("//", "..", "xx")[k % 3]
+        axes[0].plot(x, f(x), label=name)
+        axes[1].plot(x, f(x) / x, label=name)
+        after = f(p) / f(p).sum()
+        axes[2].bar(
+            places + (k + 1) * width, after, width, label=name, hatch=hatch, edgecolor="white"
+        )
+    axes[0].set(title="the map f(x)", xlabel="probability x")
+    axes[1].set(title="the boost f(x) / x", xlabel="probability x", ylim=(0.9, 3))
+    axes[2].set(title="f applied, then normalised", ylim=(0, 1))
+    axes[2].set_xticks(places + width * len(maps) / 2, class_names)
+    axes[0].legend()
+    axes[2].legend()
+    return figure
+
+
+def bars_and_triangle(p, p_t, path, temperatures, temperature, class_names) -> Figure:
+    """Bars of ``p_t`` (3,) with ``p`` (3,) outlined, beside its place on the path (N, 3)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), width_ratios=[1, 1.1])
+    probability_bars(p_t, class_names, reference=p, ax=left)
+    left.set(title=f"T = {temperature:.3g}", ylabel="probability")
+    temperature_path(path, temperatures, ax=draw_triangle(right, class_names))
+    right.plot(*simplex_xy(p_t), marker="o", markersize=10, color=OKABE_ITO["red"])
+    return figure
