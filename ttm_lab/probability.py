@@ -1,0 +1,243 @@
+"""Functions on the probability simplex: temperature, power transform, entropies, divergence.
+
+The last dimension of every tensor holds the classes; any leading shape is allowed. Logarithms are
+natural, so entropies and divergences are in nats. float16 and bfloat16 are computed and returned
+in float32; float32 and float64 stay what they are. All functions are differentiable, also where a
+probability is exactly 0, and they work under ``torch.compile``, autocast and ``torch.func``.
+"""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "kl_divergence",
+    "power_sum",
+    "power_transform",
+    "renyi_entropy",
+    "shannon_entropy",
+    "temperature_softmax",
+]
+
+
+def temperature_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """Probabilities softmax(logits / T).
+
+    Args:
+        logits: floating point, shape (..., K).
+        temperature: T > 0. T > 1 smooths, T < 1 sharpens, T = 1 is the ordinary softmax.
+
+    Returns:
+        Probabilities, shape (..., K).
+
+    Raises:
+        TypeError: logits are not a floating point tensor, or T is not a number.
+        ValueError: T is not positive and finite, or there is no class.
+
+    Source: Hinton, Vinyals and Dean 2015, Eq. 1.
+    Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
+    """
+    temperature = check_positive("temperature", temperature)
+    logits = _prepare("logits", logits)
+    # Shift first: the difference to the largest logit is exact where it matters, and dividing
+    # only that keeps the result accurate for logits in the thousands.
+    return ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
+
+
+def power_transform(probabilities: Tensor, exponent: float) -> Tensor:
+    """The power transform p**gamma / sum(p**gamma): temperature scaling without logits.
+
+    With gamma = 1/T it turns softmax(v) into softmax(v / T). The input need not be normalised.
+    Probabilities that underflowed to 0 stay 0; where logits are at hand, `temperature_softmax`
+    recovers them.
+
+    Args:
+        probabilities: non-negative floating point, shape (..., K).
+        exponent: gamma > 0. gamma < 1 smooths, gamma > 1 sharpens.
+
+    Returns:
+        Probabilities, shape (..., K).
+
+    Raises:
+        TypeError: probabilities are not a floating point tensor, or gamma is not a number.
+        ValueError: gamma is not positive and finite, or there is no class.
+
+    Source: Zheng and Yang 2024, Eqs. 6 to 9.
+    Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
+    """
+    exponent = check_positive("exponent", exponent)
+    probabilities = _prepare("probabilities", probabilities)
+    # Dividing by the largest entry first keeps a large exponent from underflowing all of them.
+    scaled = probabilities / probabilities.amax(-1, keepdim=True)
+    powers = _power(scaled, exponent)
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def power_sum(probabilities: Tensor, exponent: float) -> Tensor:
+    """The power sum U = sum_j p_j**gamma, the weight that WTTM gives a sample.
+
+    For 0 < gamma < 1 it lies between 1 (one-hot p) and K**(1 - gamma) (uniform p), and
+    log U = (1 - gamma) * renyi_entropy(p, gamma).
+
+    Args:
+        probabilities: non-negative floating point, shape (..., K), summing to 1. Sum the powers
+            of the probabilities themselves: after `power_transform` they add up to 1.
+        exponent: gamma > 0.
+
+    Returns:
+        U, shape (...).
+
+    Raises:
+        TypeError: probabilities are not a floating point tensor, or gamma is not a number.
+        ValueError: gamma is not positive and finite, or there is no class.
+
+    Source: Zheng and Yang 2024, section 4.
+    Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
+    """
+    exponent = check_positive("exponent", exponent)
+    return _power(_prepare("probabilities", probabilities), exponent).sum(-1)
+
+
+def shannon_entropy(probabilities: Tensor) -> Tensor:
+    """Shannon entropy H(p) = -sum_j p_j log p_j in nats, with 0 log 0 = 0.
+
+    Args:
+        probabilities: non-negative floating point, shape (..., K), summing to 1.
+
+    Returns:
+        Entropy, shape (...), between 0 (one-hot) and log K (uniform).
+
+    Raises:
+        TypeError: probabilities are not a floating point tensor.
+        ValueError: there is no class.
+
+    Source: Shannon 1948.
+    Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
+    """
+    probabilities = _prepare("probabilities", probabilities)
+    return -(probabilities * _safe_log(probabilities)).sum(-1)
+
+
+def renyi_entropy(probabilities: Tensor, order: float) -> Tensor:
+    """Rényi entropy H_a(p) = log(sum_j p_j**a) / (1 - a) in nats; order 1 is Shannon's.
+
+    It falls as the order grows. TTM rewards a student for its Rényi entropy of order 1/T.
+
+    Args:
+        probabilities: non-negative floating point, shape (..., K), summing to 1.
+        order: a > 0.
+
+    Returns:
+        Entropy, shape (...), between 0 (one-hot) and log K (uniform).
+
+    Raises:
+        TypeError: probabilities are not a floating point tensor, or the order is not a number.
+        ValueError: the order is not positive and finite, or there is no class.
+
+    Source: Rényi 1961; Zheng and Yang 2024, Eq. 4.
+    Taught in notebooks/03_from_kd_to_ttm.ipynb.
+    """
+    order = check_positive("order", order)
+    probabilities = _prepare("probabilities", probabilities)
+    if order == 1:
+        return shannon_entropy(probabilities)
+    log_p = _safe_log(probabilities)
+    # sum p**a = 1 + sum p (p**(a-1) - 1) for normalised p. expm1 and log1p keep all digits when
+    # the order is close to 1, where log(sum p**a) / (1 - a) would be 0 / 0.
+    excess = (probabilities * torch.expm1((order - 1) * log_p)).sum(-1)
+    return torch.log1p(excess) / (1 - order)
+
+
+def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """Kullback-Leibler divergence D(first || second) = sum_j first_j log(first_j / second_j).
+
+    A class that `first` gives probability 0 contributes 0; one that only `second` gives
+    probability 0 makes the divergence infinite. For training use `ttm_lab.losses`, which start
+    from logits and never meet an underflowed 0.
+
+    Args:
+        first, second: non-negative floating point, shapes (..., K) that broadcast, same K.
+
+    Returns:
+        Divergence in nats, shape (...).
+
+    Raises:
+        TypeError: an argument is not a floating point tensor.
+        ValueError: the numbers of classes differ, or the leading shapes do not broadcast.
+
+    Source: Kullback and Leibler 1951.
+    Taught in notebooks/02_knowledge_distillation.ipynb.
+    """
+    check_same_classes("first", first, "second", second)
+    first, second = _prepare("first", first), _prepare("second", second)
+    present = first > 0
+    log_ratio = torch.where(present, first, 1).log() - torch.where(present, second, 1).log()
+    return (first * log_ratio).sum(-1)
+
+
+def check_positive(name: str, value: float) -> float:
+    """Return `value` as it is if it is a positive, finite number; raise otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"{name} must be a number such as 4.0, not {type(value).__name__} ({value!r}); "
+            f"convert it with float({name})"
+        )
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}; 1.0 changes nothing")
+    return value
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise unless `tensor` is a floating point tensor with a class dimension."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, not {type(tensor).__name__}; "
+            f"convert it with torch.as_tensor({name})"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"{name} must be floating point, got {tensor.dtype}; convert with {name}.float()"
+        )
+    if tensor.ndim == 0 or tensor.shape[-1] == 0:
+        raise ValueError(
+            f"{name} must have shape (..., K) with the K classes last, got {tuple(tensor.shape)}"
+        )
+
+
+def check_same_classes(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
+    """Raise unless both are floating point tensors of K classes whose leading shapes broadcast."""
+    check_floating(first_name, first)
+    check_floating(second_name, second)
+    if first.shape == second.shape:
+        return
+    shapes = f"{first_name} {tuple(first.shape)} and {second_name} {tuple(second.shape)}"
+    if first.shape[-1] != second.shape[-1]:
+        raise ValueError(
+            f"{shapes} have different numbers of classes in the last dimension; "
+            "give both the same K classes in the same order"
+        )
+    try:
+        torch.broadcast_shapes(first.shape, second.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{shapes} do not broadcast; give both the same leading shape (one row per sample)"
+        ) from None
+
+
+def _prepare(name: str, tensor: Tensor) -> Tensor:
+    """Check a tensor and lift 16-bit floats to float32, in which everything is computed."""
+    check_floating(name, tensor)
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _safe_log(probabilities: Tensor) -> Tensor:
+    """log p, with 0 in place of log 0: the factor p removes the entry, its gradient too."""
+    return torch.where(probabilities > 0, probabilities, 1).log()
+
+
+def _power(probabilities: Tensor, exponent: float) -> Tensor:
+    """p**gamma with gradient 0, not infinity, where p is exactly 0."""
+    positive = probabilities > 0
+    return torch.where(positive, torch.where(positive, probabilities, 1) ** exponent, 0)
