@@ -1,0 +1,74 @@
+# Each command sets up .venv by itself. Settings: PYTHON=python3.12 chooses the interpreter for a
+# new .venv; ARGS="..." is handed on, as in: make reproduce ARGS="--only 05 --jobs 2"
+
+PYTHON ?=
+ARGS ?=
+VENV_PYTHON := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help lab reproduce test bench setup
+
+help:
+	@echo "make lab        open the course in JupyterLab"
+	@echo "make reproduce  run every notebook and write runs/reproduce/quick/report.html"
+	@echo "make test       check style, run the tests and all notebooks, cut short"
+	@echo "make bench      time the losses against the textbook sequence"
+	@echo "Options: PYTHON=python3.12 for a new .venv, ARGS=\"...\" for the command itself."
+
+# Jupyter makes a new token at each start and prints the address that holds it.
+lab: setup
+	@$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 \
+	    $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(ARGS) notebooks/00_start_here.ipynb
+
+reproduce: setup
+	@$(VENV_PYTHON) -m ttm_lab reproduce $(ARGS)
+
+# One thread a worker: several workers with a thread per core each slow one another down.
+test: setup
+	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m ruff check .
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadgroup \
+	    --durations 10 $(ARGS)
+
+bench: setup
+	@$(VENV_PYTHON) benchmarks/losses.py $(ARGS)
+
+# .venv/made-from says which folder and which pyproject.toml the environment was made from. It is
+# written last, so that an interrupted set-up starts again from nothing.
+setup:
+	@made_from="$$(pwd) $$(cksum < pyproject.toml)"; \
+	if [ "$$(cat .venv/made-from 2>/dev/null)" = "$$made_from" ] && $(VENV_PYTHON) -c ""; then \
+	    exit 0; \
+	fi; \
+	case "$$(cat .venv/made-from 2>/dev/null)" in \
+	"$$(pwd) "*) $(VENV_PYTHON) -c "" 2>/dev/null && usable=yes;; \
+	esac; \
+	rm -f .venv/made-from; \
+	if [ -z "$$usable" ]; then \
+	    found=; seen=; \
+	    for candidate in $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11); do \
+	        version=$$("$$candidate" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' \
+	            2>/dev/null) || { seen="$$seen $$candidate: not found or does not run."; continue; }; \
+	        case "$$version" in \
+	        3.11.*|3.12.*|3.13.*) ;; \
+	        *) seen="$$seen $$candidate: Python $$version."; continue;; \
+	        esac; \
+	        "$$candidate" -c "import ensurepip, venv" 2>/dev/null || { \
+	            seen="$$seen $$candidate: Python $$version without venv"; \
+	            seen="$$seen (Debian, Ubuntu: apt install python$${version%.*}-venv)."; continue; }; \
+	        found="$$candidate"; break; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "TTM Lab needs Python 3.11, 3.12 or 3.13. Looked at:$$seen" >&2; \
+	        echo "Install one of them, or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "Setting up .venv with Python $$version: a few minutes, about 6 GB, only once ..."; \
+	    "$$found" -m venv --clear .venv || exit 1; \
+	else \
+	    echo "pyproject.toml has changed: bringing .venv up to date ..."; \
+	fi; \
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check \
+	    --editable ".[notebooks,test]" || exit 1; \
+	echo "$$made_from" > .venv/made-from; \
+	echo "Set-up finished."
