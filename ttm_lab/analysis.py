@@ -1,0 +1,356 @@
+"""From predictions to entropy, confidence, calibration and agreement; statistics in pairs.
+
+Everything works on plain arrays of logits (N, K) and labels (N,), from any framework.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import optimize, special, stats
+from torch import nn
+
+from ttm_lab.data import Split
+
+MEASURES = ("accuracy", "nll", "brier", "ece", "entropy", "confidence")
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 512) -> np.ndarray:
+    """Logits (N, K) float32 of a network in eval mode, on the CPU; its mode is put back after."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        parts = [model(part.to(device)).float().cpu() for part in images.split(batch_size)]
+    finally:
+        model.train(training)
+    return torch.cat(parts).numpy()
+
+
+def _array(values) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    return np.asarray(values)
+
+
+def _logits(values, name: str = "logits") -> np.ndarray:
+    array = _array(values)
+    if array.ndim != 2 or array.shape[1] < 2 or not len(array):
+        raise ValueError(f"{name} must have shape (N, K) with K >= 2, got {array.shape}")
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name} are {array.dtype}; logits are floating-point numbers")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} hold {(~np.isfinite(array)).sum()} values that are not finite")
+    return array
+
+
+def _labels(values, shape: tuple[int, int]) -> np.ndarray:
+    array = _array(values)
+    if array.shape != shape[:1] or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"labels must be {shape[0]} whole numbers, got shape {array.shape}, {array.dtype}"
+        )
+    if array.min() < 0 or array.max() >= shape[1]:
+        raise ValueError(
+            f"labels run from {array.min()} to {array.max()}, classes from 0 to {shape[1] - 1}"
+        )
+    return array.astype(np.int64)
+
+
+def _logits_and_labels(student, data) -> tuple[np.ndarray, np.ndarray]:
+    student = getattr(student, "model", student)
+    if isinstance(student, nn.Module):
+        if not isinstance(data, Split):
+            raise TypeError("a network is evaluated on a Split such as data.test")
+        student = predict(student, data.images)
+    logits = _logits(student)
+    return logits, _labels(data.labels if isinstance(data, Split) else data, logits.shape)
+
+
+def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int = 15) -> pd.Series:
+    """Measure one set of predictions.
+
+    Parameters
+    ----------
+    student: network, ``Trained``, or logits (N, K).
+    data: a ``Split``, or labels (N,) where ``student`` is logits.
+    teacher: the same kinds as ``student``; adds ``agreement`` and ``distance``.
+    temperature: T of the teacher in ``distance``.
+    bins: equal-width confidence bins of ``ece``.
+
+    Returns a Series: accuracy, nll (nats), brier (sum over classes, 0 to 2), ece (Guo et al.
+    2017), entropy (mean Shannon entropy of q, nats), confidence (mean largest q), and with a
+    teacher agreement (share of equal top classes) and distance (mean D(p_T || q), nats).
+
+    Raises ``ValueError`` or ``TypeError`` for wrong shapes or kinds, labels out of range, logits
+    that are not finite.
+
+    Taught in notebooks/06_what_the_students_learned.ipynb.
+    """
+    logits, labels = _logits_and_labels(student, data)
+    measured = {name: values.mean() for name, values in _per_sample(logits, labels).items()}
+    measured["ece"] = calibration_error(logits, labels, bins=bins)
+    result = pd.Series({name: measured[name] for name in MEASURES})
+    if teacher is not None:
+        teacher_logits, _ = _logits_and_labels(teacher, data)
+        if teacher_logits.shape != logits.shape:
+            raise ValueError(f"teacher gives {teacher_logits.shape}, student {logits.shape}")
+        if not 0 < temperature < np.inf:
+            raise ValueError(f"temperature={temperature} must be positive and finite")
+        log_p = special.log_softmax(teacher_logits / temperature, axis=1)
+        log_q = special.log_softmax(logits, axis=1)
+        result["agreement"] = np.mean(teacher_logits.argmax(1) == logits.argmax(1))
+        result["distance"] = np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
+    return result
+
+
+def _per_sample(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Measures that are means over samples, sample by sample."""
+    log_q = special.log_softmax(logits, axis=1)
+    q = np.exp(log_q)
+    truth = np.arange(len(labels)), labels
+    return {
+        "accuracy": (logits.argmax(1) == labels).astype(float),
+        "nll": -log_q[truth],
+        "brier": np.sum(q**2, axis=1) - 2 * q[truth] + 1,
+        "entropy": -np.sum(q * log_q, axis=1),
+        "confidence": q.max(axis=1),
+    }
+
+
+def reliability(logits, labels, *, bins: int = 15) -> pd.DataFrame:
+    """Confidence against accuracy in equal-width bins, the last one closed at confidence 1.
+
+    Returns a row a bin: low, high, count, and the means confidence and accuracy (NaN if empty).
+
+    Taught in notebooks/06_what_the_students_learned.ipynb.
+    """
+    logits = _logits(logits)
+    labels = _labels(labels, logits.shape)
+    if bins < 1:
+        raise ValueError(f"bins={bins} must be at least 1")
+    confidence = special.softmax(logits, axis=1).max(axis=1)
+    correct = logits.argmax(1) == labels
+    # A bin is (low, high]: confidence 1.0 falls into the last one, not into one of its own.
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(index, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        return pd.DataFrame(
+            {
+                "low": np.arange(bins) / bins,
+                "high": np.arange(1, bins + 1) / bins,
+                "count": count,
+                "confidence": np.bincount(index, confidence, bins) / count,
+                "accuracy": np.bincount(index, correct, bins) / count,
+            }
+        )
+
+
+def calibration_error(logits, labels, *, bins: int = 15) -> float:
+    """Expected calibration error: mean |accuracy - confidence| over bins, weighted by count."""
+    table = reliability(logits, labels, bins=bins).dropna()
+    gap = (table["accuracy"] - table["confidence"]).abs()
+    return float((gap * table["count"]).sum() / table["count"].sum())
+
+
+def generalisation_gap(student, data) -> pd.Series:
+    """Train minus test accuracy, and test minus train NLL: larger means more overfitting.
+
+    ``data`` is a ``Dataset``; ``student`` a network or ``Trained``.
+    """
+    train, test = evaluate(student, data.train), evaluate(student, data.test)
+    return pd.Series(
+        {
+            "accuracy_gap": train["accuracy"] - test["accuracy"],
+            "nll_gap": test["nll"] - train["nll"],
+        }
+    )
+
+
+def fit_temperature(logits, labels) -> float:
+    """The one temperature that minimises NLL when logits are divided by it (Guo et al. 2017).
+
+    Fit it on validation data. Logits that classify everything right would be sharpened without
+    end, so the answer stays between 0.01 and 100.
+
+    Taught in notebooks/06_what_the_students_learned.ipynb.
+    """
+    logits = _logits(logits)
+    labels = _labels(labels, logits.shape)
+
+    def nll(log_temperature: float) -> float:
+        log_q = special.log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -log_q[np.arange(len(labels)), labels].mean()
+
+    # NLL is convex in 1/T, so it has one valley in log T as well.
+    bounds = (np.log(0.01), np.log(100.0))
+    return float(np.exp(optimize.minimize_scalar(nll, bounds=bounds, method="bounded").x))
+
+
+def paired_interval(differences, *, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of paired differences and its Student t interval: (mean, low, high).
+
+    One difference gives a mean and NaN bounds: no interval can be had from one seed.
+    """
+    d = np.asarray(differences, dtype=float)
+    if d.ndim != 1 or not len(d) or not np.isfinite(d).all():
+        raise ValueError(f"differences must be finite numbers, one a seed, got {differences!r}")
+    if len(d) == 1:
+        return float(d[0]), np.nan, np.nan
+    half = stats.t.ppf((1 + confidence) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
+    return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
+
+
+def compare_seeds(
+    results: pd.DataFrame,
+    baseline: str,
+    measures: Sequence[str] = ("accuracy",),
+    *,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Each method against a baseline, in pairs over seeds.
+
+    ``results`` has the columns ``method``, ``seed`` and the measures: a row a student. Returns a
+    row a method and measure: mean, baseline_mean, difference with its t interval (low, high) and
+    the number of seeds. Where one teacher serves all seeds the interval is conditional on it.
+
+    Raises ``ValueError`` if a method misses a seed that the baseline has, or has one twice.
+    """
+    rows = []
+    for measure in measures:
+        table = results.pivot(index="seed", columns="method", values=measure)
+        if baseline not in table:
+            raise ValueError(f"baseline {baseline!r} is not among {sorted(table.columns)}")
+        if table.isna().any(axis=None):
+            gaps = [c for c in table if table[c].isna().any()]
+            raise ValueError(f"{measure}: {gaps} lack a seed that other methods have")
+        for method in results["method"].drop_duplicates():
+            if method == baseline:
+                continue
+            mean, low, high = paired_interval(
+                table[method] - table[baseline], confidence=confidence
+            )
+            rows.append(
+                {
+                    "method": method,
+                    "measure": measure,
+                    "mean": table[method].mean(),
+                    "baseline_mean": table[baseline].mean(),
+                    "difference": mean,
+                    "low": low,
+                    "high": high,
+                    "seeds": len(table),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def compare(
+    first,
+    second,
+    labels,
+    *,
+    measures: Sequence[str] = ("accuracy", "nll", "brier", "ece"),
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare two methods: ``first`` minus ``second``, in pairs.
+
+    Parameters
+    ----------
+    first, second: logits (N, K) of one student each, or equally many of them, one a seed, as a
+        sequence or a mapping from seed to logits (the seeds must then be the same).
+    labels: labels (N,), or one such array a seed.
+    measures: names out of accuracy, nll, brier, ece, entropy, confidence.
+
+    With one student each, the interval is a bootstrap over test images (scipy, percentile; the
+    two students answer the same resampled images): it speaks of these two students only. With
+    several, it is a paired t interval over seeds: it speaks of the methods.
+
+    Returns a row a measure: first, second, difference, low, high, and over ("images" or "seeds").
+
+    Taught in notebooks/05_distil_on_real_data.ipynb.
+    """
+    unknown = set(measures) - set(MEASURES)
+    if unknown:
+        raise ValueError(f"unknown measures {sorted(unknown)}; available: {MEASURES}")
+    if isinstance(first, Mapping) or isinstance(second, Mapping):
+        if set(first) != set(second):
+            raise ValueError(f"seeds differ: {sorted(first)} and {sorted(second)}")
+        seeds = sorted(first)
+        labels = [labels[s] for s in seeds] if isinstance(labels, Mapping) else labels
+        first, second = [first[s] for s in seeds], [second[s] for s in seeds]
+    if _is_one_array(first) and _is_one_array(second):
+        rows = _compare_images(first, second, labels, measures, confidence, resamples, seed)
+        return pd.DataFrame(rows)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} students cannot be paired")
+    shared = _array(labels[0]).ndim == 0
+    rows = []
+    for name in measures:
+        values = np.array(
+            [
+                [evaluate(logits, labels if shared else labels[k])[name] for logits in pair]
+                for k, pair in enumerate(zip(first, second, strict=True))
+            ]
+        )
+        mean, low, high = paired_interval(values[:, 0] - values[:, 1], confidence=confidence)
+        rows.append(_row(name, *values.mean(axis=0), mean, low, high, "seeds"))
+    return pd.DataFrame(rows)
+
+
+def _is_one_array(values) -> bool:
+    return hasattr(values, "ndim") and values.ndim == 2
+
+
+def _row(measure, first, second, difference, low, high, over) -> dict:
+    return {
+        "measure": measure,
+        "first": first,
+        "second": second,
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "over": over,
+    }
+
+
+def _compare_images(first, second, labels, measures, confidence, resamples, seed) -> list[dict]:
+    first, second = _logits(first, "first"), _logits(second, "second")
+    labels = _labels(labels, first.shape)
+    if first.shape != second.shape:
+        raise ValueError(f"first has shape {first.shape}, second {second.shape}")
+    samples = _per_sample(first, labels), _per_sample(second, labels)
+    rows = []
+    for name in measures:
+        if name == "ece":  # not a mean over images, so each resample is binned anew
+
+            def statistic(index):
+                return calibration_error(first[index], labels[index]) - calibration_error(
+                    second[index], labels[index]
+                )
+
+            values = calibration_error(first, labels), calibration_error(second, labels)
+        else:
+            difference = samples[0][name] - samples[1][name]
+
+            def statistic(index, difference=difference):
+                return difference[index].mean()
+
+            values = samples[0][name].mean(), samples[1][name].mean()
+        interval = stats.bootstrap(
+            (np.arange(len(labels)),),
+            statistic,
+            vectorized=False,
+            method="percentile",
+            n_resamples=resamples,
+            confidence_level=confidence,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        rows.append(_row(name, *values, values[0] - values[1], *interval, "images"))
+    return rows

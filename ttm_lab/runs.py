@@ -1,0 +1,203 @@
+"""A run's folder: identity, atomic writes, checkpoints, resume.
+
+A run folder holds ``config.json`` (everything that decides the result), ``environment.json``
+(versions, hardware, git state; outside the identity), ``metrics.csv`` (a row an epoch),
+``model.safetensors`` (written last: its presence says that the run is finished), and while it
+runs ``checkpoint/`` with the last two resume states.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+
+import filelock
+import pandas as pd
+import torch
+from safetensors.torch import save as safetensors_bytes
+
+_TRAINING_CODE = ("probability.py", "losses.py", "data.py", "models.py", "training.py")
+
+
+def find_root(start: str | Path | None = None) -> Path:
+    """The checkout that holds ``start`` (default: the working folder), else that folder itself."""
+    start = Path(start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "notebooks").is_dir() and (folder / "ttm_lab").is_dir():
+            return folder
+    return start
+
+
+def runs_folder(experiment: str) -> Path:
+    """Where an experiment's runs live: ``$TTM_LAB_RUNS/<experiment>``, else ``<root>/runs/...``."""
+    base = os.environ.get("TTM_LAB_RUNS")
+    return (Path(base) if base else find_root() / "runs") / experiment
+
+
+def atomic_write(path: str | Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: temporary file, fsync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    if os.name == "posix":  # make the new name itself survive a power cut
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def identity(config: dict) -> str:
+    """Twelve hexadecimal digits that two runs share exactly when their configs are equal."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 over a network's class name and its weights, in the order of their names."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@cache
+def code_fingerprint() -> str:
+    """SHA-256 over the package's training code, so that changed code never reuses old runs."""
+    digest = hashlib.sha256()
+    for name in _TRAINING_CODE:
+        digest.update(Path(__file__).with_name(name).read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()
+
+
+@cache
+def environment() -> dict:
+    """Versions, hardware and git state of this process, for the record."""
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    packages = ("ttm-lab", "torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_changed": None if changed is None else bool(changed),
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+class Run:
+    """One run's folder, named ``<label>-<identity>``; the same config always gives the same one.
+
+    Use it as a context manager while writing: it holds a lock that the system releases when the
+    process dies, so two processes never write one run.
+    """
+
+    def __init__(self, experiment: str | Path, label: str, config: dict):
+        self.config, self.label = config, label
+        self.folder = Path(experiment) / f"{label}-{identity(config)}"
+        self._lock = filelock.FileLock(self.folder / ".lock")
+
+    def __enter__(self) -> "Run":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            print(f"waiting for another process that writes {self.folder}", file=sys.stderr)
+            self._lock.acquire()
+        if not (self.folder / "config.json").exists():
+            atomic_write(self.folder / "config.json", json.dumps(self.config, indent=1))
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self._lock.release()
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "model.safetensors").exists()
+
+    def finish(self, model: torch.nn.Module, history: pd.DataFrame) -> None:
+        """Write history, environment and weights (last), then drop the checkpoints."""
+        atomic_write(self.folder / "environment.json", json.dumps(environment(), indent=1))
+        # repr of a float64 has 17 digits at most, so the numbers come back bit by bit
+        atomic_write(self.folder / "metrics.csv", history.to_csv(index=False))
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        atomic_write(self.folder / "model.safetensors", safetensors_bytes(state))
+        for file in self._checkpoints():
+            file.unlink()
+        if (self.folder / "checkpoint").exists():
+            (self.folder / "checkpoint").rmdir()
+
+    def history(self) -> pd.DataFrame:
+        return pd.read_csv(self.folder / "metrics.csv", float_precision="round_trip")
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "checkpoint").glob("epoch-*.pt"))
+
+    def save_checkpoint(self, epoch: int, state: dict) -> None:
+        """Keep ``state`` as the resume point after ``epoch`` epochs, and the one before it."""
+        buffer = BytesIO()
+        torch.save({"identity": identity(self.config), "epoch": epoch, **state}, buffer)
+        atomic_write(self.folder / "checkpoint" / f"epoch-{epoch:06d}.pt", buffer.getvalue())
+        for old in self._checkpoints()[:-2]:
+            old.unlink()
+
+    def load_checkpoint(self) -> dict | None:
+        """The newest whole checkpoint of this run, or None where there is none.
+
+        A damaged file is named in a warning and the one before it is taken. Raises
+        ``RuntimeError`` if files are there and none can be read.
+        """
+        files = self._checkpoints()
+        for file in reversed(files):
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:
+                warnings.warn(f"damaged checkpoint {file}: {error}", stacklevel=2)
+                continue
+            if not isinstance(state, dict) or state.get("identity") != identity(self.config):
+                warnings.warn(f"{file} belongs to another run; not used", stacklevel=2)
+                continue
+            return state
+        if files:
+            raise RuntimeError(
+                f"no checkpoint in {files[0].parent} can be read; delete that folder to start over"
+            )
+        return None

@@ -1,0 +1,554 @@
+"""Train a teacher; distil one student, or many from one teacher pass.
+
+Students of one seed share initial weights and the order of the images, so they are compared in
+pairs, and each batch's teacher output is computed once for all of them. Everything random is
+derived from (seed, epoch, step) instead of being carried along, so a student comes out the same
+alone, in company, and after an interruption.
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ttm_lab import runs
+from ttm_lab.data import Dataset
+from ttm_lab.losses import dist_loss, dkd_loss, kd_loss, ttm_loss, wttm_loss
+from ttm_lab.models import create_model, load_weights
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_MAX_KEPT_BATCHES = 64  # logits of so many batches wait before their metrics are computed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides how one student (or teacher) is trained, data and seed aside.
+
+    The loss is ``ce_weight * CE + distill_weight * method``. ``method`` is ``"ce"`` (no second
+    term), ``"kd"``, ``"ttm"``, ``"wttm"``, ``"dkd"``, ``"dist"``, or a callable
+    ``loss(student_logits, teacher_logits, labels)`` that returns a scalar.
+
+    The defaults of the optimiser and schedule are the paper's for CIFAR-100 (official code,
+    ``train_student.py``): SGD with momentum, learning rate x 0.1 after 150, 180 and 210 of 240
+    epochs, here as fractions of ``epochs``. ``temperature`` and ``distill_weight`` have no good
+    general default (the paper tunes both per pair, Table 8), so they must be given.
+
+    Raises ``ValueError`` naming the field that makes no sense.
+    """
+
+    model: str
+    method: str | Loss = "ce"
+    temperature: float | None = None
+    distill_weight: float | None = None
+    ce_weight: float = 1.0
+    epochs: int = 240
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    milestones: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240)
+    learning_rate_decay: float = 0.1
+    max_steps: int | None = None
+    label: str = field(default="", compare=False)
+
+    def __post_init__(self):
+        names = ("ce", "kd", "ttm", "wttm", "dkd", "dist")
+        if not callable(self.method) and self.method not in names:
+            raise ValueError(f"method={self.method!r} must be one of {names} or a callable")
+        if self.method != "ce":
+            for name in ("temperature", "distill_weight"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name} must be given for method={self.method!r}")
+        positive = ("epochs", "batch_size", "learning_rate", "learning_rate_decay")
+        for name in (*positive, "temperature", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value!r} must be positive and finite")
+        for name in ("ce_weight", "distill_weight", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value!r} must be zero or positive, and finite")
+        if not all(0 < m <= 1 for m in self.milestones):
+            raise ValueError(f"milestones={self.milestones} must be fractions of the epochs")
+        if not self.label:
+            name = self.method if isinstance(self.method, str) else _name_of(self.method)
+            object.__setattr__(self, "label", name.upper() if name in names else name)
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """The learning rate of ``epoch``, counted from 0."""
+        passed = sum(epoch >= round(m * self.epochs) for m in self.milestones)
+        return self.learning_rate * self.learning_rate_decay**passed
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network with its settings, seed, history (a row an epoch) and run folder."""
+
+    model: nn.Module
+    settings: Settings
+    seed: int
+    history: pd.DataFrame
+    folder: Path | None = None
+
+    @property
+    def label(self) -> str:
+        return self.settings.label
+
+
+class Diverged(FloatingPointError):
+    """Some students' losses became infinite or NaN; ``trained`` holds the others."""
+
+    def __init__(self, messages: Sequence[str], trained: list[Trained]):
+        super().__init__("; ".join(messages) + ". Lower the learning rate or the distill weight.")
+        self.trained = trained
+
+
+def train_teacher(
+    data: Dataset,
+    settings: Settings,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    **options,
+) -> Trained:
+    """Train one network on the labels alone (cross-entropy).
+
+    Same options as ``distill_many``. Taught in notebooks/02_knowledge_distillation.ipynb.
+    """
+    if settings.method != "ce":
+        raise ValueError(f"a teacher learns from labels: method={settings.method!r} must be 'ce'")
+    return _train(None, data, [settings], [seed], folder, **options)[0]
+
+
+def distill(
+    teacher: nn.Module | Trained,
+    data: Dataset,
+    settings: Settings,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    **options,
+) -> Trained:
+    """Train one student. Same options as ``distill_many``.
+
+    Taught in notebooks/05_distil_on_real_data.ipynb.
+    """
+    return distill_many(teacher, data, [settings], seeds=[seed], folder=folder, **options)[0]
+
+
+def distill_many(
+    teacher: nn.Module | Trained,
+    data: Dataset,
+    settings: Sequence[Settings],
+    *,
+    seeds: Sequence[int] = (0,),
+    folder: str | Path | None = None,
+    **options,
+) -> list[Trained]:
+    """Train a student for each of ``settings`` and each seed, all from one teacher.
+
+    Settings of one seed and batch size go through the data together and share every teacher
+    pass. Each student is the one that ``distill`` alone would give.
+
+    Parameters
+    ----------
+    teacher: network or ``Trained``; put into eval mode, gets no gradient.
+    data: images and labels; metrics are taken on its train and validation parts, never on test.
+    settings: one ``Settings`` a student; labels of one call must differ.
+    seeds: whole numbers; a seed decides initial weights and the order of the images.
+    folder: where runs are kept and looked up (``runs.runs_folder``); None keeps nothing. A
+        finished run is loaded, a broken-off one resumed, and both end bit-identical to a run
+        that was never interrupted (same machine, same number of threads).
+    device: ``"cpu"``, ``"cuda"``, ...; default: a GPU if there is one.
+    progress: True, False, or None: a bar at a screen, a line an epoch in a batch.
+    checkpoint_seconds: least time between two resume points (default 30; 0: every epoch).
+
+    Returns the students in the order seeds x settings. Their ``history`` has one row an epoch:
+    loss, ce_loss, distill_loss; accuracy, entropy (mean Shannon entropy of q, nats), confidence
+    (mean largest q) and distance (mean D(p_T || q), nats) with the prefixes ``train_`` (over the
+    epoch, while the weights change) and ``validation_`` (after the epoch).
+
+    Raises ``ValueError`` for settings that do not fit the data or the teacher, ``Diverged`` after
+    the other students are done if a loss became infinite or NaN.
+
+    Taught in notebooks/05_distil_on_real_data.ipynb.
+    """
+    if isinstance(teacher, Trained):
+        teacher = teacher.model
+    if not isinstance(teacher, nn.Module):
+        raise TypeError(f"teacher must be a network or Trained, got {type(teacher).__name__}")
+    return _train(teacher, data, settings, seeds, folder, **options)
+
+
+def _train(
+    teacher: nn.Module | None,
+    data: Dataset,
+    settings: Sequence[Settings],
+    seeds: Sequence[int],
+    folder: str | Path | None,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+    checkpoint_seconds: float = 30.0,
+) -> list[Trained]:
+    settings, seeds = list(settings), list(seeds)
+    labels = [s.label for s in settings]
+    if not settings or not seeds:
+        raise ValueError("there is nothing to train: give at least one Settings and one seed")
+    if len(set(labels)) < len(labels) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"labels {labels} and seeds {seeds} must each be different")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    data = data.to(device)
+    teacher_id = None
+    if teacher is not None:
+        teacher = teacher.to(device).eval()
+        teacher_id = runs.weights_fingerprint(teacher)
+    students = [
+        _Student(s, seed, data, teacher_id, device, folder) for seed in seeds for s in settings
+    ]
+    _check_logits(teacher, students, data)
+
+    # nothing random that happens in here reaches the caller
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        group_key = lambda s: (s.seed, s.settings.batch_size)  # noqa: E731
+        for _, group in groupby(sorted(students, key=group_key), key=group_key):
+            _train_together(list(group), teacher, data, progress, checkpoint_seconds)
+
+    trained = [s.result() for s in students if not s.diverged]
+    if len(trained) < len(students):
+        raise Diverged([s.diverged for s in students if s.diverged], trained)
+    return trained
+
+
+def _train_together(students, teacher, data, progress, checkpoint_seconds) -> None:
+    """Take students of one seed and batch size through the epochs, batch by batch."""
+    with ExitStack() as locks:
+        for student in sorted(students, key=lambda s: str(s.run and s.run.folder)):
+            if student.run:
+                locks.enter_context(student.run)  # sorted: two processes cannot wait in a ring
+            student.load()
+        waiting = [s for s in students if not s.done]
+        if not waiting:
+            return
+        train, seed = data.train, students[0].seed
+        batch_size = students[0].settings.batch_size
+        first, last = min(s.epoch for s in waiting), max(s.settings.epochs for s in waiting)
+        teacher_validation = _logits(teacher, data.validation.images)
+        report = _Progress(progress, waiting, first, last)
+        saved = time.monotonic()
+        for epoch in range(first, last):
+            active = [s for s in waiting if s.epoch == epoch and not s.done]
+            if not active:
+                continue
+            order = torch.randperm(
+                len(train), generator=torch.Generator().manual_seed(_derive(seed, "order", epoch))
+            ).to(train.labels.device)
+            noise = _derive(seed, "noise", epoch)
+            for step, index in enumerate(order.split(batch_size)):
+                takers = [s for s in active if s.takes(step)]
+                if not takers:
+                    break
+                images, labels = train.images[index], train.labels[index]
+                teacher_logits = _logits(teacher, images)
+                for student in takers:
+                    torch.manual_seed(noise + step)  # for dropout: the same in any company
+                    student.step(images, labels, teacher_logits)
+            for student in active:
+                student.end_epoch(data.validation, teacher_validation)
+            report.epoch_done(epoch, active)
+            due = time.monotonic() - saved >= checkpoint_seconds
+            for student in active:
+                if student.done:
+                    student.finish()
+                elif due:
+                    student.save_checkpoint()
+            saved = time.monotonic() if due else saved
+        report.close()
+
+
+class _Student:
+    """One network on its way: weights, optimiser, history, and its run folder if it has one."""
+
+    def __init__(self, settings, seed, data, teacher_id, device, folder):
+        self.settings, self.seed = settings, seed
+        self.model = create_model(settings.model, data.num_classes, seed=seed).to(device)
+        self.optimiser = torch.optim.SGD(
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.method = _loss_function(settings)
+        self.epoch, self.steps, self.rows = 0, 0, []
+        self.diverged = ""
+        self.meter = _Meter(settings.temperature or 1.0)
+        self.run = None
+        if folder is not None:
+            config = {
+                "settings": {
+                    **asdict(replace(settings, method="ce")),
+                    "method": _method_config(settings.method),
+                    "milestones": list(settings.milestones),
+                },
+                "seed": seed,
+                "data": {"name": data.name, "seed": data.seed, "sha256": data.fingerprint},
+                "teacher": teacher_id,
+                "training_code": runs.code_fingerprint(),
+            }
+            config["settings"].pop("label")
+            self.run = runs.Run(folder, f"{_slug(settings.label)}-seed{seed}", config)
+
+    @property
+    def done(self) -> bool:
+        cut = self.settings.max_steps is not None and self.steps >= self.settings.max_steps
+        return bool(self.diverged) or cut or self.epoch >= self.settings.epochs
+
+    def load(self) -> None:
+        """Take over what the run folder already has: the result, or the newest checkpoint."""
+        if self.run is None:
+            return
+        if self.run.finished:
+            load_weights(self.model, self.run.folder / "model.safetensors")
+            self.rows = self.run.history().to_dict("records")
+            self.epoch = self.settings.epochs
+        elif state := self.run.load_checkpoint():
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.epoch, self.steps, self.rows = state["epoch"], state["steps"], state["rows"]
+
+    def takes(self, step: int) -> bool:
+        if step == 0:
+            self.model.train()
+            rate = self.settings.learning_rate_at(self.epoch)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+        return self.settings.max_steps is None or self.steps < self.settings.max_steps
+
+    def step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> None:
+        logits = self.model(images)
+        ce = F.cross_entropy(logits.float(), labels)
+        loss, extra = self.settings.ce_weight * ce, None
+        if self.method is not None:
+            extra = self.method(logits, teacher_logits, labels)
+            loss = loss + self.settings.distill_weight * extra
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        self.steps += 1
+        self.meter.add(logits.detach(), labels, teacher_logits, loss, ce, extra)
+
+    def end_epoch(self, validation, teacher_validation: Tensor | None) -> None:
+        row = {"epoch": self.epoch + 1, "learning_rate": self.settings.learning_rate_at(self.epoch)}
+        row |= self.meter.read("train_")
+        logits = _logits(self.model.eval(), validation.images)
+        self.meter.add(logits, validation.labels, teacher_validation)
+        row |= self.meter.read("validation_")
+        self.rows.append(row)
+        self.epoch += 1
+        if not row["loss"] < float("inf"):
+            self.diverged = (
+                f"{self.settings.label}, seed {self.seed}: loss {row['loss']} in epoch {self.epoch}"
+                f" (learning_rate={self.settings.learning_rate})"
+            )
+
+    def save_checkpoint(self) -> None:
+        if self.run is not None:
+            state = {"steps": self.steps, "rows": self.rows, "model": self.model.state_dict()}
+            self.run.save_checkpoint(
+                self.epoch, {**state, "optimiser": self.optimiser.state_dict()}
+            )
+
+    def finish(self) -> None:
+        if self.run is not None and not self.diverged:
+            self.run.finish(self.model, pd.DataFrame(self.rows))
+
+    def result(self) -> Trained:
+        folder = self.run.folder if self.run else None
+        history = pd.DataFrame(self.rows)
+        return Trained(self.model.eval(), self.settings, self.seed, history, folder)
+
+
+class _Meter:
+    """Sums of per-sample measures, kept on the device and read once an epoch."""
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+        self._clear()
+
+    def _clear(self) -> None:
+        self.batches, self.losses, self.totals, self.count = [], [], {}, 0
+
+    def add(self, logits, labels, teacher_logits, *losses) -> None:
+        self.batches.append((logits, labels, teacher_logits))
+        if losses:
+            self.losses.append([None if x is None else x.detach() for x in losses])
+        if len(self.batches) == _MAX_KEPT_BATCHES:
+            self._flush()
+
+    def _add(self, name: str, values: Tensor) -> None:
+        self.totals[name] = self.totals.get(name, 0) + values.double().sum()
+
+    @torch.no_grad()
+    def _flush(self) -> None:
+        if self.losses:
+            sizes = torch.tensor([len(labels) for _, labels, _ in self.batches])
+            for name, column in zip(
+                ("loss", "ce_loss", "distill_loss"), zip(*self.losses, strict=True), strict=True
+            ):
+                if column[0] is not None:
+                    values = torch.stack(column).double()
+                    self._add(name, values * sizes.to(values.device))
+        logits, labels, teacher_logits = (
+            None if parts[0] is None else torch.cat(parts)
+            for parts in zip(*self.batches, strict=True)
+        )
+        log_q = F.log_softmax(logits.float(), dim=-1)
+        q = log_q.exp()
+        self._add("accuracy", logits.argmax(-1) == labels)
+        self._add("entropy", -(q * log_q).sum(-1))
+        self._add("confidence", q.amax(-1))
+        if teacher_logits is not None:
+            log_p = F.log_softmax(teacher_logits.float() / self.temperature, dim=-1)
+            self._add("distance", (log_p.exp() * (log_p - log_q)).sum(-1))
+        self.count += len(labels)
+        self.batches, self.losses = [], []
+
+    def read(self, prefix: str) -> dict[str, float]:
+        """Means per sample since the last reading; losses keep their bare names."""
+        if self.batches:
+            self._flush()
+        names = [name if name.endswith("loss") else prefix + name for name in self.totals]
+        values = (torch.stack(list(self.totals.values())) / self.count).tolist()
+        self._clear()
+        return dict(zip(names, values, strict=True))
+
+
+class _Progress:
+    """A bar over epochs at a screen; one line an epoch in a batch; nothing if switched off."""
+
+    def __init__(self, progress: bool | None, students, first: int, last: int):
+        batch = bool(os.environ.get("TTM_LAB_BATCH")) or not (
+            sys.stderr.isatty() or "ipykernel" in sys.modules
+        )
+        self.lines = progress is None and batch
+        labels = sorted({s.settings.label for s in students})
+        what = labels[0] if len(labels) == 1 else f"{len(labels)} students"
+        self.what, self.last = f"{what}, seed {students[0].seed}", last
+        hidden = progress is False or self.lines
+        self.bar = tqdm(total=last, initial=first, desc=self.what, unit="epoch", disable=hidden)
+
+    def epoch_done(self, epoch: int, students) -> None:
+        accuracy = [s.rows[-1]["validation_accuracy"] for s in students]
+        text = f"validation accuracy {min(accuracy):.3f} to {max(accuracy):.3f}"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+        if self.lines:
+            print(f"{self.what}: epoch {epoch + 1}/{self.last}, {text}", file=sys.stderr)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _loss_function(settings: Settings) -> Loss | None:
+    method, temperature = settings.method, settings.temperature
+    if callable(method):
+        return method
+    if method == "ce":
+        return None
+    if method == "dkd":
+        return lambda student, teacher, labels: dkd_loss(student, teacher, labels, temperature)
+    loss = {"kd": kd_loss, "ttm": ttm_loss, "wttm": wttm_loss, "dist": dist_loss}[method]
+    return lambda student, teacher, _labels: loss(student, teacher, temperature)
+
+
+def _name_of(method) -> str:
+    return getattr(method, "__qualname__", None) or type(method).__qualname__
+
+
+def _method_config(method: str | Loss) -> str:
+    """A method as text for a run's identity: its name, or a callable's source and values.
+
+    Global variables that a callable reads are not seen: hand them over as defaults instead.
+    """
+    if isinstance(method, str):
+        return method
+    if isinstance(method, functools.partial):
+        values, source = [method.args, method.keywords], _method_config(method.func)
+    elif isinstance(method, nn.Module):
+        public = {k: v for k, v in vars(method).items() if not k.startswith("_")}
+        values, source = [public, runs.weights_fingerprint(method)], _source(type(method))
+    else:
+        closure = [cell.cell_contents for cell in getattr(method, "__closure__", None) or ()]
+        values = [closure, getattr(method, "__defaults__", None), vars(method)]
+        source = _source(method if inspect.isroutine(method) else type(method))
+    try:
+        text = source + json.dumps(values, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(
+            f"{_name_of(method)} holds a value that cannot be written down ({error}), so its run "
+            "could not be told from others: use plain numbers and strings, or pass folder=None"
+        ) from None
+    return f"{_name_of(method)} {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _source(thing) -> str:
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        raise ValueError(
+            f"the source of {thing!r} cannot be read, so its run could not be told from others: "
+            "define it with def in a file or a notebook, or pass folder=None"
+        ) from None
+
+
+def _slug(label: str) -> str:
+    words = "".join(c if c.isalnum() else " " for c in label.lower()).split()
+    return "-".join(words) or "run"
+
+
+def _derive(seed: int, purpose: str, epoch: int) -> int:
+    """A random seed for one purpose in one epoch, unrelated to any other."""
+    digest = hashlib.sha256(f"{seed} {purpose} {epoch}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+@torch.no_grad()
+def _logits(model: nn.Module | None, images: Tensor, batch_size: int = 1024) -> Tensor | None:
+    if model is None:
+        return None
+    return torch.cat([model(part) for part in images.split(batch_size)])
+
+
+def _check_logits(teacher, students, data: Dataset) -> None:
+    """Try one picture first: a mismatch or a broken teacher shows before any long work."""
+    probe = data.train.images[:1]
+    wanted = (1, data.num_classes)
+    for name, model in [("teacher", teacher), *[(s.settings.model, s.model) for s in students]]:
+        if model is None:
+            continue
+        was_training = model.training
+        logits = _logits(model.eval(), probe)
+        model.train(was_training)
+        if tuple(logits.shape) != wanted:
+            raise ValueError(
+                f"{name} gives logits {tuple(logits.shape)} for one picture of {data.name}, "
+                f"expected {wanted}: build it with num_classes={data.num_classes}"
+            )
+        if not torch.isfinite(logits).all():
+            raise ValueError(f"{name} gives logits that are not finite: check its weights")
