@@ -141,7 +141,9 @@ def draw_triangle(ax: Axes, names=("class 1", "class 2", "class 3")) -> Axes:
 # Notebook 1: temperature as a power transform
 
 
-def temperature_path(path, temperatures, *, marked=(), label=None, color=None, ax=None) -> Axes:
+def temperature_path(
+    path, temperatures, *, marked=(), names=("class 1", "class 2", "class 3"), color=None, ax=None
+) -> Axes:
     """The way a three-class distribution takes through the triangle as T changes.
 
     ``path`` (N, 3) holds the distributions at the rising ``temperatures`` (N,). Below T = 1 the
@@ -149,19 +151,27 @@ def temperature_path(path, temperatures, *, marked=(), label=None, color=None, a
     a dot with its value.
     """
     if ax is None:
-        ax = draw_triangle(plt.figure(figsize=(5.2, 4.4)).add_subplot())
+        ax = draw_triangle(plt.figure(figsize=(5.2, 4.4)).add_subplot(), names)
     color = color or OKABE_ITO["blue"]
     temperatures, xy = np.asarray(temperatures, dtype=float), simplex_xy(path)
     sharper, smoother = temperatures <= 1, temperatures >= 1
     ax.plot(*xy[sharper].T, color=color, linestyle=":", linewidth=2)
-    ax.plot(*xy[smoother].T, color=color, linestyle="-", linewidth=2, label=label)
-    for value in (1.0, *marked):
+    ax.plot(*xy[smoother].T, color=color, linestyle="-", linewidth=2)
+    for k, value in enumerate(sorted({1.0, *marked})):
         at = xy[np.abs(np.log(temperatures / value)).argmin()]
         ax.plot(
             *at, color=color, marker="*" if value == 1 else "o", markersize=12 - 6 * (value != 1)
         )
-        if marked:
-            ax.annotate(f"T = {value:g}", at, xytext=(7, 3), textcoords="offset points", fontsize=9)
+        if marked:  # names alternate between the two sides of the line, so that none collide
+            below = k % 2 == 0
+            ax.annotate(
+                f"T = {value:g}",
+                at,
+                xytext=(6, -15) if below else (-6, 8),
+                textcoords="offset points",
+                ha="left" if below else "right",
+                fontsize=9,
+            )
     return ax
 
 
@@ -226,16 +236,13 @@ def point_maps(maps, p, class_names) -> Figure:
     x = np.linspace(0.02, 1, 197)
     p = np.asarray(p, dtype=float)
     width, places = 0.8 / (len(maps) + 1), np.arange(len(p))
-    axes[0].plot(x, x, color="black", linestyle=":", label="x")
+    axes[0].plot(x, x, color="black", linestyle=(0, (1, 2)), label="x")
     axes[2].bar(places, p, width, fill=False, edgecolor="black", linestyle=":", label="before")
     for k, (name, f) in enumerate(maps.items()):
-        hatch = ("//", "..", "xx")[k % 3]
-        axes[0].plot(x, f(x), label=name)
+        (line,) = axes[0].plot(x, f(x), label=name)
         axes[1].plot(x, f(x) / x, label=name)
-        after = f(p) / f(p).sum()
-        axes[2].bar(
-            places + (k + 1) * width, after, width, label=name, hatch=hatch, edgecolor="white"
-        )
+        look = {"color": line.get_color(), "hatch": ("//", "..", "xx")[k % 3], "edgecolor": "white"}
+        axes[2].bar(places + (k + 1) * width, f(p) / f(p).sum(), width, label=name, **look)
     axes[0].set(title="the map f(x)", xlabel="probability x")
     axes[1].set(title="the boost f(x) / x", xlabel="probability x", ylim=(0.9, 3))
     axes[2].set(title="f applied, then normalised", ylim=(0, 1))
