@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ttm_lab.plots import bars_and_triangle, image_html, to_png
+from ttm_lab.plots import bars_and_triangle, gradient_arrows, image_html, to_png
 from ttm_lab.probability import shannon_entropy, temperature_softmax
 
 _LAYOUT = {
@@ -100,4 +100,41 @@ def temperature_explorer(class_names=("7", "1", "9")) -> widgets.VBox:
         temperature=log_slider("temperature T", 0.1, 40, 1.0),
         first=linear_slider(f"logit of {class_names[0]}", -6.0, 6.0, 4.0, 0.25),
         second=linear_slider(f"logit of {class_names[1]}", -6.0, 6.0, 2.0, 0.25),
+    )
+
+
+# Notebook 3
+
+
+def gradient_explorer(class_names=("7", "1", "9")) -> widgets.VBox:
+    """A temperature and a student to move: the two arrows of the TTM gradient on the triangle.
+
+    Taught in notebooks/03_from_kd_to_ttm.ipynb.
+    """
+    teacher_logits = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64)
+
+    def points(temperature, first, third):
+        logits = torch.tensor([first, 1.0, third], dtype=torch.float64)
+        softened = (temperature_softmax(v, temperature) for v in (logits, teacher_logits))
+        return temperature_softmax(logits, 1.0), *softened
+
+    def figure(**values):
+        return gradient_arrows(
+            *points(**values), class_names, title=f"T = {values['temperature']:.3g}"
+        ).figure
+
+    def describe(**values):
+        q, q_t, p_t = points(**values)
+        kd, entropy, total = ((b - a).norm() for a, b in ((q_t, p_t), (q, q_t), (q, p_t)))
+        return (
+            f"At T = {values['temperature']:.3g} the arrows have the lengths {kd:.3f} (KD term), "
+            f"{entropy:.3f} (entropy term) and {total:.3f} (TTM, their sum)."
+        )
+
+    return panel(
+        figure,
+        describe,
+        temperature=log_slider("temperature T", 1.0, 100, 4.0),
+        first=linear_slider(f"student's {class_names[0]}", -3.0, 6.0, 0.0, 0.25),
+        third=linear_slider(f"student's {class_names[2]}", -3.0, 6.0, 2.5, 0.25),
     )

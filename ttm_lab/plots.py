@@ -260,3 +260,283 @@ def bars_and_triangle(p, p_t, path, temperatures, temperature, class_names) -> F
     temperature_path(path, temperatures, ax=draw_triangle(right, class_names))
     right.plot(*simplex_xy(p_t), marker="o", markersize=10, color=OKABE_ITO["red"])
     return figure
+
+
+# Notebook 3
+
+
+def descent_paths(start, paths, goals, class_names) -> Figure:
+    """The ways (N, 3) that students take from one ``start`` (3,), drawn in the triangle.
+
+    ``paths`` maps a method's label to its way, ``goals`` the label of a marked point to the
+    point and a marker.
+    """
+    figure = plt.figure(figsize=(5.6, 4.6))
+    ax = draw_triangle(figure.add_subplot(), class_names)
+    for label, path in paths.items():
+        xy, style = simplex_xy(path), method_style(label)
+        ax.plot(*xy.T, color=style["color"], linestyle=style["linestyle"], linewidth=2, label=label)
+        # One marker for each equal length of way, so that slow steps do not pile up.
+        way = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(xy, axis=0), axis=1))])
+        spots = np.searchsorted(way, np.linspace(0.15, 0.85, 4) * way[-1])
+        ax.plot(*xy[spots].T, color=style["color"], marker=style["marker"], linestyle="none")
+    ax.plot(*simplex_xy(start), marker="s", markersize=8, color="black", linestyle="none")
+    ax.annotate("start", simplex_xy(start), (8, 4), textcoords="offset points")
+    for label, (point, marker) in goals.items():
+        ax.plot(*simplex_xy(point), marker=marker, markersize=12, color="black", fillstyle="none")
+        ax.annotate(label, simplex_xy(point), (10, 6), textcoords="offset points")
+    ax.legend(loc="upper left")
+    return figure
+
+
+def triangle_contours(function, levels, class_names, ax=None) -> Axes:
+    """Lines of equal ``function(p)`` on the triangle; it maps (N, 3) to (N,), arrays both."""
+    if ax is None:
+        ax = plt.figure(figsize=(4.6, 4)).add_subplot()
+    draw_triangle(ax, class_names)
+    grid = np.array([(i, j, 120 - i - j) for i in range(121) for j in range(121 - i)]) / 120
+    values = np.asarray(function(grid), dtype=float)
+    x, y = simplex_xy(grid).T
+    ax.tricontourf(x, y, values, levels=levels, cmap="Blues", alpha=0.75, zorder=0, extend="both")
+    lines = ax.tricontour(x, y, values, levels=levels, colors="#333333", linewidths=0.8, zorder=1)
+    ax.clabel(lines, fontsize=8)
+    return ax
+
+
+def triangle_maps(functions, levels, class_names) -> Figure:
+    """One triangle with contours a function: titles mapped to functions (N, 3) -> (N,)."""
+    figure, axes = plt.subplots(
+        1, len(functions), figsize=(3.6 * len(functions), 3.3), squeeze=False
+    )
+    for ax, (title, function) in zip(axes[0], functions.items(), strict=True):
+        triangle_contours(function, levels, class_names, ax=ax).set_title(title)
+    return figure
+
+
+def entropy_orders(orders, curves_by_name) -> Axes:
+    """Rényi entropy (N,) against its order (N,) for named distributions; order 1 is marked."""
+    figure = plt.figure(figsize=(6.4, 3.6))
+    ax = curves(
+        orders,
+        curves_by_name,
+        xlabel="order α",
+        ylabel="Rényi entropy in nats",
+        log=(True, False),
+        ax=figure.add_subplot(),
+    )
+    ax.axvline(1, color="#555555", linestyle=":", linewidth=1)
+    ax.annotate(
+        "Shannon",
+        (1, 1),
+        (4, -10),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        color="#555555",
+    )
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+_TERMS = {
+    "T · D(p_T‖q_T)": {"color": OKABE_ITO["blue"], "hatch": "//"},
+    "−(T−1) · Rényi entropy of q": {"color": OKABE_ITO["orange"], "hatch": ".."},
+    "+(T−1) · entropy of p_T": {"color": OKABE_ITO["sky"], "hatch": ""},
+    "D(p_T‖q), the TTM loss": {"color": OKABE_ITO["red"], "hatch": "xx"},
+}
+
+
+def ttm_terms(terms, temperatures) -> Figure:
+    """How the three terms of the TTM loss add up: one panel of hanging bars a temperature.
+
+    ``terms`` (M, 4): KD term, Rényi term, teacher's entropy, total, as ``decompose_ttm`` gives.
+    """
+    terms = np.asarray(terms, dtype=float)
+    figure, axes = plt.subplots(
+        1, len(terms), figsize=(max(2.3 * len(terms), 4.6), 3.7), squeeze=False
+    )
+    for ax, (kd, renyi, entropy, total), temperature in zip(
+        axes[0], terms, temperatures, strict=True
+    ):
+        heights, bottoms = (kd, renyi, entropy, total), (0, kd, kd + renyi, 0)
+        for place, (look, height, bottom) in enumerate(
+            zip(_TERMS.items(), heights, bottoms, strict=True)
+        ):
+            ax.bar(place, height, bottom=bottom, label=look[0], edgecolor="white", **look[1])
+            edge = max(bottom, bottom + height)
+            ax.annotate(
+                f"{height:+.2f}",
+                (place, edge),
+                (0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        for place, level in enumerate((kd, kd + renyi, total)):
+            ax.plot(
+                [place - 0.4, place + 1.4],
+                [level, level],
+                color="#555555",
+                linewidth=0.8,
+                linestyle="-",
+                label="_",
+            )
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.margins(y=0.12)
+        ax.set_title(f"T = {temperature:.3g}")
+        ax.set_xticks([])
+    axes[0, 0].set_ylabel("nats")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+def wrong_orders(orders, residuals, marks) -> Figure:
+    """What is left of the identity when the entropy has the wrong order.
+
+    ``residuals`` maps a temperature to the residual (N,) at each of ``orders`` (N,); ``marks``
+    maps a temperature to the residuals of named wrong entropies.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), width_ratios=[1.25, 1])
+    names = [f"T = {temperature:g}" for temperature in residuals]
+    series = dict(zip(names, residuals.values(), strict=True))
+    curves(
+        orders,
+        series,
+        xlabel="order used",
+        ylabel="left side − right side, nats",
+        log=(True, False),
+        ax=left,
+    )
+    left.axhline(0, color="black", linewidth=0.8, linestyle="-")
+    for temperature in residuals:
+        left.plot(1 / temperature, 0, marker="o", markersize=10, fillstyle="none", color="black")
+    left.set_title("zero only at the order 1/T (circles)")
+    width, wrong = 0.8 / len(marks), list(next(iter(marks.values())))
+    for k, (temperature, values) in enumerate(marks.items()):
+        right.bar(
+            np.arange(len(wrong)) + k * width,
+            list(values.values()),
+            width,
+            label=f"T = {temperature:g}",
+            hatch=("//", "..", "xx")[k % 3],
+            edgecolor="white",
+        )
+    right.set_xticks(np.arange(len(wrong)) + 0.4 - width / 2, wrong)
+    right.axhline(0, color="black", linewidth=0.8, linestyle="-")
+    right.set_title("four choices of entropy")
+    right.legend()
+    return figure
+
+
+def gradient_arrows(q, q_t, p_t, class_names, *, title="", ax=None) -> Axes:
+    """The downhill direction of the TTM loss as a sum of two arrows between points (3,).
+
+    From q to q_T leads the entropy term, from q_T to p_T the KD term; from q to p_T the sum.
+    """
+    if ax is None:
+        ax = plt.figure(figsize=(5.2, 4.4)).add_subplot()
+    draw_triangle(ax, class_names)
+    arrows = {
+        "entropy term: q_T − q": (q, q_t, OKABE_ITO["orange"], ":"),
+        "KD term: p_T − q_T": (q_t, p_t, OKABE_ITO["blue"], "--"),
+        "TTM, the sum: p_T − q": (q, p_t, OKABE_ITO["red"], "-"),
+    }
+    for label, (tail, head, color, line) in arrows.items():
+        tail, head = simplex_xy(tail), simplex_xy(head)
+        ax.plot(*np.stack([tail, head]).T, color=color, linestyle=line, linewidth=2, label=label)
+        if np.linalg.norm(head - tail) > 0.02:
+            # The head alone: a solid triangle at the end of the line.
+            ax.annotate(
+                "",
+                head,
+                tail + 0.9 * (head - tail),
+                zorder=3,
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": color,
+                    "mutation_scale": 16,
+                    "shrinkB": 3,
+                },
+            )
+    points = {"q": (q, "^"), "q_T": (q_t, "o"), "p_T": (p_t, "*")}
+    for name, (point, marker) in points.items():
+        xy = simplex_xy(point)
+        ax.plot(*xy, marker=marker, markersize=7 if marker != "*" else 11, color="black")
+        ax.annotate(name, xy, (7, -13), textcoords="offset points", fontsize=11)
+    ax.set_title(title)
+    ax.legend(loc="upper left", bbox_to_anchor=(-0.06, 1.0))
+    return ax
+
+
+def gradient_panels(panels, class_names) -> Figure:
+    """``gradient_arrows`` side by side: titles mapped to the points (q, q_T, p_T)."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.9), squeeze=False)
+    for ax, (title, points) in zip(axes[0], panels.items(), strict=True):
+        gradient_arrows(*points, class_names, title=title, ax=ax)
+    return figure
+
+
+def term_limits(temperatures, values, slopes, limit) -> Figure:
+    """Large temperatures: values of the terms (named, (N,)), and the largest gradient entries.
+
+    ``limit`` is the height that the TTM loss tends to.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
+    curves(temperatures, values, xlabel="temperature T", ylabel="nats", log=(True, False), ax=left)
+    left.axhline(limit, color="black", linestyle=":", linewidth=1)
+    left.annotate("D(u‖q)", (temperatures[0], limit), (0, 3), textcoords="offset points")
+    left.set_title("the two parts of the TTM loss")
+    curves(
+        temperatures,
+        slopes,
+        xlabel="temperature T",
+        ylabel="nats, or slope",
+        log=(True, True),
+        ax=right,
+    )
+    right.set_title("the entropy term: its value and its slope")
+    return figure
+
+
+def gradient_scales(norms) -> Axes:
+    """Mean gradient norms of four objectives: with and without entropy term, two scales.
+
+    ``norms`` (2, 2): rows are the scales (as in KD, divided by 1 − λ), columns KD and KD with
+    the entropy term.
+    """
+    figure = plt.figure(figsize=(6, 3.2))
+    ax = figure.add_subplot()
+    places = np.arange(2)
+    looks = [("KD", "//"), ("TTM", "..")]
+    for column, (method, hatch) in enumerate(looks):
+        name = ("without the entropy term (KD)", "with the entropy term")[column]
+        bars = ax.bar(
+            places + 0.38 * column,
+            np.asarray(norms)[:, column],
+            0.36,
+            label=name,
+            color=METHOD_STYLE[method]["color"],
+            hatch=hatch,
+            edgecolor="white",
+        )
+        ax.bar_label(bars, fmt="%.2f", fontsize=9)
+    ax.set_xticks(
+        places + 0.19,
+        ["as KD is written\n(labels weighted 1 − λ)", "divided by 1 − λ\n(labels weighted 1)"],
+    )
+    ax.set_ylabel("mean gradient norm per sample")
+    ax.grid(axis="x", visible=False)
+    ax.legend()
+    return ax
+
+
+def soft_labels(labels, class_names) -> Figure:
+    """One panel of bars a soft label: ``labels`` maps a title to its distribution (K,)."""
+    figure, axes = plt.subplots(
+        1, len(labels), figsize=(2.3 * len(labels), 2.6), sharey=True, squeeze=False
+    )
+    for ax, (title, p) in zip(axes[0], labels.items(), strict=True):
+        probability_bars(p, class_names, ax=ax)
+        ax.set_title(title, fontsize=10)
+    axes[0, 0].set_ylabel("probability")
+    return figure
