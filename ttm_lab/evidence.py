@@ -15,6 +15,10 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+import pandas as pd
+
+from ttm_lab.runs import atomic_write, find_root
+
 VERDICTS = ("holds", "does not hold", "not decided", "not run")
 COLUMNS = [
     *("id", "kind", "statement", "where", "expected", "paper_value", "source"),
@@ -107,8 +111,7 @@ def record(
     key = hashlib.sha256(f"{measure}\n{notebook}".encode()).hexdigest()[:8]
     path = results_folder() / "-".join(filter(None, [claim_id, words, f"{key}.json"]))
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, (text + "\n").encode())
+    atomic_write(path, text + "\n")
     return path
 
 
@@ -118,14 +121,12 @@ def results_folder() -> Path:
     return Path(given) if given else find_root() / "runs" / "results"
 
 
-def collect(folder: str | Path | None = None):
+def collect(folder: str | Path | None = None) -> pd.DataFrame:
     """All claims with what was recorded for them under ``folder``, as a pandas frame.
 
     One row a record, at least one a claim: a claim without a record reads "not run". Records in
     folders below ``folder`` count too. ``verdict_in_scope`` is the wording to show.
     """
-    import pandas as pd  # here, so that recording from a notebook needs no pandas
-
     folder = results_folder() if folder is None else Path(folder)
     found: dict[str, list[dict]] = {}
     for path in sorted(folder.rglob("*.json")):
@@ -171,22 +172,3 @@ def _check(claim_id: str, measured: float | None, verdict: str, scope: str) -> N
 def _number(value: float | None) -> float | None:
     """A plain finite float, or None: JSON knows neither NaN nor NumPy's and torch's scalars."""
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def find_root(start: str | Path | None = None) -> Path:
-    """The checkout: the folder at or above ``start`` that holds pyproject.toml and notebooks/."""
-    start = Path.cwd() if start is None else Path(start).resolve()
-    for folder in (start, *start.parents, Path(__file__).resolve().parent.parent):
-        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
-            return folder
-    raise FileNotFoundError(f"no checkout of TTM Lab at or above {start}: change into it")
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
