@@ -12,8 +12,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ttm_lab.plots import bars_and_triangle, gradient_arrows, image_html, to_png
-from ttm_lab.probability import shannon_entropy, temperature_softmax
+from ttm_lab.plots import (
+    bars_and_triangle,
+    gradient_arrows,
+    image_html,
+    teacher_captions,
+    to_png,
+    weights_and_digits,
+)
+from ttm_lab.probability import power_sum, shannon_entropy, temperature_softmax
 
 _LAYOUT = {
     "layout": widgets.Layout(width="480px"),
@@ -138,3 +145,34 @@ def gradient_explorer(class_names=("7", "1", "9")) -> widgets.VBox:
         first=linear_slider(f"student's {class_names[0]}", -3.0, 6.0, 0.0, 0.25),
         third=linear_slider(f"student's {class_names[2]}", -3.0, 6.0, 2.5, 0.25),
     )
+
+
+# Notebook 4
+
+
+def weight_explorer(teacher_logits, images, labels) -> widgets.VBox:
+    """A temperature to move: the WTTM weights of a teacher's outputs, and who weighs most.
+
+    ``teacher_logits`` (N, K), ``images`` (N, 1, 8, 8), ``labels`` (N,).
+    Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
+    """
+    p = torch.as_tensor(teacher_logits).double().softmax(-1)
+    captions = teacher_captions(p, labels)
+
+    def weights(temperature):
+        return power_sum(p, 1 / temperature)
+
+    def figure(temperature):
+        bound = p.shape[-1] ** (1 - 1 / temperature)
+        title = f"T = {temperature:.3g}"
+        return weights_and_digits(weights(temperature), images, captions, bound, title=title)
+
+    def describe(temperature):
+        u = weights(temperature)
+        return (
+            f"At T = {temperature:.3g} weights run from {u.min():.3f} to {u.max():.3f}, mean "
+            f"{u.mean():.3f}. The heaviest counts {u.max() / u.min():.2f} times the lightest; "
+            f"the standard deviation is {u.std() / u.mean():.1%} of the mean."
+        )
+
+    return panel(figure, describe, temperature=log_slider("temperature T", 1.05, 60, 4.0))

@@ -299,14 +299,14 @@ def triangle_contours(function, levels, class_names, ax=None) -> Axes:
     x, y = simplex_xy(grid).T
     ax.tricontourf(x, y, values, levels=levels, cmap="Blues", alpha=0.75, zorder=0, extend="both")
     lines = ax.tricontour(x, y, values, levels=levels, colors="#333333", linewidths=0.8, zorder=1)
-    ax.clabel(lines, fontsize=8)
+    ax.clabel(lines, fmt="%g", fontsize=9, colors="black", inline_spacing=2)
     return ax
 
 
 def triangle_maps(functions, levels, class_names) -> Figure:
     """One triangle with contours a function: titles mapped to functions (N, 3) -> (N,)."""
     figure, axes = plt.subplots(
-        1, len(functions), figsize=(3.6 * len(functions), 3.3), squeeze=False
+        1, len(functions), figsize=(3.6 * len(functions), 3.5), squeeze=False
     )
     for ax, (title, function) in zip(axes[0], functions.items(), strict=True):
         triangle_contours(function, levels, class_names, ax=ax).set_title(title)
@@ -327,8 +327,8 @@ def entropy_orders(orders, curves_by_name) -> Axes:
     ax.axvline(1, color="#555555", linestyle=":", linewidth=1)
     ax.annotate(
         "Shannon",
-        (1, 1),
-        (4, -10),
+        (1, 0),
+        (4, 6),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
         color="#555555",
@@ -338,10 +338,10 @@ def entropy_orders(orders, curves_by_name) -> Axes:
 
 
 _TERMS = {
-    "T · D(p_T‖q_T)": {"color": OKABE_ITO["blue"], "hatch": "//"},
-    "−(T−1) · Rényi entropy of q": {"color": OKABE_ITO["orange"], "hatch": ".."},
-    "+(T−1) · entropy of p_T": {"color": OKABE_ITO["sky"], "hatch": ""},
-    "D(p_T‖q), the TTM loss": {"color": OKABE_ITO["red"], "hatch": "xx"},
+    r"$T\, D(p_T\| q_T)$": {"color": OKABE_ITO["blue"], "hatch": "//"},
+    r"$-(T-1)\, H_{1/T}(q)$, Rényi": {"color": OKABE_ITO["orange"], "hatch": ".."},
+    r"$+(T-1)\, H(p_T)$": {"color": OKABE_ITO["sky"], "hatch": ""},
+    r"$D(p_T\| q)$, the TTM loss": {"color": OKABE_ITO["red"], "hatch": "xx"},
 }
 
 
@@ -352,41 +352,25 @@ def ttm_terms(terms, temperatures) -> Figure:
     """
     terms = np.asarray(terms, dtype=float)
     figure, axes = plt.subplots(
-        1, len(terms), figsize=(max(2.3 * len(terms), 4.6), 3.7), squeeze=False
+        1, len(terms), figsize=(max(2.3 * len(terms), 4.6), 3.9), sharey=True, squeeze=False
     )
-    for ax, (kd, renyi, entropy, total), temperature in zip(
-        axes[0], terms, temperatures, strict=True
-    ):
-        heights, bottoms = (kd, renyi, entropy, total), (0, kd, kd + renyi, 0)
-        for place, (look, height, bottom) in enumerate(
-            zip(_TERMS.items(), heights, bottoms, strict=True)
-        ):
-            ax.bar(place, height, bottom=bottom, label=look[0], edgecolor="white", **look[1])
-            edge = max(bottom, bottom + height)
-            ax.annotate(
-                f"{height:+.2f}",
-                (place, edge),
-                (0, 3),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-            )
-        for place, level in enumerate((kd, kd + renyi, total)):
-            ax.plot(
-                [place - 0.4, place + 1.4],
-                [level, level],
-                color="#555555",
-                linewidth=0.8,
-                linestyle="-",
-                label="_",
-            )
-        ax.axhline(0, color="black", linewidth=0.8)
-        ax.margins(y=0.12)
+    for ax, row, temperature in zip(axes[0], terms, temperatures, strict=True):
+        levels = np.cumsum(row[:3])
+        bottoms = (0, levels[0], levels[1], 0)
+        for place, (label, look) in enumerate(_TERMS.items()):
+            top = max(bottoms[place], bottoms[place] + row[place])
+            ax.bar(place, row[place], bottom=bottoms[place], label=label, edgecolor="white", **look)
+            text = f"{row[place]:+.2f}" if abs(row[place]) > 0.005 else "0"
+            ax.text(place, top + 0.1, text, ha="center", fontsize=8)
+        for place, level in enumerate(levels):  # each bar starts where the last one ended
+            ax.hlines(level, place - 0.4, place + 1.4, color="#555555", linewidth=0.8)
+        ax.axhline(0, color="black", linewidth=0.8, linestyle="-")
         ax.set_title(f"T = {temperature:.3g}")
         ax.set_xticks([])
-    axes[0, 0].set_ylabel("nats")
+    low, high = axes[0, 0].get_ylim()
+    axes[0, 0].set(ylabel="nats", ylim=(1.04 * low, high + 0.09 * (high - low)))
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -436,33 +420,23 @@ def gradient_arrows(q, q_t, p_t, class_names, *, title="", ax=None) -> Axes:
     if ax is None:
         ax = plt.figure(figsize=(5.2, 4.4)).add_subplot()
     draw_triangle(ax, class_names)
-    arrows = {
-        "entropy term: q_T − q": (q, q_t, OKABE_ITO["orange"], ":"),
-        "KD term: p_T − q_T": (q_t, p_t, OKABE_ITO["blue"], "--"),
-        "TTM, the sum: p_T − q": (q, p_t, OKABE_ITO["red"], "-"),
+    arrows = {  # the sum is broad and pale, so that it never hides a part of it
+        r"TTM, the sum: $p_T-q$": (q, p_t, OKABE_ITO["red"], {"linewidth": 7, "alpha": 0.25}),
+        r"entropy term: $q_T-q$": (q, q_t, OKABE_ITO["orange"], {"linestyle": ":"}),
+        r"KD term: $p_T-q_T$": (q_t, p_t, OKABE_ITO["blue"], {"linestyle": "--"}),
     }
-    for label, (tail, head, color, line) in arrows.items():
+    for label, (tail, head, color, look) in arrows.items():
         tail, head = simplex_xy(tail), simplex_xy(head)
-        ax.plot(*np.stack([tail, head]).T, color=color, linestyle=line, linewidth=2, label=label)
-        if np.linalg.norm(head - tail) > 0.02:
-            # The head alone: a solid triangle at the end of the line.
-            ax.annotate(
-                "",
-                head,
-                tail + 0.9 * (head - tail),
-                zorder=3,
-                arrowprops={
-                    "arrowstyle": "-|>",
-                    "color": color,
-                    "mutation_scale": 16,
-                    "shrinkB": 3,
-                },
-            )
-    points = {"q": (q, "^"), "q_T": (q_t, "o"), "p_T": (p_t, "*")}
-    for name, (point, marker) in points.items():
-        xy = simplex_xy(point)
-        ax.plot(*xy, marker=marker, markersize=7 if marker != "*" else 11, color="black")
-        ax.annotate(name, xy, (7, -13), textcoords="offset points", fontsize=11)
+        line = {"color": color, "linewidth": 2.6, "linestyle": "-", **look}
+        ax.plot(*np.stack([tail, head]).T, label=label, **line)
+        if np.linalg.norm(head - tail) > 0.03:
+            shape = {"arrowstyle": "-|>", "color": color, "mutation_scale": 18, "shrinkB": 3}
+            ax.annotate("", head, tail + 0.9 * (head - tail), zorder=3, arrowprops=shape)
+    points = {"$q$": (q, "^", (7, 4)), "$q_T$": (q_t, "o", (8, 3)), "$p_T$": (p_t, "*", (-2, -16))}
+    for name, (point, marker, offset) in points.items():
+        size = 11 if marker == "*" else 7
+        ax.plot(*simplex_xy(point), marker=marker, markersize=size, color="black", zorder=4)
+        ax.annotate(name, simplex_xy(point), offset, textcoords="offset points", fontsize=12)
     ax.set_title(title)
     ax.legend(loc="upper left", bbox_to_anchor=(-0.06, 1.0))
     return ax
@@ -484,7 +458,7 @@ def term_limits(temperatures, values, slopes, limit) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
     curves(temperatures, values, xlabel="temperature T", ylabel="nats", log=(True, False), ax=left)
     left.axhline(limit, color="black", linestyle=":", linewidth=1)
-    left.annotate("D(u‖q)", (temperatures[0], limit), (0, 3), textcoords="offset points")
+    left.annotate(r"$D(u\| q)$", (temperatures[0], limit), (0, 3), textcoords="offset points")
     left.set_title("the two parts of the TTM loss")
     curves(
         temperatures,
@@ -539,4 +513,132 @@ def soft_labels(labels, class_names) -> Figure:
         probability_bars(p, class_names, ax=ax)
         ax.set_title(title, fontsize=10)
     axes[0, 0].set_ylabel("probability")
+    return figure
+
+
+# Notebook 4
+
+
+def weights_and_digits(weights, images, captions, bound, *, title="", count=6) -> Figure:
+    """Histogram of WTTM weights (N,) beside the pictures that weigh least and most.
+
+    ``images`` (N, 8, 8) from 0 to 1; ``captions`` N short texts; ``bound`` the largest possible
+    weight K^(1 - 1/T), drawn beside the smallest, 1.
+    """
+    weights = np.asarray(weights, dtype=float)
+    figure = plt.figure(figsize=(10, 3.5))
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.45])
+    ax = left.subplots()
+    ax.hist(weights, bins=30, color=OKABE_ITO["green"], edgecolor="white", linewidth=0.4)
+    for place, label, align in ((1, " 1: one-hot", "left"), (bound, "uniform ", "right")):
+        ax.axvline(place, color="black", linestyle="--", linewidth=1)
+        ax.text(place, 1.01, label, transform=ax.get_xaxis_transform(), ha=align, fontsize=9)
+    ax.axvline(weights.mean(), color=OKABE_ITO["red"], linestyle="-", linewidth=1.5)
+    ax.plot(weights.mean(), 0, marker="^", color=OKABE_ITO["red"], markersize=9, clip_on=False)
+    ax.set(xlabel="weight U (triangle: mean)", ylabel="pictures")
+    order = weights.argsort(kind="stable")
+    axes = right.subplots(2, count, gridspec_kw={"wspace": 0.1})
+    for row, ends in zip(axes, (order[:count], order[::-1][:count]), strict=True):
+        for cell, k in zip(row, ends, strict=True):
+            _digit(cell, images[k], f"U = {weights[k]:.3g}\n{captions[k]}")
+    for cell, name in zip(axes[:, 0], ("least", "most"), strict=True):
+        cell.set_ylabel(name, fontweight="bold")
+    figure.suptitle(title, fontweight="bold", fontsize=11)
+    return figure
+
+
+def teacher_captions(probabilities, labels) -> list[str]:
+    """A line for each picture: its label, and the teacher's runner-up (N, K) with its share."""
+    p = np.asarray(probabilities, dtype=float)
+    captions = []
+    for row, label in zip(p, np.asarray(labels), strict=True):
+        first, second = row.argsort()[::-1][:2]
+        captions.append(f"{label}: p({first}) {row[first]:.2f}\np({second}) {row[second]:.2f}")
+    return captions
+
+
+def _digit(ax: Axes, image, caption: str = "") -> None:
+    ax.imshow(np.asarray(image, dtype=float).squeeze(), cmap="gray_r", vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
+    ax.spines[["right", "top"]].set_visible(True)
+    ax.set_xlabel(caption, fontsize=8)
+
+
+def weight_lines(points) -> Axes:
+    """log U against the teacher's Rényi entropy; ``points`` maps T to (entropies, weights)."""
+    figure = plt.figure(figsize=(6.2, 3.8))
+    ax = figure.add_subplot()
+    for (temperature, (entropies, weights)), marker in zip(points.items(), "os^D", strict=False):
+        entropies, weights = np.asarray(entropies), np.asarray(weights)
+        slope = 1 - 1 / temperature
+        ends = np.array([0, entropies.max()])
+        ax.plot(ends, slope * ends, color="#555555", linewidth=1, linestyle="-", zorder=1)
+        label = f"T = {temperature:g}, line of slope {slope:.3g}"
+        ax.plot(
+            entropies,
+            np.log(weights),
+            marker,
+            fillstyle="none",
+            markersize=5,
+            label=label,
+            linestyle="none",
+            alpha=0.6,
+        )
+    ax.set(xlabel=r"teacher's Rényi entropy $H_{1/T}(p)$, nats", ylabel="log U")
+    ax.legend()
+    return ax
+
+
+def weight_spread(temperatures, weights, bounds) -> Figure:
+    """How weights (M, N) of N pictures spread at M temperatures, within bounds 1 to (M,)."""
+    weights = np.asarray(weights, dtype=float)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
+    low, median, high = np.quantile(weights, [0.05, 0.5, 0.95], axis=1)
+    left.fill_between(temperatures, 1, bounds, color="#e8e8e8", label="possible: 1 to K^(1 − 1/T)")
+    left.fill_between(
+        temperatures, low, high, color=OKABE_ITO["green"], alpha=0.45, label="nine pictures in ten"
+    )
+    left.plot(
+        temperatures,
+        median,
+        color=OKABE_ITO["green"],
+        marker="D",
+        markevery=0.12,
+        linestyle="-",
+        label="median",
+    )
+    left.set(
+        xscale="log", xlabel="temperature T", ylabel="weight U", title="large T: large weights"
+    )
+    left.legend(loc="upper left")
+    right.plot(
+        temperatures,
+        weights.std(axis=1) / weights.mean(axis=1),
+        color=OKABE_ITO["green"],
+        marker="D",
+        markevery=0.12,
+        linestyle="-",
+    )
+    right.set(
+        xscale="log",
+        xlabel="temperature T",
+        ylabel="standard deviation / mean",
+        title="moderate T: uneven weights",
+    )
+    right.set_ylim(bottom=0)
+    return figure
+
+
+def weight_and_mismatch(stages) -> Figure:
+    """Weight U against distance D for students at several stages: titles mapped to (U, D)."""
+    figure, axes = plt.subplots(1, len(stages), figsize=(3.3 * len(stages), 3.5), squeeze=False)
+    for ax, (title, (weights, distances)) in zip(axes[0], stages.items(), strict=True):
+        weights, distances = np.asarray(weights, dtype=float), np.asarray(distances, dtype=float)
+        ax.plot(weights, distances, "o", color=OKABE_ITO["blue"], markersize=3, alpha=0.3)
+        slope = np.polyfit(weights, distances, 1)
+        ends = np.array([weights.min(), weights.max()])
+        ax.plot(ends, np.polyval(slope, ends), color=OKABE_ITO["red"], linestyle="-", linewidth=2)
+        ax.set(title=title, xlabel="weight U of the teacher's output", ylim=(0, None))
+    axes[0, 0].set_ylabel(r"$D(p_T\|q)$, nats")
     return figure
