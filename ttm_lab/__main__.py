@@ -1,0 +1,7 @@
+"""``python -m ttm_lab`` is the same as the command ``ttm-lab``."""
+
+import sys
+
+from ttm_lab.cli import main
+
+sys.exit(main())

@@ -1,0 +1,161 @@
+"""One notebook in a process of its own: papermill, then an HTML page.
+
+``start`` is the batch's side. The process reads ``FOLDER/job.json`` and leaves in the folder the
+executed notebook, its HTML page, ``results/`` and, if it failed, ``error.json``. What counts is
+the exit status: a killed kernel leaves a notebook that looks complete.
+"""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import nbformat
+import papermill
+import psutil
+from nbclient.exceptions import CellTimeoutError
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+
+WIDGET_NOTE = (
+    "<p><em>Here the notebook shows sliders. They move in JupyterLab; this page has the figure "
+    "beside them.</em></p>"
+)
+
+
+def start(
+    notebook: Path,
+    folder: Path,
+    parameters: dict,
+    *,
+    log: Path,
+    cell_timeout: float,
+    environment: dict[str, str],
+) -> subprocess.Popen:
+    """Start the process that runs ``notebook`` with everything it makes going to ``folder``."""
+    results = folder / "results"
+    results.mkdir(parents=True)
+    job = {
+        "notebook": str(notebook),
+        "parameters": parameters,
+        "cell_timeout": cell_timeout,
+        "batch": os.getpid(),
+    }
+    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    fixed = {
+        "MPLBACKEND": "agg",
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",
+        "TTM_LAB_BATCH": "1",  # training prints a line an epoch
+        "TTM_LAB_NOTEBOOK": notebook.stem,
+        "TTM_LAB_RESULTS": str(results),
+    }
+    with open(log, "wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ttm_lab.execute", str(folder)],
+            env={**environment, **fixed},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the batch alone, which then ends this one
+        )
+
+
+def kill(process: subprocess.Popen) -> None:
+    """End the process and all below it. The kernel leads a session of its own: walk the tree."""
+    if process.poll() is not None:
+        return
+    family = [psutil.Process(process.pid)]
+    family += family[0].children(recursive=True)
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    psutil.wait_procs(family[1:], timeout=10)
+
+
+def execute(notebook: Path, output: Path, parameters: dict, cell_timeout: float) -> None:
+    """Execute a notebook by papermill in its own folder, with a time-out in seconds per cell."""
+    papermill.execute_notebook(
+        str(notebook),
+        str(output),
+        parameters=parameters,
+        cwd=str(notebook.parent),
+        execution_timeout=max(1, round(cell_timeout)),
+        start_timeout=120,  # a loaded machine takes its time to start a kernel
+        progress_bar=False,
+        log_output=True,
+    )
+
+
+def export_html(executed: Path, page: Path) -> None:
+    """Write an executed notebook as one HTML page that reads well without a kernel.
+
+    Sliders, which cannot move here, become a sentence; progress and warnings on stderr are left
+    to the log; links to other notebooks lead to their pages.
+    """
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [_static(o) for o in cell.outputs if o.get("name") != "stderr"]
+    heading = re.search(r"^# +(.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
+    title = heading.group(1) if heading else executed.stem
+    exporter = HTMLExporter(require_js_url="", embed_images=True)
+    with warnings.catch_warnings():
+        # Our own figures carry their text alternative in HTML beside the plain PNG.
+        warnings.filterwarnings("ignore", message="Alternative text is missing")
+        body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    body = re.sub(r'href="(\w+)\.ipynb(["#])', r'href="\1.html\2', body)
+    page.write_text(body, encoding="utf-8")
+
+
+def _static(output):
+    if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+        return nbformat.v4.new_output("display_data", {"text/html": WIDGET_NOTE})
+    return output
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the batch that started it is gone; the kernel ends with us."""
+
+    def watch() -> None:
+        pause = threading.Event()
+        while os.getppid() == parent:
+            pause.wait(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(folder: Path) -> int:
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    _end_with(job["batch"])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    notebook = Path(job["notebook"])
+    output, error = folder / notebook.name, None
+    try:
+        execute(notebook, output, job["parameters"], job["cell_timeout"])
+    except CellTimeoutError:
+        error = {"status": "timed out", "error": f"one cell took over {job['cell_timeout']:g} s"}
+    except PapermillExecutionError as raised:
+        error = {"status": "failed", "error": f"{raised.ename}: {raised.evalue}"}
+        print(f"\nCell {raised.exec_count} failed:\n" + "\n".join(raised.traceback))
+    except Exception as raised:  # a kernel that died or did not start: the log holds the details
+        logging.exception("the notebook did not run to its end")
+        error = {"status": "failed", "error": f"{type(raised).__name__}: {raised}"}
+    if output.exists():
+        export_html(output, output.with_suffix(".html"))
+    if error:
+        (folder / "error.json").write_text(json.dumps(error), encoding="utf-8")
+    return 1 if error else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,276 @@
+"""The batch's report: one HTML page made only from the files that a batch left in its folder.
+
+``status.json`` gives notebooks, times and environment; the records below ``results/`` give the
+measurements. No script, no font and no picture is loaded from anywhere.
+"""
+
+import json
+from html import escape
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from ttm_lab.evidence import collect
+from ttm_lab.runs import atomic_write
+
+MARKS = {  # a sign and a word beside each colour
+    "holds": ("good", "✓"),
+    "does not hold": ("bad", "✗"),
+    "not decided": ("open", "?"),
+    "not run": ("none", "–"),
+    "done": ("good", "✓"),
+    "failed": ("bad", "✗"),
+    "timed out": ("bad", "✗"),
+    "interrupted": ("open", "…"),
+    "unfinished": ("open", "…"),
+}
+
+STYLE = """
+:root { --text: #1b1f24; --soft: #57606a; --line: #d8dee4; --back: #ffffff; --panel: #f6f8fa;
+  --good: #00603f; --good-back: #d9f2e6; --bad: #8a2c00; --bad-back: #fde3d3;
+  --open: #5c4a00; --open-back: #fbf0c4; --link: #00558a; }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e9ed; --soft: #a5adb7; --line: #3b424a;
+  --back: #15181c; --panel: #1e2227; --good: #9fe3c4; --good-back: #113a2a; --bad: #ffc2a1;
+  --bad-back: #4a2110; --open: #f1dd8b; --open-back: #3f3609; --link: #86c5f0; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 72rem; color: var(--text);
+  background: var(--back); font: 1rem/1.5 system-ui, sans-serif; }
+h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; }
+h2 { margin: 2.75rem 0 .5rem; font-size: 1.3rem; }
+a { color: var(--link); }
+p { max-width: 46rem; }
+table { width: 100%; border-collapse: collapse; font-size: .93rem; }
+th { text-align: left; font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line); }
+th, td { padding: .55rem .9rem .55rem 0; vertical-align: top; }
+td { border-bottom: 1px solid var(--line); }
+th:last-child, td:last-child { padding-right: 0; }
+.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.soft { color: var(--soft); font-size: .88em; }
+.id { font-weight: 700; }
+.claim { width: 33%; } .paper { width: 19%; } .verdict { width: 14%; }
+.mark { display: inline-block; padding: .05rem .55rem; border-radius: 1rem; font-weight: 600;
+  white-space: nowrap; background: var(--panel); color: var(--soft); }
+.good { background: var(--good-back); color: var(--good); }
+.bad { background: var(--bad-back); color: var(--bad); }
+.open { background: var(--open-back); color: var(--open); }
+.notice { padding: .7rem 1rem; border-left: 4px solid var(--open); background: var(--open-back);
+  color: var(--open); max-width: none; }
+details { margin-top: 1rem; } summary { cursor: pointer; font-weight: 600; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.5rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 46rem) {
+  body { padding: 1.25rem .9rem 3rem; }
+  thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden; }
+  table, tbody, tr, td { display: block; width: 100%; }
+  td { border: 0; padding: .12rem 0; }
+  tbody { border-bottom: 1px solid var(--line); padding: .7rem 0; }
+  tr + tr { margin-top: .7rem; }
+  td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); font-size: .88em; }
+  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
+}
+"""
+
+
+def write(folder: Path) -> Path:
+    """Write ``report.html`` into a batch's folder from its ``status.json`` and ``results/``."""
+    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    claims = collect(folder / "results")
+    notebooks = status["notebooks"]
+    titles = {name: _title(folder / f"{name}.ipynb") for name in notebooks}
+    page = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>TTM Lab report: {escape(status["profile"])}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>TTM Lab report</h1>
+<p class="soft">{_headline(status)}</p>
+{_notices(notebooks)}
+{_claims_section(claims, titles)}
+{_notebooks_section(folder, notebooks, titles)}
+{_environment_section(status)}
+</main>
+</body>
+</html>
+"""
+    path = folder / "report.html"
+    atomic_write(path, page)
+    return path
+
+
+def _headline(status: dict) -> str:
+    notebooks = status["notebooks"].values()
+    done = sum(entry["status"] == "done" for entry in notebooks)
+    seconds = sum(entry["seconds"] for entry in notebooks)
+    day, time = status["finished"][:16].split("T")
+    return (
+        f"Profile <strong>{escape(status['profile'])}</strong>, {day} {time}. "
+        f"{done} of {len(notebooks)} notebooks finished; together they took {_duration(seconds)}."
+    )
+
+
+def _notices(notebooks: dict) -> str:
+    told = []
+    failed = [name for name, entry in notebooks.items() if entry["status"] != "done"]
+    if failed:
+        told.append(f"Not finished: {', '.join(failed)}. What they measure is missing below.")
+    if any(entry["parameters"].get("max_steps") is not None for entry in notebooks.values()):
+        told.append(
+            "Trainings were cut short by <code>max_steps</code>: the numbers below show that the "
+            "notebooks run, and nothing about the claims."
+        )
+    outdated = [name for name, entry in notebooks.items() if entry.get("outdated")]
+    if outdated:
+        told.append(
+            f"Made from earlier notebooks, code or packages: {', '.join(outdated)}. "
+            "Run the batch again to renew them."
+        )
+    return "\n".join(f'<p class="notice" role="note">{text}</p>' for text in told)
+
+
+def _claims_section(claims: pd.DataFrame, titles: dict) -> str:
+    ran = claims[claims["verdict"] != "not run"]
+    rest = claims[claims["verdict"] == "not run"]
+    parts = [
+        "<h2>Claims</h2>",
+        "<p>Each row is a claim about the losses, the measurement made by a notebook, and a "
+        "verdict with the scope it is valid in. Square brackets are 95 % intervals. A result on "
+        "digits decides nothing about CIFAR-100 or ImageNet. <em>The paper</em> is Zheng and "
+        "Yang, “Knowledge Distillation Based on Transformed Teacher Matching”, ICLR 2024, "
+        "arXiv 2402.11148.</p>",
+    ]
+    kinds = {"exact": "Exact statements", "empirical": "Empirical claims"}
+    for kind, heading in kinds.items():
+        some = ran[ran["kind"] == kind]
+        if len(some):
+            parts.append(f"<h3>{heading}</h3>\n{_claims_table(some, titles)}")
+    if len(rest):
+        rows = "\n".join(
+            f'<tbody><tr><td class="id">{row["id"]}</td><td>{_statement(row)}</td>'
+            f'<td data-label="Paper">{_paper(row)}</td><td>{_mark("not run")}</td></tr></tbody>'
+            for row in rest.to_dict("records")
+        )
+        heads = _heads("", "Claim", "The paper", "Verdict")
+        parts.append(
+            f"<details><summary>Not run in this batch: {rest['id'].nunique()} claims</summary>\n"
+            f"<table>{heads}\n{rows}\n</table></details>"
+        )
+    return "\n".join(parts)
+
+
+def _claims_table(claims: pd.DataFrame, titles: dict) -> str:
+    bodies = []
+    for _, records in claims.groupby("id", sort=False):
+        rows, span = [], len(records)
+        for k, row in enumerate(records.to_dict("records")):
+            first = (
+                f'<td class="id" rowspan="{span}">{row["id"]}</td>'
+                f'<td class="claim" rowspan="{span}">{_statement(row)}</td>'
+                f'<td class="paper" rowspan="{span}" data-label="Paper">{_paper(row)}</td>'
+            )
+            name = row["notebook"]
+            link = f'<a href="{escape(name)}.html">{escape(titles.get(name, name))}</a>'
+            scope = row["verdict_in_scope"].removeprefix(row["verdict"]).strip()
+            rows.append(
+                f'<tr>{first if k == 0 else ""}<td data-label="Measured">{_measured(row)}'
+                f'<div class="soft">{link if name in titles else escape(name)}</div></td>'
+                f'<td class="verdict">{_mark(row["verdict"])} '
+                f'<span class="soft">{escape(scope)}</span></td></tr>'
+            )
+        bodies.append("<tbody>" + "\n".join(rows) + "</tbody>")
+    heads = _heads("", "Claim", "The paper", "Measured here", "Verdict")
+    return f"<table>{heads}\n" + "\n".join(bodies) + "\n</table>"
+
+
+def _heads(*names: str) -> str:
+    cells = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return f"<thead><tr>{cells}</tr></thead>"
+
+
+def _statement(row: dict) -> str:
+    return f'{escape(row["statement"])}.<div class="soft">{escape(row["where"])}</div>'
+
+
+def _paper(row: dict) -> str:
+    return escape(row["paper_value"] or row["expected"])
+
+
+def _measured(row: dict) -> str:
+    parts = []
+    if row["measure"]:
+        parts.append(f"{escape(row['measure'])}: ")
+    if pd.notna(row["measured"]):
+        text = _number(row["measured"])
+        if pd.notna(row["low"]) and pd.notna(row["high"]):
+            text += f" [{_number(row['low'])}, {_number(row['high'])}]"
+        parts.append(f'<span class="number">{text} {escape(row["unit"])}</span>')
+    if row["note"]:
+        parts.append(f'<div class="soft">{escape(row["note"])}</div>')
+    return "".join(parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
+
+
+def _mark(word: str) -> str:
+    kind, sign = MARKS[word]
+    return f'<span class="mark {kind}"><span aria-hidden="true">{sign}</span> {word}</span>'
+
+
+def _notebooks_section(folder: Path, notebooks: dict, titles: dict) -> str:
+    rows = []
+    for name, entry in sorted(notebooks.items()):
+        title = escape(titles[name])
+        if (folder / f"{name}.html").exists():
+            title = f'<a href="{name}.html">{title}</a>'
+        files = [f'<a href="{entry["log"]}">log</a>']
+        if (folder / f"{name}.ipynb").exists():
+            files.insert(0, f'<a href="{name}.ipynb">notebook</a>')
+        given = ", ".join(f"{k} = {v!r}" for k, v in entry["parameters"].items())
+        error = f'<div class="soft">{escape(entry["error"])}</div>' if entry["error"] else ""
+        rows.append(
+            f'<tbody><tr><td>{title}<div class="soft">{escape(given)}</div></td>'
+            f"<td>{_mark(entry['status'])}{error}</td>"
+            f'<td class="number" data-label="Seconds">{entry["seconds"]:.1f}</td>'
+            f'<td data-label="Files">{", ".join(files)}</td></tr></tbody>'
+        )
+    heads = _heads("Notebook", "Status", "Seconds", "Files")
+    return f"<h2>Notebooks</h2>\n<table>{heads}\n" + "\n".join(rows) + "\n</table>"
+
+
+def _environment_section(status: dict) -> str:
+    environment = dict(status["environment"])
+    packages = environment.pop("packages", {})
+    commit = environment.pop("git_commit", None)
+    changed = environment.pop("git_changed", None)
+    environment.pop("command", None)
+    environment["notebooks at a time"] = status["jobs"]
+    if commit:
+        environment["git"] = commit[:12] + (" with uncommitted changes" if changed else "")
+    environment["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
+    items = "\n".join(
+        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(str(value))}</dd>"
+        for name, value in environment.items()
+        if value is not None
+    )
+    return f"<h2>Environment</h2>\n<dl>\n{items}\n</dl>"
+
+
+def _title(executed: Path) -> str:
+    """The notebook's heading, or its file's name where there is none."""
+    if executed.exists():
+        cells = nbformat.read(executed, as_version=4).cells
+        if cells and cells[0].source.startswith("# "):
+            return cells[0].source.splitlines()[0].removeprefix("# ").strip()
+    return executed.stem
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,370 @@
+"""The batch: run every notebook by papermill, each in its own process, and report.
+
+Files under ``runs/reproduce/<name>/``: executed notebooks and their HTML pages, ``logs/``,
+``results/`` (what the notebooks recorded), ``status.json`` (what ran, from which inputs) and
+``report.html``. A notebook works in ``.running/`` and its files move into place when it ends.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from graphlib import TopologicalSorter
+from importlib import metadata
+from pathlib import Path
+
+import filelock
+import nbformat
+import papermill
+from tqdm import tqdm
+
+from ttm_lab import execute, report
+from ttm_lab.runs import atomic_write, environment, find_root
+
+PROFILES = ("quick", "standard", "paper")
+TIMEOUTS = {"quick": 900, "standard": 6 * 3600, "paper": 14 * 24 * 3600}  # seconds a notebook
+GRACE = 60  # seconds that a notebook may take for starting and writing, beyond its time-out
+# These run or describe notebooks but are not used inside them.
+BATCH_MODULES = ("__main__.py", "cli.py", "execute.py", "report.py", "reproduce.py")
+
+
+class Refused(Exception):
+    """The batch cannot start; the message says why and what to do."""
+
+
+@dataclass
+class Job:
+    """One notebook of a batch, while it runs."""
+
+    path: Path
+    parameters: dict
+    inputs: str = ""
+    folder: Path = Path()
+    started: float = 0.0
+    process: subprocess.Popen | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def reproduce(
+    profile: str = "quick",
+    *,
+    only: list[str] | None = None,
+    parameters: dict | None = None,
+    jobs: int = 1,
+    timeout: float | None = None,
+    name: str | None = None,
+    root: str | Path | None = None,
+    fresh: bool = False,
+) -> int:
+    """Run the notebooks under ``root`` and write the report; return 0, or 1 if one failed.
+
+    ``only`` picks notebooks by number or name, ``parameters`` go to every notebook that has them,
+    ``timeout`` is in seconds a notebook. A notebook that finished before with the same inputs
+    (its cells, parameters, package code, data files, package versions, notebooks it runs after)
+    is skipped unless ``fresh``. Raises ``Refused`` before anything runs for an unknown notebook,
+    parameter or profile, and while another batch works in the same folder.
+    """
+    if profile not in PROFILES:
+        raise Refused(f"profile {profile!r} is unknown; choose one of {', '.join(PROFILES)}")
+    if jobs < 1 or (timeout is not None and not timeout > 0):
+        raise Refused(f"jobs={jobs} and timeout={timeout}: both have to be positive")
+    name = profile if name is None else name
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise Refused(f"name {name!r}: use letters, digits, '_', '-' and '.'")
+    root = find_root() if root is None else Path(root).resolve()
+    notebooks = find_notebooks(root)
+    chosen = select(notebooks, only or [])
+    given = assign_parameters(chosen, profile, parameters or {})
+    folder = root / "runs" / "reproduce" / name
+    with _locked(folder):
+        batch = Batch(root, folder, notebooks, timeout or TIMEOUTS[profile], jobs, fresh)
+        return batch.run([Job(path, given[path.stem]) for path in chosen], profile)
+
+
+def find_notebooks(root: Path) -> list[Path]:
+    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
+    if not notebooks:
+        raise Refused(f"no notebooks in {root / 'notebooks'}: change into a checkout or use --root")
+    return notebooks
+
+
+def select(notebooks: list[Path], only: list[str]) -> list[Path]:
+    """The notebooks named in ``only`` by number (``5``, ``05``) or name; all if it is empty."""
+    chosen = set()
+    for wanted in only:
+        number = wanted.zfill(2) if wanted.isdigit() else wanted
+        stem = Path(wanted).name.removesuffix(".ipynb")
+        found = [p for p in notebooks if p.stem == stem or p.stem.split("_")[0] == number]
+        if not found:
+            names = ", ".join(p.stem for p in notebooks)
+            raise Refused(f"no notebook is called {wanted!r}; there are {names}")
+        chosen.update(found)
+    return [p for p in notebooks if p in chosen or not only]
+
+
+def assign_parameters(chosen: list[Path], profile: str, parameters: dict) -> dict[str, dict]:
+    """Parameters by notebook. papermill only warns of an unknown name and runs the defaults."""
+    known = {p.stem: set(papermill.inspect_notebook(str(p))) for p in chosen}
+    valid = set().union(*known.values()) - {"profile"}
+    if unknown := sorted(set(parameters) - valid):
+        raise Refused(
+            f"no chosen notebook has a parameter {', '.join(map(repr, unknown))}; "
+            f"there are {', '.join(sorted(valid)) or 'none'} (and --profile)"
+        )
+    given = {"profile": profile, **parameters}
+    return {stem: {k: v for k, v in given.items() if k in names} for stem, names in known.items()}
+
+
+@contextmanager
+def _locked(folder: Path):
+    """Keep a second batch out of the folder. The system frees the lock if this process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / ".holder"
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise Refused(
+            f"{_shown(folder)} is in use by {who}: wait for it, or choose another --name"
+        ) from None
+    try:
+        since = f"{datetime.now():%Y-%m-%d %H:%M}"
+        atomic_write(holder, f"process {os.getpid()} on {socket.gethostname()} since {since}")
+        yield
+        holder.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+class Batch:
+    """The state of one batch in its folder."""
+
+    def __init__(self, root, folder, notebooks, timeout, jobs, fresh):
+        self.root, self.folder, self.notebooks = root, folder, notebooks
+        self.timeout, self.jobs, self.fresh = timeout, jobs, fresh
+        self.after = {p.stem: _after(p, {q.stem for q in notebooks}) for p in notebooks}
+        self.shared = _shared_inputs(root)
+        self.status_file = folder / "status.json"
+        self.status = {"notebooks": {}}
+        if self.status_file.exists():
+            self.status = json.loads(self.status_file.read_text(encoding="utf-8"))
+        shutil.rmtree(folder / ".running", ignore_errors=True)
+        for gone in set(self.status["notebooks"]) - set(self.after):
+            self._clear(gone)
+            del self.status["notebooks"][gone]
+
+    def run(self, chosen: list[Job], profile: str) -> int:
+        self.status |= {"profile": profile, "environment": environment(), "jobs": self.jobs}
+        self.status |= {"started": _now(), "finished": None}
+        todo = {job.name: job for job in chosen}
+        order = TopologicalSorter({n: [a for a in self.after[n] if a in todo] for n in todo})
+        order.prepare()
+        waiting, running, skipped = [], [], []
+        bar = tqdm(total=len(todo), unit="notebook", disable=not sys.stderr.isatty())
+        try:
+            while order.is_active():
+                waiting = sorted([*waiting, *order.get_ready()])
+                while waiting and len(running) < self.jobs:
+                    job = todo[waiting.pop(0)]
+                    job.inputs = self.inputs(job.path, job.parameters)
+                    if not self.fresh and self._finished(job):
+                        skipped.append(job.name)
+                        order.done(job.name)
+                        bar.update()
+                    else:
+                        self._start(job)
+                        running.append(job)
+                        tqdm.write(f"{job.name} started")
+                for job in [job for job in running if self._ended(job)]:
+                    running.remove(job)
+                    entry = self.status["notebooks"][job.name]
+                    tqdm.write(f"{job.name} {entry['status']} after {entry['seconds']:.0f} s")
+                    order.done(job.name)
+                    bar.update()
+                bar.set_postfix_str(", ".join(j.name[:2] for j in running), refresh=True)
+                if running:
+                    time.sleep(0.1)
+        finally:  # on Ctrl-C too: nothing goes on in the background, what is finished is kept
+            bar.close()
+            for job in running:
+                execute.kill(job.process)
+                if self._entry(job.name).get("status") != "done":
+                    self._save(job, "interrupted")
+            shutil.rmtree(self.folder / ".running", ignore_errors=True)
+            self._finish()
+        return self._summary(todo, skipped)
+
+    def inputs(self, path: Path, parameters: dict) -> str:
+        """A hash over everything that decides what a notebook shows."""
+        notebook = nbformat.read(path, as_version=4)
+        before = {n: self._entry(n).get("inputs") for n in self.after[path.stem]}
+        content = {
+            "cells": [[c.cell_type, c.source, c.metadata.get("tags", [])] for c in notebook.cells],
+            "parameters": parameters,
+            "after": before,
+            "shared": self.shared,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _entry(self, name: str) -> dict:
+        return self.status["notebooks"].get(name, {})
+
+    def _finished(self, job: Job) -> bool:
+        entry = self._entry(job.name)
+        files = [f"{job.name}.ipynb", f"{job.name}.html", *entry.get("results", [])]
+        return (
+            entry.get("status") == "done"
+            and entry["inputs"] == job.inputs
+            and all((self.folder / file).exists() for file in files)
+        )
+
+    def _start(self, job: Job) -> None:
+        job.folder = self.folder / ".running" / job.name
+        (self.folder / "logs").mkdir(exist_ok=True)
+        job.process = execute.start(
+            job.path,
+            job.folder,
+            job.parameters,
+            log=self.folder / "logs" / f"{job.name}.log",
+            cell_timeout=self.timeout,
+            environment={"TTM_LAB_RUNS": str(self.root / "runs"), **self._threads(), **os.environ},
+        )
+        job.started = time.monotonic()
+
+    def _threads(self) -> dict[str, str]:
+        """Share the cores: more threads than cores slow every notebook down."""
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count()
+        variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        return dict.fromkeys(variables, str(max(1, cores // self.jobs)))
+
+    def _ended(self, job: Job) -> bool:
+        code = job.process.poll()
+        if code is None and time.monotonic() - job.started < self.timeout + GRACE:
+            return False
+        if code is None:
+            execute.kill(job.process)
+            outcome = {"status": "timed out", "error": f"took over {self.timeout:g} s"}
+        elif code == 0:
+            outcome = {"status": "done"}
+        else:
+            told = job.folder / "error.json"
+            outcome = {"status": "failed", "error": f"the process ended with status {code}"}
+            if told.exists():
+                outcome = json.loads(told.read_text(encoding="utf-8"))
+        self._publish(job, **outcome)
+        return True
+
+    def _publish(self, job: Job, status: str, error: str = "") -> None:
+        """Move the notebook's files into place. Only a finished notebook's results count."""
+        self._save(job, "unfinished")
+        self._clear(job.name)
+        for suffix in (".ipynb", ".html"):
+            if (made := job.folder / f"{job.name}{suffix}").exists():
+                os.replace(made, self.folder / made.name)
+        if status == "done":
+            (self.folder / "results").mkdir(exist_ok=True)
+            os.replace(job.folder / "results", self.folder / "results" / job.name)
+        self._save(job, status, error)
+
+    def _clear(self, name: str) -> None:
+        for suffix in (".ipynb", ".html"):
+            (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "results" / name, ignore_errors=True)
+
+    def _save(self, job: Job, status: str, error: str = "") -> None:
+        made = (self.folder / "results" / job.name).rglob("*.json") if status == "done" else []
+        self.status["notebooks"][job.name] = {
+            "status": status,
+            "error": error,
+            "seconds": round(time.monotonic() - job.started, 2),
+            "finished": _now(),
+            "parameters": job.parameters,
+            "inputs": job.inputs,
+            "log": f"logs/{job.name}.log",
+            "results": sorted(p.relative_to(self.folder).as_posix() for p in made),
+        }
+        self._write_status()
+
+    def _write_status(self) -> None:
+        atomic_write(self.status_file, json.dumps(self.status, indent=1))
+
+    def _finish(self) -> None:
+        """Mark what no longer fits the present code and notebooks, then write the report."""
+        paths = {p.stem: p for p in self.notebooks}
+        for name, entry in self.status["notebooks"].items():
+            entry["outdated"] = entry["inputs"] != self.inputs(paths[name], entry["parameters"])
+        self.status["finished"] = _now()
+        self._write_status()
+        report.write(self.folder)
+
+    def _summary(self, todo: dict[str, Job], skipped: list[str]) -> int:
+        """Print the table; return the exit status."""
+        width = max(map(len, todo))
+        print(f"\n{'notebook':{width}}  {'status':11}  seconds")
+        failed = []
+        for name in todo:
+            entry = self._entry(name)
+            status = "done before" if name in skipped else entry["status"]
+            print(f"{name:{width}}  {status:11}  {entry['seconds']:7.1f}")
+            failed += [name] if entry["status"] != "done" else []
+        for name in failed:
+            print(f"\n{name} {self._entry(name)['status']}: {self._entry(name)['error']}")
+            print(f"  read {_shown(self.folder / self._entry(name)['log'])}")
+        print(f"\nReport: {_shown(self.folder / 'report.html')}")
+        return 1 if failed else 0
+
+
+def _after(path: Path, names: set[str]) -> list[str]:
+    """The notebooks that this one's metadata asks to run after."""
+    metadata_ = nbformat.read(path, as_version=4).metadata.get("ttm_lab", {})
+    after = list(metadata_.get("after", []))
+    if unknown := set(after) - names:
+        raise Refused(f"{path.name} asks to run after {sorted(unknown)}, which is not there")
+    return after
+
+
+def _shared_inputs(root: Path) -> dict:
+    """What every notebook's result rests on: package code, data that ships, versions."""
+    package = Path(__file__).parent
+    code = [p for p in sorted(package.glob("*.*")) if p.suffix in (".py", ".csv")]
+    data = sorted(p for p in (root / "data").rglob("*") if p.is_file())
+    files = [(p.name, p) for p in code if p.name not in BATCH_MODULES]
+    for path in data:
+        name = path.relative_to(root / "data").as_posix()
+        if not name.startswith(("downloads/", ".")):
+            files.append((name, path))
+    needed = metadata.requires("ttm-lab") or []
+    names = sorted({re.match(r"[\w.-]+", line).group() for line in needed})
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "files": {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in files},
+        "versions": {"python": sys.version.split()[0], **versions},
+    }
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _shown(path: Path) -> str:
+    """A path as the user would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
