@@ -16,6 +16,7 @@ from ttm_lab.plots import (
     bars_and_triangle,
     gradient_arrows,
     image_html,
+    picture_and_bars,
     teacher_captions,
     to_png,
     weights_and_digits,
@@ -107,6 +108,40 @@ def temperature_explorer(class_names=("7", "1", "9")) -> widgets.VBox:
         temperature=log_slider("temperature T", 0.1, 40, 1.0),
         first=linear_slider(f"logit of {class_names[0]}", -6.0, 6.0, 4.0, 0.25),
         second=linear_slider(f"logit of {class_names[1]}", -6.0, 6.0, 2.0, 0.25),
+    )
+
+
+# Notebook 2
+
+
+def digit_explorer(images, labels, logits, class_names) -> widgets.VBox:
+    """Step through pictures and move T: the picture, bars of p and p_T, and the second guess.
+
+    ``images`` (N, 1, H, W), ``labels`` (N,), teacher ``logits`` (N, K).
+    Taught in notebooks/02_knowledge_distillation.ipynb.
+    """
+    logits = torch.as_tensor(logits).double()
+
+    def figure(picture, temperature):
+        v = logits[picture]
+        p, p_t = temperature_softmax(v, 1.0), temperature_softmax(v, temperature)
+        title = f"a {class_names[int(labels[picture])]}, T = {temperature:.3g}"
+        return picture_and_bars(images[picture], p, p_t, class_names, title=title)
+
+    def describe(picture, temperature):
+        p_t = temperature_softmax(logits[picture], temperature)
+        (first, second), best = p_t.topk(2).values.tolist(), p_t.topk(2).indices.tolist()
+        return (
+            f"A {class_names[int(labels[picture])]}. At T = {temperature:.3g} the teacher says "
+            f"{class_names[best[0]]} with {first:.3f}, then {class_names[best[1]]} with "
+            f"{second:.3f}. Entropy {shannon_entropy(p_t):.3f} nats."
+        )
+
+    return panel(
+        figure,
+        describe,
+        picture=linear_slider("picture", 0, len(images) - 1, 0, 1),
+        temperature=log_slider("temperature T", 0.5, 20, 1.0),
     )
 
 

@@ -262,6 +262,104 @@ def bars_and_triangle(p, p_t, path, temperatures, temperature, class_names) -> F
     return figure
 
 
+# Notebook 2: what a teacher knows
+
+
+def picture_and_bars(image, p, p_t, class_names, *, title="") -> Figure:
+    """A picture (1, H, W) beside bars of ``p_t`` (K,), with ``p`` (K,) as outlines."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.9), width_ratios=[1, 2.4])
+    _digit(left, image)
+    probability_bars(p_t, class_names, reference=p, ax=right)
+    right.set(title=title, ylabel="probability")
+    return figure
+
+
+def second_guesses(images, labels, distributions, class_names) -> Figure:
+    """Pictures (N, 1, H, W) over what the teacher says of each, a row of bars a temperature.
+
+    ``distributions`` maps a temperature to probabilities (N, K).
+    """
+    count, rows = len(images), len(distributions) + 1
+    figure, axes = plt.subplots(
+        rows, count, figsize=(2 * count, 1.7 * rows), height_ratios=[1] * rows, squeeze=False
+    )
+    for k in range(count):
+        _digit(axes[0, k], images[k])
+        axes[0, k].set_title(f"a {class_names[int(labels[k])]}")
+        for ax, (temperature, p) in zip(axes[1:, k], distributions.items(), strict=True):
+            probability_bars(p[k], class_names, ax=ax)
+            second = np.argsort(np.asarray(p[k]))[-2]
+            ax.set_title(f"T = {temperature:g}, then {class_names[second]}", fontsize=9)
+            ax.tick_params(labelsize=8, labelleft=k == 0)
+    return figure
+
+
+def class_heatmaps(matrices, class_names) -> Figure:
+    """Mean predictions by true class, a panel a temperature, in per cent, all on one scale.
+
+    ``matrices`` maps a temperature to an array (K, K): row = true class, column = what the teacher
+    says. The diagonal is left grey, so that the colours show the rest.
+    """
+    figure, axes = plt.subplots(1, len(matrices), figsize=(4.6 * len(matrices), 4.1), squeeze=False)
+    matrices = {t: 100 * np.asarray(m, dtype=float) for t, m in matrices.items()}
+    top = max((m - np.diag(np.diag(m))).max() for m in matrices.values())
+    places = np.arange(len(class_names))
+    for ax, (temperature, matrix) in zip(axes[0], matrices.items(), strict=True):
+        diagonal = np.eye(len(matrix), dtype=bool)
+        image = ax.imshow(np.ma.array(matrix, mask=diagonal), cmap="cividis_r", vmin=0, vmax=top)
+        for i, j in np.ndindex(*matrix.shape):
+            dark = matrix[i, j] > 0.6 * top and i != j
+            color = "white" if dark else "black"
+            ax.text(j, i, f"{matrix[i, j]:.0f}", ha="center", va="center", color=color, fontsize=8)
+        ax.set(title=f"T = {temperature:g}", xlabel="teacher says", ylabel="true class")
+        ax.set_xticks(places, class_names)
+        ax.set_yticks(places, class_names)
+        ax.set_facecolor("#d9d9d9")
+        ax.grid(visible=False)
+    figure.colorbar(image, ax=axes[0].tolist(), label="mean probability, %", shrink=0.8)
+    return figure
+
+
+def dots_by_group(values, *, ylabel, xlabel="", ax=None) -> Axes:
+    """One dot a run over its group, and a bar at each group's mean; ``values`` maps group to runs.
+
+    Dots are spread sideways a little, so that equal values stay apart.
+    """
+    if ax is None:
+        ax = plt.figure(figsize=(5.6, 3.2)).add_subplot()
+    for k, runs in enumerate(values.values()):
+        spread = np.linspace(-0.12, 0.12, len(runs)) if len(runs) > 1 else np.zeros(1)
+        ax.plot(k + spread, runs, linestyle="", marker="o", color=OKABE_ITO["blue"])
+        ax.hlines(np.mean(runs), k - 0.25, k + 0.25, color="black", linewidth=2)
+    ax.set_xticks(range(len(values)), list(values))
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+def kd_descents(
+    paths, teacher, softened, *, names=("class 1", "class 2", "class 3"), ax=None
+) -> Axes:
+    """Ways of a free student q through the triangle under KD, one a temperature.
+
+    ``paths`` and ``softened`` map a temperature to the visited points (N, 3) and to p_T (3,),
+    drawn hollow; ``teacher`` p (3,) is the star.
+    """
+    if ax is None:
+        ax = draw_triangle(plt.figure(figsize=(6.2, 4.8)).add_subplot(), names)
+    looks = zip(("blue", "red", "green", "pink"), ("-", "--", "-.", ":"), "osD^", strict=True)
+    for (temperature, path), (colour, line, marker) in zip(paths.items(), looks, strict=False):
+        look = {"color": OKABE_ITO[colour], "linestyle": line}
+        ax.plot(
+            *simplex_xy(path).T, linewidth=2, label=f"q, trained at T = {temperature:g}", **look
+        )
+        at = simplex_xy(softened[temperature])
+        face = {"markerfacecolor": "none", "linestyle": "", "markersize": 8}
+        ax.plot(*at, marker, color=OKABE_ITO[colour], label=f"p_T, T = {temperature:g}", **face)
+    ax.plot(*simplex_xy(teacher), **METHOD_STYLE["teacher"] | {"linestyle": ""}, markersize=14)
+    ax.legend(loc="upper right", bbox_to_anchor=(1.2, 1.0))
+    return ax
+
+
 # Notebook 3
 
 
