@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import warnings
@@ -61,6 +62,13 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def read_table(path) -> pd.DataFrame:
+    """A CSV file as a frame, every number exactly as it was written."""
+    # pandas below 3.1 rounds the last digit unless asked not to; from 3.1 on asking is deprecated
+    old = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
+    return pd.read_csv(path, **({"float_precision": "round_trip"} if old else {}))
 
 
 def identity(config: dict) -> str:
@@ -142,6 +150,8 @@ class Run:
         except filelock.Timeout:
             print(f"waiting for another process that writes {self.folder}", file=sys.stderr)
             self._lock.acquire()
+        for part in self.folder.rglob(".*.part"):  # left by a process that was killed
+            part.unlink(missing_ok=True)
         if not (self.folder / "config.json").exists():
             atomic_write(self.folder / "config.json", json.dumps(self.config, indent=1))
         return self
@@ -160,13 +170,10 @@ class Run:
         atomic_write(self.folder / "metrics.csv", history.to_csv(index=False))
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         atomic_write(self.folder / "model.safetensors", safetensors_bytes(state))
-        for file in self._checkpoints():
-            file.unlink()
-        if (self.folder / "checkpoint").exists():
-            (self.folder / "checkpoint").rmdir()
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
     def history(self) -> pd.DataFrame:
-        return pd.read_csv(self.folder / "metrics.csv", float_precision="round_trip")
+        return read_table(self.folder / "metrics.csv")
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoint").glob("epoch-*.pt"))

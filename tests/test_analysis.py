@@ -1,0 +1,166 @@
+"""Measures against torchmetrics and closed forms; intervals against scipy and simulation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from ttm_lab import analysis
+from ttm_lab.data import load_dataset
+from ttm_lab.models import create_model
+
+
+@pytest.fixture
+def sample():
+    random = np.random.default_rng(0)
+    logits, teacher = random.normal(0, 2, (2, 400, 10))
+    return logits, teacher, random.integers(0, 10, 400)
+
+
+def test_measures_agree_with_torch_in_float64(sample):
+    logits, teacher, labels = sample
+    got = analysis.evaluate(logits, labels, teacher=teacher, temperature=4.0)
+    z, v, y = map(torch.from_numpy, sample)
+    q, p = z.softmax(1), (v / 4).softmax(1)
+    assert got["accuracy"] == (z.argmax(1) == y).double().mean().item()
+    assert got["nll"] == pytest.approx(torch.nn.functional.cross_entropy(z, y).item())
+    one_hot = torch.nn.functional.one_hot(y, 10)
+    assert got["brier"] == pytest.approx(((q - one_hot) ** 2).sum(1).mean().item())
+    assert got["entropy"] == pytest.approx(torch.distributions.Categorical(q).entropy().mean())
+    assert got["confidence"] == pytest.approx(q.amax(1).mean().item())
+    assert got["agreement"] == (z.argmax(1) == v.argmax(1)).double().mean().item()
+    assert got["distance"] == pytest.approx((p * (p / q).log()).sum(1).mean().item())
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_calibration_error_agrees_with_torchmetrics(sample, bins):
+    logits, _, labels = sample
+    expected = multiclass_calibration_error(
+        torch.from_numpy(logits).softmax(1), torch.from_numpy(labels), 10, n_bins=bins
+    )
+    assert analysis.calibration_error(logits, labels, bins=bins) == pytest.approx(
+        expected.item(), abs=1e-6
+    )
+
+
+def test_confidence_one_belongs_to_the_last_bin():
+    # Two sure answers, one right, and two at 0.95, both right: all four share the last of 10 bins,
+    # so the error is |3/4 - 0.975|, not the mean of two separate bins.
+    sure, fairly = [[1000.0, 0.0]] * 2, [[np.log(19.0), 0.0]] * 2
+    error = analysis.calibration_error(np.array(sure + fairly), np.array([0, 1, 0, 0]), bins=10)
+    assert error == pytest.approx(abs(0.75 - 0.975))
+
+
+def test_reliability_table_counts_every_sample_once(sample):
+    logits, _, labels = sample
+    table = analysis.reliability(logits, labels, bins=7)
+    assert table["count"].sum() == len(labels)
+    weighted = (table["accuracy"] * table["count"]).sum() / len(labels)
+    assert weighted == pytest.approx(analysis.evaluate(logits, labels)["accuracy"])
+
+
+def test_plain_arrays_tensors_and_networks_give_the_same():
+    data = load_dataset("digits")
+    model = create_model("cnn_small", 10, seed=0)
+    logits = model(data.test.images)
+    direct = analysis.evaluate(model, data.test)
+    for values in (logits, logits.detach().numpy(), logits.detach().double()):
+        again = analysis.evaluate(values, data.test.labels)
+        pd.testing.assert_series_equal(direct, again, rtol=1e-6)
+
+
+def test_generalisation_gap_is_train_against_test():
+    data = load_dataset("digits")
+    model = create_model("cnn_small", 10, seed=0)
+    gap = analysis.generalisation_gap(model, data)
+    train, test = (analysis.evaluate(model, s) for s in (data.train, data.test))
+    assert gap["accuracy_gap"] == train["accuracy"] - test["accuracy"]
+    assert gap["nll_gap"] == test["nll"] - train["nll"]
+
+
+def test_predict_leaves_the_network_in_its_mode():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(64, 10))
+    model.train()
+    images = torch.rand(5, 1, 8, 8)
+    first, second = analysis.predict(model, images), analysis.predict(model, images)
+    assert np.array_equal(first, second)  # dropout was off
+    assert model.training
+
+
+def test_fitted_temperature_undoes_a_known_scaling():
+    # Labels drawn from softmax(z): the best temperature for 3 z is 3, up to sampling noise.
+    random = np.random.default_rng(1)
+    logits = random.normal(0, 1.5, (40_000, 5))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (probabilities.cumsum(1) > random.random((len(logits), 1))).argmax(1)
+    assert analysis.fit_temperature(3 * logits, labels) == pytest.approx(3.0, rel=0.02)
+    fitted = analysis.fit_temperature(logits, labels)
+    nll = [
+        analysis.evaluate(logits / t, labels)["nll"] for t in (0.9 * fitted, fitted, 1.1 * fitted)
+    ]
+    assert nll[1] == min(nll)
+
+
+def test_paired_interval_is_scipys_t_interval():
+    first, second = np.random.default_rng(2).normal([[1.0], [0.5]], 0.3, (2, 8))
+    expected = stats.ttest_rel(first, second).confidence_interval(0.9)
+    mean, low, high = analysis.paired_interval(first - second, confidence=0.9)
+    assert mean == pytest.approx(first.mean() - second.mean())
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    _, low, high = analysis.paired_interval([0.3])
+    assert np.isnan([low, high]).all()
+
+
+def test_compare_over_images_covers_and_pairs(sample):
+    logits, _, labels = sample
+    better = logits + 1.5 * np.eye(10)[labels]
+    table = analysis.compare(better, logits, labels, resamples=300).set_index("measure")
+    assert set(table["over"]) == {"images"}
+    assert table.loc["accuracy", "low"] > 0
+    assert table.loc["nll", "high"] < 0
+    rows = (better.argmax(1) == labels) * 1.0 - (logits.argmax(1) == labels)
+    half = 1.96 * rows.std() / np.sqrt(len(rows))  # the normal interval of a mean is near it
+    assert table.loc["accuracy", "difference"] == pytest.approx(rows.mean())
+    assert table.loc["accuracy", "high"] - rows.mean() == pytest.approx(half, rel=0.25)
+    same = analysis.compare(logits, logits, labels, resamples=50)
+    assert (same[["difference", "low", "high"]] == 0).all(axis=None)
+
+
+def test_compare_over_seeds_agrees_with_the_tidy_table():
+    random = np.random.default_rng(3)
+    labels = {s: random.integers(0, 4, 60) for s in (5, 6, 7)}
+    students = {
+        m: {s: random.normal(0, 1, (60, 4)) + k * np.eye(4)[labels[s]] for s in labels}
+        for k, m in enumerate(("KD", "TTM"), start=1)
+    }
+    table = analysis.compare(students["TTM"], students["KD"], labels, measures=("accuracy",))
+    results = pd.DataFrame(
+        {"method": m, "seed": s, **analysis.evaluate(students[m][s], labels[s])}
+        for m in students
+        for s in labels
+    )
+    tidy = analysis.compare_seeds(results, "KD")
+    assert table.loc[0, "over"] == "seeds"
+    columns = ["difference", "low", "high"]
+    assert np.allclose(table.loc[0, columns].astype(float), tidy.loc[0, columns].astype(float))
+    with pytest.raises(ValueError, match="lack a seed"):
+        analysis.compare_seeds(results.drop(0), "KD")
+    with pytest.raises(ValueError, match="seeds differ"):
+        analysis.compare(students["TTM"], {5: labels[5]}, labels)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "error", "words"),
+    [
+        (np.zeros(5), np.zeros(5, int), ValueError, r"shape \(N, K\)"),
+        (np.zeros((5, 3), int), np.zeros(5, int), TypeError, "int64"),
+        (np.full((5, 3), np.nan), np.zeros(5, int), ValueError, "15 values that are not finite"),
+        (np.zeros((5, 3)), np.zeros(4, int), ValueError, "5 whole numbers"),
+        (np.zeros((5, 3)), np.full(5, 3), ValueError, "from 3 to 3, classes from 0 to 2"),
+    ],
+)
+def test_bad_input_is_named(logits, labels, error, words):
+    with pytest.raises(error, match=words):
+        analysis.evaluate(logits, labels)

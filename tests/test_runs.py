@@ -1,0 +1,196 @@
+"""A run survives being killed at any moment and ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
+import filelock
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ttm_lab import runs
+from ttm_lab.models import create_model
+
+# Trains a teacher and two students in one folder. The third argument says which signal the
+# process gets, the second at which event: before the n-th file takes its place, or before the
+# n-th optimiser step.
+CHILD = """
+import os, signal, sys
+import torch
+from dataclasses import replace
+folder, point, name = sys.argv[1:]
+torch.set_num_threads(1)
+from ttm_lab.data import Split, load_dataset
+from ttm_lab.training import Settings, distill_many, train_teacher
+
+kind, n = point.split(":")
+count = 0
+def tick(original):
+    def wrapped(*args, **kwargs):
+        global count
+        count += 1
+        if count == int(n):
+            os.kill(os.getpid(), getattr(signal, name))
+        return original(*args, **kwargs)
+    return wrapped
+if kind == "file":
+    os.replace = tick(os.replace)
+else:
+    torch.optim.SGD.step = tick(torch.optim.SGD.step)
+
+data = load_dataset("digits", seed=0)
+cut = lambda split: Split(split.images[:130], split.labels[:130])
+data = replace(data, train=cut(data.train), validation=cut(data.validation))
+options = {"folder": folder, "progress": False, "checkpoint_seconds": 0}
+teacher = train_teacher(data, Settings("cnn_large", epochs=3), **options)
+values = {"temperature": 4.0, "distill_weight": 1.0}
+students = [
+    Settings("cnn_small", "kd", epochs=4, **values),
+    Settings("cnn_small", "wttm", epochs=3, **values),
+]
+distill_many(teacher, data, students, **options)
+"""
+
+
+def child(folder, point: str, kill: str = "SIGKILL") -> int:
+    command = [sys.executable, "-c", CHILD, str(folder), point, kill]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    if done.returncode == 1:
+        assert "KeyboardInterrupt" in done.stderr, done.stderr
+    return done.returncode
+
+
+def results(folder) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for name in ("config.json", "metrics.csv", "model.safetensors")
+        for path in folder.glob(f"*/{name}")
+    }
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL exists on POSIX systems only")
+def test_killed_again_and_again_a_run_ends_bit_identical(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert child(whole, "file:0") == 0
+    # Each start goes on from what the one before left, and is killed somewhere else: at the
+    # config, at a teacher's checkpoint, in the middle of a teacher's and a student's epoch, by
+    # Ctrl-C, between two students' checkpoints, and as the weights are about to take their place.
+    points = [
+        ("file:1", "SIGKILL"),
+        ("file:3", "SIGKILL"),
+        ("step:5", "SIGKILL"),
+        ("step:10", "SIGINT"),
+        ("file:4", "SIGKILL"),
+        ("step:4", "SIGKILL"),
+        ("file:3", "SIGKILL"),
+    ]
+    for point, kill in points:
+        assert child(broken, point, kill) in (-signal.SIGKILL, -signal.SIGINT, 1)
+    assert child(broken, "file:0") == 0
+    assert results(broken) == results(whole)
+    assert len(results(whole)) == 9
+    assert not list(broken.glob("*/checkpoint"))
+    assert not list(broken.rglob("*.part"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return runs.Run(tmp_path, "student", {"a": 1, "b": [0.1, None]})
+
+
+def test_atomic_write_leaves_the_old_file_when_the_disk_fails(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "file.txt"
+    runs.atomic_write(path, "old")
+
+    def full(_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        runs.atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_identity_follows_the_config_not_the_order_of_its_keys():
+    assert runs.identity({"a": 1, "b": 2.5}) == runs.identity({"b": 2.5, "a": 1})
+    assert runs.identity({"a": 1}) != runs.identity({"a": 2})
+
+
+def test_weights_fingerprint_sees_one_changed_bit():
+    model = create_model("cnn_small", 10, seed=0)
+    before = runs.weights_fingerprint(model)
+    assert before == runs.weights_fingerprint(create_model("cnn_small", 10, seed=0))
+    with torch.no_grad():
+        model.classifier.bias[3] = torch.nextafter(model.classifier.bias[3], torch.tensor(9.0))
+    assert runs.weights_fingerprint(model) != before
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run):
+    for epoch in (1, 2, 3):
+        run.save_checkpoint(epoch, {"x": torch.tensor([epoch])})
+    files = sorted((run.folder / "checkpoint").iterdir())
+    assert [f.name for f in files] == ["epoch-000002.pt", "epoch-000003.pt"]
+    files[1].write_bytes(files[1].read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"damaged checkpoint .*epoch-000003\.pt"):
+        assert run.load_checkpoint()["epoch"] == 2
+    files[0].write_bytes(b"")
+    with (
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(RuntimeError, match="delete that folder to start over"),
+    ):
+        run.load_checkpoint()
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(run, tmp_path):
+    other = runs.Run(tmp_path, "student", {"a": 2})
+    other.save_checkpoint(1, {})
+    (run.folder / "checkpoint").mkdir(parents=True)
+    name = "checkpoint/epoch-000001.pt"
+    (run.folder / name).write_bytes((other.folder / name).read_bytes())
+    with (
+        pytest.warns(UserWarning, match="belongs to another run"),
+        pytest.raises(RuntimeError, match="no checkpoint"),
+    ):
+        run.load_checkpoint()
+
+
+def test_a_checkpoint_that_would_run_code_is_not_loaded(run):
+    import pickle
+
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(run.folder / "owned"), "w"))
+
+    path = run.folder / "checkpoint" / "epoch-000001.pt"
+    runs.atomic_write(path, pickle.dumps(Hostile()))
+    with warnings.catch_warnings(action="ignore"), pytest.raises(RuntimeError):
+        run.load_checkpoint()
+    assert not (run.folder / "owned").exists()
+
+
+def test_one_writer_a_run(run):
+    with run:
+        held = filelock.FileLock(run.folder / ".lock")
+        with pytest.raises(filelock.Timeout):
+            held.acquire(timeout=0)
+    held.acquire(timeout=0)
+    held.release()
+
+
+def test_environment_is_recorded_and_is_plain_json():
+    found = json.loads(json.dumps(runs.environment()))
+    assert found["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert found["cores"] == os.cpu_count()
+
+
+def test_tables_come_back_bit_by_bit(tmp_path):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"n": range(5000), "x": np.exp(random.normal(0, 20, 5000))})
+    runs.atomic_write(tmp_path / "t.csv", table.to_csv(index=False))
+    pd.testing.assert_frame_equal(runs.read_table(tmp_path / "t.csv"), table, check_exact=True)
