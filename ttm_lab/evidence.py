@@ -143,9 +143,11 @@ def collect(folder: str | Path | None = None) -> pd.DataFrame:
 
 
 def in_scope(entry: dict) -> str:
-    """A verdict with its scope in words: ``"holds on digits"``, ``"not run"``."""
+    """A verdict with its scope in words: ``"holds on digits"``, ``"holds (float64)"``."""
     if entry["verdict"] == "not run" or not entry["scope"]:
         return entry["verdict"]
+    if claims()[entry["claim"]]["kind"] == "exact":
+        return f"{entry['verdict']} ({entry['scope']})"
     return f"{entry['verdict']} on {entry['scope']}"
 
 

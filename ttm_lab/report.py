@@ -45,7 +45,8 @@ th { text-align: left; font-weight: 600; color: var(--soft); border-bottom: 2px 
 th, td { padding: .55rem .9rem .55rem 0; vertical-align: top; }
 td { border-bottom: 1px solid var(--line); }
 th:last-child, td:last-child { padding-right: 0; }
-.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { font-variant-numeric: tabular-nums; }
+.value { font-weight: 600; }
 .soft { color: var(--soft); font-size: .88em; }
 .id { font-weight: 700; }
 .claim { width: 33%; } .paper { width: 19%; } .verdict { width: 14%; }
@@ -62,7 +63,7 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 46rem) {
   body { padding: 1.25rem .9rem 3rem; }
   thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden; }
-  table, tbody, tr, td { display: block; width: 100%; }
+  table, tbody, tr, td, td.claim, td.paper, td.verdict { display: block; width: 100%; }
   td { border: 0; padding: .12rem 0; }
   tbody { border-bottom: 1px solid var(--line); padding: .7rem 0; }
   tr + tr { margin-top: .7rem; }
@@ -175,12 +176,12 @@ def _claims_table(claims: pd.DataFrame, titles: dict) -> str:
             )
             name = row["notebook"]
             link = f'<a href="{escape(name)}.html">{escape(titles.get(name, name))}</a>'
-            scope = row["verdict_in_scope"].removeprefix(row["verdict"]).strip()
+            scope = row["verdict_in_scope"].removeprefix(row["verdict"]).strip(" ()")
             rows.append(
                 f'<tr>{first if k == 0 else ""}<td data-label="Measured">{_measured(row)}'
                 f'<div class="soft">{link if name in titles else escape(name)}</div></td>'
-                f'<td class="verdict">{_mark(row["verdict"])} '
-                f'<span class="soft">{escape(scope)}</span></td></tr>'
+                f'<td class="verdict">{_mark(row["verdict"])}'
+                f'<div class="soft">{escape(scope)}</div></td></tr>'
             )
         bodies.append("<tbody>" + "\n".join(rows) + "</tbody>")
     heads = _heads("", "Claim", "The paper", "Measured here", "Verdict")
@@ -202,13 +203,13 @@ def _paper(row: dict) -> str:
 
 def _measured(row: dict) -> str:
     parts = []
-    if row["measure"]:
-        parts.append(f"{escape(row['measure'])}: ")
     if pd.notna(row["measured"]):
         text = _number(row["measured"])
         if pd.notna(row["low"]) and pd.notna(row["high"]):
             text += f" [{_number(row['low'])}, {_number(row['high'])}]"
-        parts.append(f'<span class="number">{text} {escape(row["unit"])}</span>')
+        parts.append(f'<span class="number value">{text}</span> {escape(row["unit"])}')
+    if row["measure"]:
+        parts.append(f"<div>{escape(row['measure'])}</div>")
     if row["note"]:
         parts.append(f'<div class="soft">{escape(row["note"])}</div>')
     return "".join(parts)
