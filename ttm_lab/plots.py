@@ -10,6 +10,7 @@ import io
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -729,14 +730,122 @@ def weight_spread(temperatures, weights, bounds) -> Figure:
 
 
 def weight_and_mismatch(stages) -> Figure:
-    """Weight U against distance D for students at several stages: titles mapped to (U, D)."""
+    """Weight U against distance D for students at several stages: titles mapped to (U, D).
+
+    The line joins the means of ten groups of pictures, equally many in each, ordered by weight.
+    """
     figure, axes = plt.subplots(1, len(stages), figsize=(3.3 * len(stages), 3.5), squeeze=False)
     for ax, (title, (weights, distances)) in zip(axes[0], stages.items(), strict=True):
         weights, distances = np.asarray(weights, dtype=float), np.asarray(distances, dtype=float)
-        ax.plot(weights, distances, "o", color=OKABE_ITO["blue"], markersize=3, alpha=0.3)
-        slope = np.polyfit(weights, distances, 1)
-        ends = np.array([weights.min(), weights.max()])
-        ax.plot(ends, np.polyval(slope, ends), color=OKABE_ITO["red"], linestyle="-", linewidth=2)
+        ax.plot(weights, distances, "o", color=OKABE_ITO["sky"], markersize=3, alpha=0.5)
+        groups = np.array_split(weights.argsort(), 10)
+        means = np.array([(weights[g].mean(), distances[g].mean()) for g in groups])
+        ax.plot(*means.T, color=OKABE_ITO["red"], marker="s", linestyle="-", linewidth=2)
         ax.set(title=title, xlabel="weight U of the teacher's output", ylim=(0, None))
     axes[0, 0].set_ylabel(r"$D(p_T\|q)$, nats")
+    return figure
+
+
+# Notebooks 5 and 6
+
+
+def learning_curves(
+    histories: pd.DataFrame, measure: str, *, ylabel: str, log: bool = False, ax: Axes | None = None
+) -> Axes:
+    """Mean of a measure over seeds against the epoch, a line a method, with all seeds behind it.
+
+    ``histories`` has the columns method, seed, epoch and the measure. A method's line stops where
+    its shortest training does.
+    """
+    ax = ax or plt.subplots()[1]
+    for method, rows in histories.groupby("method", sort=False):
+        table = rows.pivot(index="epoch", columns="seed", values=measure)
+        style = method_style(method)
+        ax.plot(table.index, table, color=style["color"], linewidth=0.6, alpha=0.3)
+        mean = table.dropna().mean(axis=1)
+        ax.plot(mean.index, mean, label=method, markevery=max(1, len(mean) // 6), **style)
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    if log:
+        ax.set_yscale("log")
+    ax.legend()
+    return ax
+
+
+def value_histograms(
+    values: dict[str, np.ndarray], *, xlabel: str, bins: int = 30, high: float | None = None
+) -> Figure:
+    """One histogram a method, stacked in rows over one axis, with the mean marked."""
+    figure, axes = plt.subplots(
+        len(values), 1, sharex=True, figsize=(7.0, 0.6 + 0.95 * len(values)), squeeze=False
+    )
+    high = high or max(np.max(v) for v in values.values())
+    for ax, (method, sample) in zip(axes[:, 0], values.items(), strict=True):
+        color = method_style(method)["color"]
+        weights = np.full(len(sample), 100 / len(sample))
+        ax.hist(sample, bins=np.linspace(0, high, bins + 1), weights=weights, color=color)
+        ax.axvline(np.mean(sample), color="black", linestyle="--", linewidth=1.2)
+        text = f"{method}: mean {np.mean(sample):.2f}"
+        ax.text(0.99, 0.85, text, transform=ax.transAxes, ha="right", va="top")
+        ax.set_ylabel("%")
+    axes[-1, 0].set_xlabel(xlabel)
+    return figure
+
+
+def interval_plot(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Axes:
+    """Differences with their intervals, a line a row; columns name, difference, low and high.
+
+    An optional column ``method`` chooses colour and marker. Zero is drawn as a line: an interval
+    that crosses it decides nothing.
+    """
+    ax = ax or plt.subplots(figsize=(7.0, 0.9 + 0.42 * len(table)))[1]
+    for y, row in enumerate(table[::-1].to_dict("records")):
+        style = method_style(row.get("method", row["name"]))
+        ax.plot([row["low"], row["high"]], [y, y], color=style["color"], linewidth=2)
+        ax.plot(row["difference"], y, color=style["color"], marker=style["marker"], markersize=8)
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(table)), table["name"][::-1])
+    ax.set_ylim(-0.6, len(table) - 0.4)
+    ax.set_xlabel(xlabel)
+    return ax
+
+
+def reliability_diagram(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy against confidence in bins, a panel a method; the diagonal is perfect calibration.
+
+    ``tables`` come from ``analysis.reliability``; a marker's area grows with its bin's count.
+    """
+    figure, axes = plt.subplots(
+        1, len(tables), sharex=True, sharey=True, figsize=(2.3 * len(tables), 2.7), squeeze=False
+    )
+    for ax, (method, table) in zip(axes[0], tables.items(), strict=True):
+        table = table[table["count"] > 0]
+        style = method_style(method)
+        ax.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle=":")
+        ax.plot(table["confidence"], table["accuracy"], color=style["color"], linewidth=1)
+        area = 12 + 250 * table["count"] / table["count"].sum()
+        points = table["confidence"], table["accuracy"]
+        ax.scatter(*points, s=area, color=style["color"], marker=style["marker"])
+        ax.set(title=method, xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.05))
+    axes[0, 0].set_ylabel("accuracy")
+    return figure
+
+
+def before_after(
+    before: pd.DataFrame, after: pd.DataFrame, measures: dict[str, str], names: tuple[str, str]
+) -> Figure:
+    """Means over seeds before and after some change, a panel a measure, an arrow a method.
+
+    Both frames have the columns method, seed and the measures; ``measures`` gives each its label
+    and ``names`` says what before and after are.
+    """
+    figure, axes = plt.subplots(1, len(measures), figsize=(2.4 * len(measures), 2.9))
+    for ax, (measure, label) in zip(np.atleast_1d(axes), measures.items(), strict=True):
+        for method in before["method"].drop_duplicates():
+            ends = [f.loc[f["method"] == method, measure].mean() for f in (before, after)]
+            ax.plot([0, 1], ends, label=method, **method_style(method))
+        ax.set_xticks([0, 1], names)
+        ax.set_xlim(-0.3, 1.3)
+        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        ax.set_title(label)
+    np.atleast_1d(axes)[0].legend()
     return figure
