@@ -5,6 +5,7 @@ measurements. No script, no font and no picture is loaded from anywhere.
 """
 
 import json
+import re
 from html import escape
 from pathlib import Path
 
@@ -48,8 +49,8 @@ th:last-child, td:last-child { padding-right: 0; }
 .number { font-variant-numeric: tabular-nums; }
 .value { font-weight: 600; }
 .soft { color: var(--soft); font-size: .88em; }
-.id { font-weight: 700; }
-.claim { width: 33%; } .paper { width: 19%; } .verdict { width: 14%; }
+.id { font-weight: 700; width: 3rem; }
+.claim { width: 31%; } .expected { width: 19%; } .verdict { width: 14%; }
 .mark { display: inline-block; padding: .05rem .55rem; border-radius: 1rem; font-weight: 600;
   white-space: nowrap; background: var(--panel); color: var(--soft); }
 .good { background: var(--good-back); color: var(--good); }
@@ -57,13 +58,14 @@ th:last-child, td:last-child { padding-right: 0; }
 .open { background: var(--open-back); color: var(--open); }
 .notice { padding: .7rem 1rem; border-left: 4px solid var(--open); background: var(--open-back);
   color: var(--open); max-width: none; }
-details { margin-top: 1rem; } summary { cursor: pointer; font-weight: 600; }
+details { margin-top: 1rem; } sub, sup { line-height: 0; }
+summary { cursor: pointer; font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.5rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 46rem) {
   body { padding: 1.25rem .9rem 3rem; }
   thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden; }
-  table, tbody, tr, td, td.claim, td.paper, td.verdict { display: block; width: 100%; }
+  table, tbody, tr, td, td.id, td.claim, td.expected, td.verdict { display: block; width: 100%; }
   td { border: 0; padding: .12rem 0; }
   tbody { border-bottom: 1px solid var(--line); padding: .7rem 0; }
   tr + tr { margin-top: .7rem; }
@@ -153,10 +155,11 @@ def _claims_section(claims: pd.DataFrame, titles: dict) -> str:
     if len(rest):
         rows = "\n".join(
             f'<tbody><tr><td class="id">{row["id"]}</td><td>{_statement(row)}</td>'
-            f'<td data-label="Paper">{_paper(row)}</td><td>{_mark("not run")}</td></tr></tbody>'
+            f'<td data-label="Expected">{_expected(row)}</td>'
+            f"<td>{_mark('not run')}</td></tr></tbody>"
             for row in rest.to_dict("records")
         )
-        heads = _heads("", "Claim", "The paper", "Verdict")
+        heads = _heads("", "Claim", "Expected", "Verdict")
         parts.append(
             f"<details><summary>Not run in this batch: {rest['id'].nunique()} claims</summary>\n"
             f"<table>{heads}\n{rows}\n</table></details>"
@@ -172,7 +175,7 @@ def _claims_table(claims: pd.DataFrame, titles: dict) -> str:
             first = (
                 f'<td class="id" rowspan="{span}">{row["id"]}</td>'
                 f'<td class="claim" rowspan="{span}">{_statement(row)}</td>'
-                f'<td class="paper" rowspan="{span}" data-label="Paper">{_paper(row)}</td>'
+                f'<td class="expected" rowspan="{span}" data-label="Expected">{_expected(row)}</td>'
             )
             name = row["notebook"]
             link = f'<a href="{escape(name)}.html">{escape(titles.get(name, name))}</a>'
@@ -184,7 +187,7 @@ def _claims_table(claims: pd.DataFrame, titles: dict) -> str:
                 f'<div class="soft">{escape(scope)}</div></td></tr>'
             )
         bodies.append("<tbody>" + "\n".join(rows) + "</tbody>")
-    heads = _heads("", "Claim", "The paper", "Measured here", "Verdict")
+    heads = _heads("", "Claim", "Expected", "Measured here", "Verdict")
     return f"<table>{heads}\n" + "\n".join(bodies) + "\n</table>"
 
 
@@ -194,11 +197,13 @@ def _heads(*names: str) -> str:
 
 
 def _statement(row: dict) -> str:
-    return f'{escape(row["statement"])}.<div class="soft">{escape(row["where"])}</div>'
+    return f'{_words(row["statement"])}.<div class="soft">{escape(row["where"])}</div>'
 
 
-def _paper(row: dict) -> str:
-    return escape(row["paper_value"] or row["expected"])
+def _expected(row: dict) -> str:
+    paper = row["paper_value"]
+    published = f'<div class="soft">paper: {escape(paper)}</div>' if paper else ""
+    return _words(row["expected"]) + published
 
 
 def _measured(row: dict) -> str:
@@ -209,14 +214,24 @@ def _measured(row: dict) -> str:
             text += f" [{_number(row['low'])}, {_number(row['high'])}]"
         parts.append(f'<span class="number value">{text}</span> {escape(row["unit"])}')
     if row["measure"]:
-        parts.append(f"<div>{escape(row['measure'])}</div>")
+        parts.append(f"<div>{_words(row['measure'])}</div>")
     if row["note"]:
         parts.append(f'<div class="soft">{escape(row["note"])}</div>')
     return "".join(parts)
 
 
+def _words(text: str) -> str:
+    """Text with p_T, q_T and the like set as subscripts."""
+    return re.sub(r"\b([pqH])_(\w+)", r"\1<sub>\2</sub>", escape(text))
+
+
 def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
+    """Three significant digits, with powers of ten written as such."""
+    digits, _, power = f"{value:.3g}".replace("-", "−").partition("e")
+    if not power:
+        return digits
+    exponent = power.replace("+", "").replace("−0", "−").lstrip("0")
+    return f"{digits} × 10<sup>{exponent}</sup>"
 
 
 def _mark(word: str) -> str:
