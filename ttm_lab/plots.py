@@ -307,7 +307,7 @@ def class_heatmaps(matrices, class_names) -> Figure:
     places = np.arange(len(class_names))
     for ax, (temperature, matrix) in zip(axes[0], matrices.items(), strict=True):
         diagonal = np.eye(len(matrix), dtype=bool)
-        image = ax.imshow(np.ma.array(matrix, mask=diagonal), cmap="cividis_r", vmin=0, vmax=top)
+        image = ax.imshow(np.ma.array(matrix, mask=diagonal), cmap="Blues", vmin=0, vmax=top)
         for i, j in np.ndindex(*matrix.shape):
             dark = matrix[i, j] > 0.6 * top and i != j
             color = "white" if dark else "black"
@@ -356,7 +356,10 @@ def kd_descents(
         at = simplex_xy(softened[temperature])
         face = {"markerfacecolor": "none", "linestyle": "", "markersize": 8}
         ax.plot(*at, marker, color=OKABE_ITO[colour], label=f"p_T, T = {temperature:g}", **face)
-    ax.plot(*simplex_xy(teacher), **METHOD_STYLE["teacher"] | {"linestyle": ""}, markersize=14)
+    look = METHOD_STYLE["teacher"] | {"linestyle": "", "label": "teacher p"}
+    ax.plot(*simplex_xy(teacher), markersize=14, **look)
+    start = simplex_xy(next(iter(paths.values()))[0])
+    ax.annotate("start", start, xytext=(6, 6), textcoords="offset points")
     ax.legend(loc="upper right", bbox_to_anchor=(1.2, 1.0))
     return ax
 
@@ -426,8 +429,8 @@ def entropy_orders(orders, curves_by_name) -> Axes:
     ax.axvline(1, color="#555555", linestyle=":", linewidth=1)
     ax.annotate(
         "Shannon",
-        (1, 0),
-        (4, 6),
+        (1, 0.45),
+        (5, 0),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
         color="#555555",
