@@ -207,7 +207,7 @@ def probability_bars(p, class_names, *, reference=None, ax=None) -> Axes:
         ax.bar(places, reference, fill=False, edgecolor="black", linestyle="--", label="T = 1")
         ax.legend(loc="upper right")
     ax.set_xticks(places, class_names)
-    ax.set_ylim(0, 1.02)
+    ax.set_ylim(0, 1.02 if reference is None else 1.2)  # room for the legend
     ax.grid(axis="x", visible=False)
     return ax
 
@@ -764,10 +764,11 @@ def learning_curves(
     for method, rows in histories.groupby("method", sort=False):
         table = rows.pivot(index="epoch", columns="seed", values=measure)
         style = method_style(method)
-        ax.plot(table.index, table, color=style["color"], linewidth=0.6, alpha=0.3)
+        ax.plot(table.index, table, color=style["color"], linewidth=0.6, linestyle="-", alpha=0.3)
         mean = table.dropna().mean(axis=1)
         ax.plot(mean.index, mean, label=method, markevery=max(1, len(mean) // 6), **style)
     ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     if log:
         ax.set_yscale("log")
     ax.legend()
@@ -803,7 +804,7 @@ def interval_plot(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -
     ax = ax or plt.subplots(figsize=(7.0, 0.9 + 0.42 * len(table)))[1]
     for y, row in enumerate(table[::-1].to_dict("records")):
         style = method_style(row.get("method", row["name"]))
-        ax.plot([row["low"], row["high"]], [y, y], color=style["color"], linewidth=2)
+        ax.plot([row["low"], row["high"]], [y, y], color=style["color"], linewidth=2, linestyle="-")
         ax.plot(row["difference"], y, color=style["color"], marker=style["marker"], markersize=8)
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(table)), table["name"][::-1])
