@@ -1,12 +1,14 @@
 """The digits study of notebooks 5 and 6: which students, with which settings, and their search.
 
-Two families of settings stand side by side. ``published`` fixes temperature and loss weights to
-those behind the paper's Fig. 1 (T = 4, lambda = 0.9, beta = 36, beta_WTTM = 36 / mean U) and
-searches the rest; ``tuned`` searches everything. In both, every method gets the same number of
-trials, judged on the validation part of its own seed. No test image of a seed takes part in the
-choice of that seed's settings.
+Families of settings stand side by side. ``published`` fixes temperature and loss weights to those
+behind the paper's Fig. 1 (T = 4, lambda = 0.9, beta = 36, beta_WTTM = 36 / mean U) and searches
+learning rate and epochs; ``no-ce`` is the same without cross-entropy (Fig. 2), ``appendix`` has KD
+at T = 1 and label smoothing (Fig. 3). ``tuned`` searches everything. Every method of every family
+gets the same number of trials, judged on the validation part of its own seed. No test image of a
+seed takes part in the choice of that seed's settings.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
@@ -20,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ttm_lab import runs
-from ttm_lab.analysis import evaluate, predict
+from ttm_lab.analysis import evaluate, generalisation_gap, predict
 from ttm_lab.data import Dataset, load_dataset
 from ttm_lab.probability import power_sum, temperature_softmax
 from ttm_lab.training import Diverged, Settings, Trained, distill_many, train_teacher
@@ -31,7 +33,12 @@ TEACHER = Settings("cnn_large", epochs=15, learning_rate=0.1, label="teacher")
 # Paper, Fig. 1: T, lambda, and beta = lambda T / (1 - lambda) by Eq. 19.
 TEMPERATURE, KD_WEIGHT, TTM_WEIGHT = 4.0, 0.9, 36.0
 
-FAMILIES = {"tuned": ("ce", "kd", "ttm", "wttm"), "published": ("kd", "ttm", "wttm")}
+FAMILIES = {
+    "tuned": ("ce", "kd", "ttm", "wttm"),
+    "published": ("ce", "kd", "ttm", "wttm"),
+    "no-ce": ("ttm", "wttm"),
+    "appendix": ("kd1", "smoothing"),
+}
 
 
 def mean_power_sum(teacher: Trained, data: Dataset, temperature: float) -> float:
@@ -45,12 +52,21 @@ def label_smoothing(student_logits: Tensor, _teacher_logits: Tensor, _labels: Te
     return -F.log_softmax(student_logits.float(), dim=-1).mean()
 
 
+def _settings(method: str, **values) -> Settings:
+    """A student's settings; ``kd1`` and ``smoothing`` are this study's names for B6's methods."""
+    loss, label = {
+        "kd1": ("kd", "KD, T = 1"),
+        "smoothing": (label_smoothing, "label smoothing"),
+    }.get(method, (method, method.upper()))
+    return Settings("cnn_small", loss, **{"label": label, **values})
+
+
 def draw_trials(
     method: str, family: str, count: int, teacher: Trained, data: Dataset
 ) -> list[Settings]:
     """``count`` random settings of one method for one seed's data and teacher.
 
-    Searched in both families: learning rate (log-uniform, 0.0005 to 0.3) and epochs (10, 15 or
+    Searched in every family: learning rate (log-uniform, 0.0005 to 0.3) and epochs (10, 15 or
     20). Family ``tuned`` adds the temperature (log-uniform, 1.25 to 10: the exponents 0.1 to 0.8
     that the paper uses), lambda of KD (uniform, 0.1 to 0.95), beta of TTM (log-uniform, 1 to 100)
     and beta of WTTM (the same, divided by the teacher's mean U at that temperature).
@@ -67,22 +83,24 @@ def draw_trials(
         temperature = log_uniform(1.25, 10) if tuned and method != "ce" else TEMPERATURE
         share = float(random.uniform(0.1, 0.95)) if tuned else KD_WEIGHT
         beta = log_uniform(1, 100) if tuned else TTM_WEIGHT
-        weights = {
+        hard = 0.0 if family == "no-ce" else 1.0
+        ce_weight, distill_weight = {
             "ce": (1.0, 0.0),
             "kd": (1 - share, share),
-            "ttm": (1.0, beta),
-            "wttm": (1.0, beta / mean_power_sum(teacher, data, temperature)),
+            "kd1": (1 - share, share),
+            "ttm": (hard, beta),
+            "wttm": (hard, beta / mean_power_sum(teacher, data, temperature)),
+            "smoothing": (0.5, 0.5),  # epsilon of the paper's Fig. 3
         }[method]
         drawn.append(
-            Settings(
-                "cnn_small",
+            _settings(
                 method,
-                temperature=temperature,
-                ce_weight=weights[0],
-                distill_weight=weights[1],
+                temperature=1.0 if method in ("kd1", "smoothing") else temperature,
+                ce_weight=ce_weight,
+                distill_weight=distill_weight,
                 learning_rate=rate,
                 epochs=epochs,
-                label=f"{method} {family} {k}",
+                label=f"{family} {method} {k}",
             )
         )
     return drawn
@@ -91,26 +109,21 @@ def draw_trials(
 def search(seeds: Sequence[int], path: str | Path, *, trials: int = 24) -> pd.DataFrame:
     """Random search on validation data: ``trials`` settings for every method, family and seed.
 
-    Appends a row a trial to the CSV file at ``path`` after each seed, and leaves out seeds that
-    are there already, so a search that was broken off goes on where it stopped. A trial whose
-    loss became infinite or NaN stays in the table without a score.
+    Adds a row a trial to the CSV file at ``path`` after each seed and family, and leaves out what
+    is there already, so a search that was broken off goes on where it stopped. CE is searched
+    once, in ``tuned``. A trial whose loss became infinite or NaN keeps its row without a score.
     """
     path = Path(path)
-    table = runs.read_table(path) if path.exists() else pd.DataFrame()
-    done = set(table["seed"]) if len(table) else set()
-    for seed in tqdm([s for s in seeds if s not in done], desc="search", unit="seed"):
-        data = load_dataset("digits", seed=seed)
-        teacher = train_teacher(data, TEACHER, seed=seed, progress=False)
-        drawn = [
-            (family, settings)
-            for family, methods in FAMILIES.items()
-            for method in methods
-            for settings in draw_trials(method, family, trials, teacher, data)
-        ]
+    table = runs.read_table(path) if path.exists() else pd.DataFrame({"seed": [], "family": []})
+    done = set(zip(table["seed"], table["family"], strict=True))
+    wanted = [(seed, family) for seed in seeds for family in FAMILIES if (seed, family) not in done]
+    for seed, family in tqdm(wanted, desc="search", unit="family"):
+        teacher, data = teacher_and_data(seed, folder=None)
+        methods = [m for m in FAMILIES[family] if (family, m) != ("published", "ce")]
+        drawn = {m: draw_trials(m, family, trials, teacher, data) for m in methods}
         try:
-            students = distill_many(
-                teacher, data, [s for _, s in drawn], seeds=[seed], progress=False
-            )
+            settings = [s for several in drawn.values() for s in several]
+            students = distill_many(teacher, data, settings, seeds=[seed], progress=False)
         except Diverged as error:
             students = error.trained
         scores = {s.label: evaluate(s, data.validation) for s in students}
@@ -118,7 +131,7 @@ def search(seeds: Sequence[int], path: str | Path, *, trials: int = 24) -> pd.Da
             {
                 "seed": seed,
                 "family": family,
-                "method": s.method,
+                "method": method,
                 "learning_rate": s.learning_rate,
                 "epochs": s.epochs,
                 "temperature": s.temperature,
@@ -127,7 +140,8 @@ def search(seeds: Sequence[int], path: str | Path, *, trials: int = 24) -> pd.Da
                 "validation_accuracy": scores[s.label]["accuracy"] if s.label in scores else None,
                 "validation_nll": scores[s.label]["nll"] if s.label in scores else None,
             }
-            for family, s in drawn
+            for method, several in drawn.items()
+            for s in several
         ]
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
         runs.atomic_write(path, table.to_csv(index=False))
@@ -150,36 +164,27 @@ def chosen_settings() -> pd.DataFrame:
 
 
 def student_settings(seed: int, family: str, *, max_steps: int | None = None) -> list[Settings]:
-    """The students of one seed: CE, KD, TTM and WTTM with the settings that the search chose.
+    """The students of one seed and family, with the settings that the search chose.
 
-    CE has no distillation setting, so both families share it. Raises ``ValueError`` for a seed
-    that was not searched: ``ttm-lab search-digits --seeds N`` searches it.
+    ``tuned`` and ``published`` give CE, KD, TTM and WTTM (CE has no distillation setting, so both
+    share it), ``no-ce`` TTM and WTTM, ``appendix`` KD at T = 1 and label smoothing. Raises
+    ``ValueError`` for an unknown family, and for a seed that was not searched.
     """
     table = chosen_settings()
     if family not in FAMILIES:
-        raise ValueError(f"family={family!r} must be one of {sorted(FAMILIES)}")
+        raise ValueError(f"family={family!r} must be one of {list(FAMILIES)}")
     if seed not in set(table["seed"]):
         raise ValueError(
             f"seed {seed} was not searched; searched are {sorted(set(table['seed']))}. "
             f"Search it with: ttm-lab search-digits --seeds {seed}"
         )
-    rows = table[(table["seed"] == seed) & table["family"].isin([family, "tuned"])]
+    rows = table[table["seed"] == seed].set_index(["family", "method"])
+    columns = ["temperature", "ce_weight", "distill_weight", "learning_rate"]
     settings = []
-    for method in ("ce", "kd", "ttm", "wttm"):
-        row = rows[(rows["method"] == method)].set_index("family")
-        row = row.loc["tuned" if method == "ce" else family]
-        settings.append(
-            Settings(
-                "cnn_small",
-                method,
-                temperature=float(row["temperature"]),
-                ce_weight=float(row["ce_weight"]),
-                distill_weight=float(row["distill_weight"]),
-                learning_rate=float(row["learning_rate"]),
-                epochs=int(row["epochs"]),
-                max_steps=max_steps,
-            )
-        )
+    for method in FAMILIES[family]:
+        row = rows.loc["tuned" if method == "ce" else family, method]
+        values = {name: float(row[name]) for name in columns}
+        settings.append(_settings(method, **values, epochs=int(row["epochs"]), max_steps=max_steps))
     return settings
 
 
@@ -190,3 +195,40 @@ def teacher_and_data(
     data = load_dataset("digits", seed=seed)
     settings = replace(TEACHER, max_steps=max_steps)
     return train_teacher(data, settings, seed=seed, folder=folder, progress=False), data
+
+
+def train_students(
+    seed: int, family: str, folder: Path | None, *, max_steps: int | None = None
+) -> tuple[Trained, Dataset, list[Trained]]:
+    """One seed's teacher, data and students CE, KD, TTM and WTTM of one family."""
+    teacher, data = teacher_and_data(seed, folder, max_steps=max_steps)
+    settings = student_settings(seed, family, max_steps=max_steps)
+    students = distill_many(teacher, data, settings, seeds=[seed], folder=folder, progress=False)
+    return teacher, data, students
+
+
+def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:
+    """One row of notebook 5's and 6's tables: the student on the test part of its seed.
+
+    The columns of ``analysis.evaluate`` (distance at the published temperature) and of
+    ``analysis.generalisation_gap``, with the student's method and seed.
+    """
+    measured = evaluate(student, data.test, teacher=teacher, temperature=TEMPERATURE)
+    gaps = generalisation_gap(student, data)
+    return {"method": student.label, "seed": student.seed, **measured, **gaps}
+
+
+def mark_finished(folder: Path, seeds: Sequence[int], max_steps: int | None) -> None:
+    """Note which seeds' students are complete, for a notebook that would rather load than train."""
+    note = {"seeds": list(seeds), "max_steps": max_steps, "training_code": runs.code_fingerprint()}
+    runs.atomic_write(folder / "finished.json", json.dumps(note))
+
+
+def finished_seeds(folder: Path, max_steps: int | None) -> list[int]:
+    """The seeds whose students ``mark_finished`` noted with this training code; else none."""
+    try:
+        note = json.loads((folder / "finished.json").read_text())
+    except FileNotFoundError:
+        return []
+    same = note["training_code"] == runs.code_fingerprint() and note["max_steps"] == max_steps
+    return note["seeds"] if same else []
