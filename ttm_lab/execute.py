@@ -80,13 +80,23 @@ def kill(process: subprocess.Popen) -> None:
     psutil.wait_procs(family[1:], timeout=10)
 
 
-def execute(notebook: Path, output: Path, parameters: dict, cell_timeout: float) -> None:
-    """Execute a notebook by papermill in its own folder, with a time-out in seconds per cell."""
+def execute(
+    notebook: Path,
+    output: Path,
+    parameters: dict,
+    *,
+    cell_timeout: float,
+    folder: Path | None = None,
+) -> None:
+    """Execute a notebook by papermill, with a time-out in seconds per cell.
+
+    The kernel works in ``folder``, by default the notebook's own.
+    """
     papermill.execute_notebook(
         str(notebook),
         str(output),
         parameters=parameters,
-        cwd=str(notebook.parent),
+        cwd=str(folder or notebook.parent),
         execution_timeout=max(1, round(cell_timeout)),
         start_timeout=120,  # a loaded machine takes its time to start a kernel
         progress_bar=False,
@@ -141,7 +151,7 @@ def main(folder: Path) -> int:
     notebook = Path(job["notebook"])
     output, error = folder / notebook.name, None
     try:
-        execute(notebook, output, job["parameters"], job["cell_timeout"])
+        execute(notebook, output, job["parameters"], cell_timeout=job["cell_timeout"])
     except CellTimeoutError:
         error = {"status": "timed out", "error": f"one cell took over {job['cell_timeout']:g} s"}
     except PapermillExecutionError as raised:

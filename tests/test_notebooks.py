@@ -1,0 +1,221 @@
+"""The course's notebooks: how they are committed, and that they run in every profile."""
+
+import ast
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from unittest import mock
+
+import nbformat
+import pytest
+
+from ttm_lab.execute import execute, export_html
+from ttm_lab.runs import find_root
+
+NOTEBOOKS = sorted((find_root(__file__) / "notebooks").glob("*.ipynb"))
+LESSONS = [path for path in NOTEBOOKS if not path.stem.startswith("00")]
+TRAPS = re.compile(r"\b(interact|interact_manual|interactive|interactive_output|Output)\(")
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])
+every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem[:2])
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_course_is_here():
+    assert NOTEBOOKS
+
+
+@every_notebook
+def test_committed_without_traces_of_a_run(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata
+    assert "papermill" not in notebook.metadata
+    assert not tagged(notebook, "injected-parameters")
+    for cell in notebook.cells:
+        assert set(cell.metadata) <= {"tags"}, cell.id
+    for cell in code_cells(notebook):
+        assert cell.outputs == [], cell.id
+        assert cell.execution_count is None, cell.id
+
+
+@every_notebook
+def test_form(path):
+    notebook = read(path)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    for cell_id in ids:
+        random = re.fullmatch(r"[0-9a-f]{8}(-.*)?", cell_id)
+        assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell_id), cell_id
+        assert not random, f"{cell_id} looks like a random id"
+    assert notebook.cells[0].source.startswith("# ")
+    for cell in code_cells(notebook):
+        assert cell.source.count("\n") + 1 <= 25, f"{cell.id} is too long"
+        assert not TRAPS.search(cell.source), f"{cell.id} may hang in a batch"
+
+
+@every_notebook
+def test_one_parameters_cell_with_literals(path):
+    (cell,) = tagged(read(path), "parameters")
+    assert cell.source.splitlines()[0] == 'profile = "quick"'
+    values = {}
+    for statement in ast.parse(cell.source).body:
+        assert isinstance(statement, ast.Assign), "only assignments"
+        values[statement.targets[0].id] = ast.literal_eval(statement.value)
+    assert values["max_steps"] is None
+
+
+@every_lesson
+def test_exercises_have_stub_check_and_solution(path):
+    notebook = read(path)
+    stubs = tagged(notebook, "exercise")
+    assert len(stubs) >= 3
+    assert len(stubs) == len(tagged(notebook, "check")) == len(tagged(notebook, "solution"))
+    for number, stub in enumerate(stubs, start=1):
+        at = notebook.cells.index(stub)
+        task, _, check, answer = notebook.cells[at - 1 : at + 3]
+        assert task.cell_type == "markdown"
+        assert re.search(rf"^### Exercise {number}\. ", task.source, re.M), stub.id
+        assert "raise Unsolved(" in stub.source
+        assert check.metadata.tags == ["check"]
+        assert check.source.startswith(f"@check\ndef exercise_{number}():")
+        assert answer.metadata.tags == ["solution"]
+        assert answer.source.startswith("<details><summary>Solution</summary>\n\n```python\n")
+        assert answer.source.rstrip().endswith("</details>")
+
+
+@every_lesson
+def test_opens_and_closes_like_every_lesson(path):
+    notebook = read(path)
+    opening, closing = notebook.cells[0].source, notebook.cells[-1].source
+    assert opening.startswith(f"# {int(path.stem[:2])}. ")
+    for words in ("After this notebook you can", "You need"):
+        assert words in opening
+    assert "What we showed, what we did not" in closing
+    assert any("**Predict.**" in cell.source for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("number", ["01", "02", "04"])
+def test_sliders(number):
+    for path in NOTEBOOKS:
+        if path.stem.startswith(number):
+            sources = [cell.source for cell in code_cells(read(path))]
+            assert any("explore." in source for source in sources)
+
+
+# Executed notebooks, their trainings cut short
+
+
+def run(path: Path, folder: Path, profile: str, notebook=None) -> Path:
+    """Execute a notebook, or a changed copy of it, in the place of the original."""
+    source = path
+    if notebook is not None:
+        source = folder / "changed.ipynb"
+        nbformat.write(notebook, source)
+    variables = {
+        "TQDM_DISABLE": "1",
+        "TTM_LAB_BATCH": "1",
+        "TTM_LAB_NOTEBOOK": path.stem,
+        "TTM_LAB_RESULTS": str(folder / "results"),
+        "TTM_LAB_RUNS": str(folder / "runs"),
+    }
+    parameters = {"profile": profile, "max_steps": 2}
+    with mock.patch.dict(os.environ, variables):
+        # As in JupyterLab, a figure left open is shown: then it lacks a text alternative.
+        os.environ.pop("MPLBACKEND", None)
+        output = folder / path.name
+        execute(source, output, parameters, cell_timeout=240, folder=path.parent)
+    return output
+
+
+@every_notebook
+def test_quick_run_leaves_stubs_unsolved_and_describes_its_pictures(path, tmp_path):
+    executed = run(path, tmp_path, "quick")
+    notebook = read(executed)
+    for number, cell in enumerate(tagged(notebook, "check"), start=1):
+        assert f"Exercise {number}: not solved yet." in said(cell)
+    assert_pictures_are_described(notebook)
+    assert_page_keeps_them(executed)
+
+
+@pytest.mark.parametrize("profile", ["standard", "paper"])
+@every_notebook
+def test_runs_in_the_longer_profiles(path, profile, tmp_path):
+    notebook = read(run(path, tmp_path, profile))
+    assert any(f'profile = "{profile}"' in cell.source for cell in code_cells(notebook))
+
+
+@every_lesson
+def test_solutions_pass_their_checks(path, tmp_path):
+    notebook = read(path)
+    pairs = zip(tagged(notebook, "exercise"), tagged(notebook, "solution"), strict=True)
+    for stub, solution in pairs:
+        stub.source = re.search(r"```python\n(.*?)\n```", solution.source, re.S).group(1)
+    solved = read(run(path, tmp_path, "quick", notebook))
+    for number, cell in enumerate(tagged(solved, "check"), start=1):
+        assert f"Exercise {number}: correct." in said(cell)
+
+
+def said(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+class Page(HTMLParser):
+    """Text alternatives of the pictures, and how many parts can be folded."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.alternatives, self.folded = [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.alternatives.append(dict(attributes).get("alt", ""))
+        self.folded += tag == "details"
+
+
+def pictures(notebook):
+    """The data of every output that holds a picture."""
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "<img" in data.get("text/html", "") or any(k.startswith("image/") for k in data):
+                yield data
+
+
+def assert_pictures_are_described(notebook):
+    for data in pictures(notebook):
+        alternatives = Page(data.get("text/html", "")).alternatives
+        assert alternatives, "a bare picture: use plots.show(figure, alt=...)"
+        assert all(len(text) >= 20 for text in alternatives), alternatives
+    states = notebook.metadata.get("widgets", {}).values()
+    for model in [model for state in states for model in state["state"].values()]:
+        assert model["model_name"] != "ImageModel"
+        alternatives = Page(str(model["state"].get("value", ""))).alternatives
+        assert all(len(text) >= 20 for text in alternatives), alternatives
+
+
+def assert_page_keeps_them(executed):
+    notebook = read(executed)
+    target = executed.with_suffix(".html")
+    export_html(executed, target)
+    text = target.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.alternatives) >= sum(1 for _ in pictures(notebook))
+    assert all(len(text) >= 20 for text in page.alternatives), page.alternatives
+    assert page.folded >= len(tagged(notebook, "solution"))
+    assert "application/vnd.jupyter.widget" not in text
