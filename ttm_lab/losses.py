@@ -1,4 +1,19 @@
-"""Distillation losses on logits: KD, TTM, WTTM, two baselines, and the TTM decomposition."""
+"""Distillation losses on logits: KD, TTM, WTTM, two baselines, and the decomposition of TTM.
+
+With teacher logits v, student logits z, temperature T and p_T = softmax(v/T), q_T = softmax(z/T),
+p = softmax(v), q = softmax(z):
+
+    kd_loss    T**2 * D(p_T || q_T)       both sides tempered
+    ttm_loss   D(p_T || q)                only the teacher tempered
+    wttm_loss  U * D(p_T || q)            U = sum_j p_j**(1/T), larger for smoother teacher outputs
+
+These are the distillation terms alone: add cross-entropy on the labels in the training loop.
+Logits have shape (..., K), classes last; the leading shape is any, and a teacher may be shared by
+several students if its leading shape broadcasts against theirs. float16 and bfloat16 are computed
+in float32, and the loss is returned in float32 (float64 if either input is float64). The gradient
+goes to the student, in the student's dtype; the teacher gets none. Logits must be finite: to mask
+a class, give it a large negative logit such as -1e4 rather than -inf.
+"""
 
 from typing import NamedTuple
 
@@ -24,154 +39,527 @@ __all__ = [
 ]
 
 
-def kd_loss(student_logits, teacher_logits, temperature, *, reduction="mean") -> Tensor:
-    log_p, log_q = _pair(student_logits, teacher_logits, temperature, temperature)
-    return _reduce(temperature**2 * _kl(log_p, log_q), reduction)
+# The three losses of the course -------------------------------------------------------------------
 
 
-def ttm_loss(student_logits, teacher_logits, temperature, *, reduction="mean") -> Tensor:
-    return _reduce(_kl(*_pair(student_logits, teacher_logits, temperature, 1.0)), reduction)
+def kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float,
+    *,
+    reduction: str = "mean",
+    check_finite: bool = False,
+) -> Tensor:
+    """Knowledge distillation: T**2 * D(p_T || q_T), both sides at temperature T.
+
+    The factor T**2 keeps the gradient, T * (q_T - p_T), from fading as T grows.
+
+    Args:
+        student_logits, teacher_logits: floating point, (..., K) with K >= 2; leading shapes
+            broadcast.
+        temperature: T > 0.
+        reduction: "none" gives one value per sample, shape (...); "sum" adds them up; "mean"
+            divides the sum by the number of samples.
+        check_finite: look for NaN and infinite logits first. Off by default, because it costs
+            time; skipped inside torch.compile and torch.func transforms.
+
+    Returns:
+        The loss in nats, float32 (float64 if either input is).
+
+    Raises:
+        TypeError: logits that are not floating point tensors, a temperature that is no number.
+        ValueError: shapes that do not fit, T not positive and finite, an unknown reduction, or
+            (when checked) logits that are not finite.
+        RuntimeError: a second derivative is taken by torch.autograd; torch.func supports it.
+
+    Source: Hinton, Vinyals and Dean 2015, section 2; Zheng and Yang 2024, Eq. 1.
+    Taught in notebooks/02_knowledge_distillation.ipynb.
+    """
+    _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    return _divergence(
+        student_logits,
+        teacher_logits,
+        reduction,
+        teacher_exponent=1 / temperature,
+        student_exponent=1 / temperature,
+        weight=temperature**2,
+    )
 
 
-def wttm_loss(student_logits, teacher_logits, temperature, *, reduction="mean") -> Tensor:
-    divergence = _kl(*_pair(student_logits, teacher_logits, temperature, 1.0))
-    v = teacher_logits.detach()
-    v = v.to(torch.promote_types(v.dtype, torch.float32))
-    v = v - v.amax(-1, keepdim=True)
-    weight = (v / temperature).exp().sum(-1) / v.exp().sum(-1) ** (1 / temperature)
-    return _reduce(weight * divergence, reduction)
+def ttm_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float,
+    *,
+    reduction: str = "mean",
+    check_finite: bool = False,
+) -> Tensor:
+    """Transformed teacher matching: D(p_T || q), the teacher tempered, the student not.
+
+    Its gradient is q - p_T. It equals T times KD's divergence minus (T - 1) times the student's
+    Rényi entropy of order 1/T, up to a constant: see `decompose_ttm`.
+
+    Arguments, result and errors are those of `kd_loss`.
+
+    Source: Zheng and Yang 2024, Eq. 2.
+    Taught in notebooks/03_from_kd_to_ttm.ipynb.
+    """
+    _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    return _divergence(student_logits, teacher_logits, reduction, teacher_exponent=1 / temperature)
+
+
+def wttm_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float,
+    *,
+    reduction: str = "mean",
+    check_finite: bool = False,
+) -> Tensor:
+    """Weighted TTM: U * D(p_T || q) with the power sum U = sum_j p_j**(1/T) of each sample.
+
+    U lies between 1 (one-hot teacher) and K**(1 - 1/T) (uniform teacher). Its gradient is
+    U * (q - p_T). "mean" divides by the number of samples, not by the sum of the weights.
+
+    Arguments, result and errors are those of `kd_loss`.
+
+    Source: Zheng and Yang 2024, section 4.
+    Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
+    """
+    _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    return _divergence(
+        student_logits, teacher_logits, reduction, teacher_exponent=1 / temperature, weight=None
+    )
+
+
+class TTMDecomposition(NamedTuple):
+    """The terms of `decompose_ttm`: kd + renyi + teacher_entropy = total, per sample, in nats."""
+
+    kd: Tensor  # T * D(p_T || q_T)
+    renyi: Tensor  # -(T - 1) * H_{1/T}(q), Rényi entropy of the untempered student
+    teacher_entropy: Tensor  # (T - 1) * H(p_T), Shannon; no student in it
+    total: Tensor  # D(p_T || q), computed on its own
+
+
+def decompose_ttm(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float
+) -> TTMDecomposition:
+    """The terms of TTM: T * KD's divergence, the student's Rényi entropy, the teacher's entropy.
+
+        D(p_T || q) = T * D(p_T || q_T) - (T - 1) * H_{1/T}(q) + (T - 1) * H(p_T)
+
+    Each term comes with its sign and factor, and `total` is computed on its own, so that
+    kd + renyi + teacher_entropy == total can be checked; for T < 1 the two entropies change sign.
+    Computed in float64, then rounded to the dtype a loss would have: the terms add up to the
+    rounding of the largest of them, which grows like T * log K. Any derivative exists.
+
+    Args:
+        student_logits, teacher_logits: floating point, (..., K) with K >= 2; leading shapes
+            broadcast.
+        temperature: T > 0.
+
+    Returns:
+        TTMDecomposition(kd, renyi, teacher_entropy, total), each of shape (...), in nats.
+
+    Raises:
+        TypeError, ValueError: as `kd_loss`.
+
+    Source: Zheng and Yang 2024, Eq. 15.
+    Taught in notebooks/03_from_kd_to_ttm.ipynb.
+    """
+    _check(student_logits, teacher_logits, temperature)
+    T = temperature
+    student, teacher = _broadcast(student_logits, teacher_logits)
+    log_p_T = _log_softmax(teacher.double(), T)
+    log_q, log_q_T = _log_softmax(student.double(), 1.0), _log_softmax(student.double(), T)
+    terms = (
+        T * _kl(log_p_T, log_q_T),
+        -T * (log_q / T).logsumexp(-1),  # -(T - 1) * H_{1/T}(q), without 0 / 0 at T = 1
+        (1 - T) * (log_p_T.exp() * log_p_T).sum(-1),
+        _kl(log_p_T, log_q),
+    )
+    return TTMDecomposition(*(term.to(student.dtype) for term in terms))
+
+
+# Baselines ----------------------------------------------------------------------------------------
 
 
 def dkd_loss(
-    student_logits,
-    teacher_logits,
-    labels,
-    temperature,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float,
     *,
-    target_weight=1.0,
-    nontarget_weight=8.0,
-    reduction="mean",
+    target_weight: float = 1.0,
+    nontarget_weight: float = 8.0,
+    reduction: str = "mean",
+    check_finite: bool = False,
 ) -> Tensor:
-    log_p, log_q = _pair(student_logits, teacher_logits, temperature, temperature)
-    is_target = F.one_hot(labels, log_p.shape[-1]).bool()
-    parts = []
-    for x in (log_p, log_q):
-        rest = x.masked_fill(is_target, -torch.inf)
-        margin = x.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - rest.logsumexp(-1)
+    """Decoupled knowledge distillation, a baseline: KD split at the label.
+
+    T**2 * (target_weight * TCKD + nontarget_weight * NCKD), all at temperature T. TCKD is the
+    divergence between teacher and student on "label or not"; NCKD the one over the other classes,
+    renormalised. The published T is 4. Weights of 1 and 1 - p_T[label] would give KD back.
+
+    Args:
+        student_logits, teacher_logits: floating point, (..., K) with K >= 2; leading shapes
+            broadcast.
+        labels: int64 classes from 0 to K - 1, of the logits' broadcast leading shape.
+        temperature: T > 0.
+        target_weight, nontarget_weight: the paper's alpha and beta, at least 0.
+        reduction, check_finite: as in `kd_loss`.
+
+    Returns:
+        The loss in nats, float32 (float64 if either input is).
+
+    Raises:
+        TypeError: as `kd_loss`, or labels that are not integers.
+        ValueError: as `kd_loss`, labels of another shape or out of range, a weight below 0.
+
+    Source: Zhao, Cui, Song, Qiu and Liang 2022, Eq. 7. A baseline; no notebook teaches it.
+    """
+    _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    _check_weights(target_weight=target_weight, nontarget_weight=nontarget_weight)
+    student, teacher = _broadcast(student_logits, teacher_logits)
+    _check_labels(labels, student.shape)
+    is_label = labels.unsqueeze(-1) == torch.arange(student.shape[-1], device=labels.device)
+
+    def split(logits: Tensor) -> tuple[Tensor, Tensor]:
+        log_probabilities = _log_softmax(logits, temperature)
+        others = log_probabilities.masked_fill(is_label, -torch.inf)
+        label = log_probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        # log P(label) and log P(not label): log(1 - p) would be -inf once p rounds to 1.
+        margin = label - others.logsumexp(-1)
         binary = torch.stack([F.logsigmoid(margin), F.logsigmoid(-margin)], -1)
-        parts.append((binary, rest.log_softmax(-1).masked_fill(is_target, 0)))
-    (binary_p, rest_p), (binary_q, rest_q) = parts
-    loss = target_weight * _kl(binary_p, binary_q) + nontarget_weight * _kl(rest_p, rest_q)
+        return binary, others.log_softmax(-1).masked_fill(is_label, 0.0)
+
+    (binary_p, others_p), (binary_q, others_q) = split(teacher), split(student)
+    loss = target_weight * _kl(binary_p, binary_q) + nontarget_weight * _kl(others_p, others_q)
     return _reduce(temperature**2 * loss, reduction)
 
 
 def dist_loss(
-    student_logits, teacher_logits, temperature, *, between_weight=1.0, within_weight=1.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float,
+    *,
+    between_weight: float = 1.0,
+    within_weight: float = 1.0,
+    check_finite: bool = False,
 ) -> Tensor:
-    log_p, log_q = _pair(student_logits, teacher_logits, temperature, temperature)
-    p, q = (x.exp().flatten(0, -2) for x in (log_p, log_q))
-    between = 1 - _correlation(p, q, -1).mean()
-    within = 1 - _correlation(p, q, 0).mean()
-    return temperature**2 * (between_weight * between + within_weight * within)
+    """DIST, a baseline: match correlations of the tempered probabilities, not their values.
 
+    T**2 * (between_weight * (1 - r_between) + within_weight * (1 - r_within)): r_between is the
+    Pearson correlation of teacher and student over the classes of a sample, averaged over
+    samples; r_within over the samples of a class, averaged over classes. All leading dimensions
+    are the samples of one batch, so there is one value per batch and no `reduction`. With a
+    single sample r_within is 0.
 
-class TTMDecomposition(NamedTuple):
-    kd: Tensor
-    renyi: Tensor
-    teacher_entropy: Tensor
-    total: Tensor
+    Args:
+        student_logits, teacher_logits: floating point, (..., K) with K >= 2; leading shapes
+            broadcast.
+        temperature: T > 0, the paper's tau.
+        between_weight, within_weight: the paper's weights of the inter-class and the intra-class
+            relation, at least 0.
+        check_finite: as in `kd_loss`.
 
+    Returns:
+        The loss, a scalar, float32 (float64 if either input is).
 
-def decompose_ttm(student_logits, teacher_logits, temperature) -> TTMDecomposition:
-    T = temperature
-    log_p, log_q = _pair(student_logits, teacher_logits, T, 1.0)
-    log_q_T = (log_q / T).log_softmax(-1)
-    return TTMDecomposition(
-        kd=T * _kl(log_p, log_q_T),
-        renyi=-T * (log_q / T).logsumexp(-1),
-        teacher_entropy=-(T - 1) * (log_p.exp() * log_p).sum(-1),
-        total=_kl(log_p, log_q),
+    Raises:
+        TypeError, ValueError: as `kd_loss`, or a weight below 0.
+
+    Source: Huang, You, Wang, Qian and Xu 2022, section 4; the factor T**2 and the 1e-8 added to
+    each denominator are its authors' code's. A baseline; no notebook teaches it.
+    """
+    _check(student_logits, teacher_logits, temperature, check_finite=check_finite)
+    _check_weights(between_weight=between_weight, within_weight=within_weight)
+    q, p = (
+        _log_softmax(logits, temperature).exp().reshape(-1, logits.shape[-1])
+        for logits in _broadcast(student_logits, teacher_logits)
     )
 
+    def correlation(dim: int) -> Tensor:
+        a, b = p - p.mean(dim, keepdim=True), q - q.mean(dim, keepdim=True)
+        return ((a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + 1e-8)).mean()
 
-class KDLoss(nn.Module):
-    def __init__(self, temperature, *, reduction="mean"):
+    loss = between_weight * (1 - correlation(-1)) + within_weight * (1 - correlation(0))
+    return temperature**2 * loss
+
+
+# Modules ------------------------------------------------------------------------------------------
+
+
+class _LogitLoss(nn.Module):
+    """Settings of a loss function, checked when made; no parameters, no state."""
+
+    def __init__(self, temperature: float, **options) -> None:
         super().__init__()
-        self.temperature, self.reduction = temperature, reduction
+        self.temperature = check_positive("temperature", temperature)
+        self.options = options
+        if "reduction" in options:
+            _check_reduction(options["reduction"])
+        _check_weights(**{name: x for name, x in options.items() if name.endswith("_weight")})
 
-    def forward(self, student_logits, teacher_logits):
-        return kd_loss(student_logits, teacher_logits, self.temperature, reduction=self.reduction)
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        return self.function(student_logits, teacher_logits, self.temperature, **self.options)
 
-
-class TTMLoss(KDLoss):
-    def forward(self, student_logits, teacher_logits):
-        return ttm_loss(student_logits, teacher_logits, self.temperature, reduction=self.reduction)
-
-
-class WTTMLoss(KDLoss):
-    def forward(self, student_logits, teacher_logits):
-        return wttm_loss(student_logits, teacher_logits, self.temperature, reduction=self.reduction)
+    def extra_repr(self) -> str:
+        settings = {"temperature": self.temperature, **self.options}
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
-class DKDLoss(nn.Module):
-    def __init__(self, temperature, *, target_weight=1.0, nontarget_weight=8.0, reduction="mean"):
-        super().__init__()
-        self.temperature, self.reduction = temperature, reduction
-        self.target_weight, self.nontarget_weight = target_weight, nontarget_weight
+class _DivergenceLoss(_LogitLoss):
+    def __init__(
+        self, temperature: float, *, reduction: str = "mean", check_finite: bool = False
+    ) -> None:
+        super().__init__(temperature, reduction=reduction, check_finite=check_finite)
 
-    def forward(self, student_logits, teacher_logits, labels):
-        return dkd_loss(
-            student_logits,
-            teacher_logits,
-            labels,
-            self.temperature,
-            target_weight=self.target_weight,
-            nontarget_weight=self.nontarget_weight,
-            reduction=self.reduction,
+
+class KDLoss(_DivergenceLoss):
+    """`kd_loss` with its settings fixed: `loss(student_logits, teacher_logits)`.
+
+    Taught in notebooks/02_knowledge_distillation.ipynb.
+    """
+
+    function = staticmethod(kd_loss)
+
+
+class TTMLoss(_DivergenceLoss):
+    """`ttm_loss` with its settings fixed: `loss(student_logits, teacher_logits)`.
+
+    Taught in notebooks/03_from_kd_to_ttm.ipynb.
+    """
+
+    function = staticmethod(ttm_loss)
+
+
+class WTTMLoss(_DivergenceLoss):
+    """`wttm_loss` with its settings fixed: `loss(student_logits, teacher_logits)`.
+
+    Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
+    """
+
+    function = staticmethod(wttm_loss)
+
+
+class DKDLoss(_LogitLoss):
+    """`dkd_loss` with its settings fixed: `loss(student_logits, teacher_logits, labels)`."""
+
+    def __init__(
+        self,
+        temperature: float,
+        *,
+        target_weight: float = 1.0,
+        nontarget_weight: float = 8.0,
+        reduction: str = "mean",
+        check_finite: bool = False,
+    ) -> None:
+        super().__init__(
+            temperature,
+            target_weight=target_weight,
+            nontarget_weight=nontarget_weight,
+            reduction=reduction,
+            check_finite=check_finite,
+        )
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        return dkd_loss(student_logits, teacher_logits, labels, self.temperature, **self.options)
+
+
+class DISTLoss(_LogitLoss):
+    """`dist_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
+
+    function = staticmethod(dist_loss)
+
+    def __init__(
+        self,
+        temperature: float,
+        *,
+        between_weight: float = 1.0,
+        within_weight: float = 1.0,
+        check_finite: bool = False,
+    ) -> None:
+        super().__init__(
+            temperature,
+            between_weight=between_weight,
+            within_weight=within_weight,
+            check_finite=check_finite,
         )
 
 
-class DISTLoss(nn.Module):
-    def __init__(self, temperature, *, between_weight=1.0, within_weight=1.0):
-        super().__init__()
-        self.temperature = temperature
-        self.between_weight, self.within_weight = between_weight, within_weight
+# The computation ----------------------------------------------------------------------------------
 
-    def forward(self, student_logits, teacher_logits):
-        return dist_loss(
-            student_logits,
-            teacher_logits,
-            self.temperature,
-            between_weight=self.between_weight,
-            within_weight=self.within_weight,
+
+def _divergence(
+    student: Tensor,
+    teacher: Tensor,
+    reduction: str,
+    *,
+    teacher_exponent: float,
+    student_exponent: float = 1.0,
+    weight: float | None = 1.0,
+) -> Tensor:
+    """Reduce weight * D(softmax(teacher_exponent * v) || softmax(student_exponent * z)).
+
+    Without a weight each sample gets its own, the teacher's power sum.
+    """
+    if student.shape != teacher.shape:
+        student = student.expand(torch.broadcast_shapes(student.shape, teacher.shape))
+    exponents = teacher_exponent, student_exponent
+    # torch has no public question for "inside vmap, grad, ...?"; autograd.Function asks this one.
+    in_transform = torch._C._are_functorch_transforms_active()
+    if student.requires_grad and torch.is_grad_enabled() and not in_transform:
+        return _DivergenceNode.apply(student, teacher.detach(), reduction, *exponents, weight)[0]
+    return _reduce(_divergence_terms(student, teacher.detach(), *exponents, weight)[0], reduction)
+
+
+class _DivergenceNode(torch.autograd.Function):
+    """The reduced divergence as one autograd node, which keeps one tensor for the backward pass.
+
+    Its derivative in the student's logits, weight * student_exponent * (q - p), is ready once the
+    value is known, so it is computed then and kept in the student's dtype. Step by step, autograd
+    would keep two tensors of that size and be about half as fast.
+
+    The derivative is also an output, unused by callers: through it a second derivative would
+    flow, and is refused rather than silently taken for zero.
+    """
+
+    @staticmethod
+    def forward(ctx, student, teacher, reduction, teacher_exponent, student_exponent, weight):
+        loss, weight, p, p_sum, q, q_sum = _divergence_terms(
+            student, teacher, teacher_exponent, student_exponent, weight
         )
+        scale = weight * student_exponent
+        if isinstance(scale, Tensor) or scale != 1:  # multiplied into the small tensors
+            p_sum, q_sum = p_sum / scale, q_sum / scale
+        slope = q.div_(q_sum).addcdiv_(p, p_sum, value=-1).to(student.dtype)
+        ctx.save_for_backward(slope)
+        ctx.set_materialize_grads(False)
+        ctx.reduction, ctx.samples = reduction, loss.numel()
+        return _reduce(loss, reduction), slope
+
+    @staticmethod
+    def backward(ctx, grad_loss, grad_slope):
+        # Under torch.compile grad_slope is a tensor of zeros; torch itself refuses there.
+        if grad_slope is not None and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "kd_loss, ttm_loss and wttm_loss have no second derivative under torch.autograd; "
+                "use torch.func (grad, hessian) for it, or the terms of decompose_ttm"
+            )
+        (slope,) = ctx.saved_tensors
+        if ctx.reduction == "none":
+            grad_loss = grad_loss.unsqueeze(-1)
+        elif ctx.reduction == "mean":
+            grad_loss = grad_loss / ctx.samples
+        return (grad_loss * slope).to(slope.dtype), None, None, None, None, None
 
 
-def _pair(student, teacher, teacher_temperature, student_temperature):
-    check_positive("temperature", teacher_temperature)
-    check_same_classes("student_logits", student, "teacher_logits", teacher)
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    teacher = teacher.detach().to(dtype)
-    student = student.to(dtype)
-    teacher = teacher - teacher.amax(-1, keepdim=True)
-    student = student - student.amax(-1, keepdim=True)
-    return (
-        (teacher / teacher_temperature).log_softmax(-1),
-        (student / student_temperature).log_softmax(-1),
-    )
+def _divergence_terms(student, teacher, teacher_exponent, student_exponent, weight):
+    """The divergence of each sample, its weight, and p, sum p, q, sum q, not yet normalised."""
+    dtype = _dtype(student, teacher)
+    log_p, log_q = _shift(teacher.to(dtype)), _shift(student.to(dtype))
+    full_sum = log_p.exp().sum(-1, keepdim=True) if weight is None else None
+    log_p.mul_(teacher_exponent)
+    if student_exponent != 1:
+        log_q.mul_(student_exponent)
+    p, q = log_p.exp(), log_q.exp()
+    p_sum, q_sum = p.sum(-1, keepdim=True), q.sum(-1, keepdim=True)
+    if weight is None:
+        # U from logits: probabilities may underflow to 0, and a power cannot bring them back.
+        weight = p_sum / full_sum**teacher_exponent
+    log_ratio = (log_p - log_q).mul_(p).sum(-1, keepdim=True) / p_sum
+    loss = weight * (log_ratio + (q_sum.log() - p_sum.log()))
+    return loss.squeeze(-1), weight, p, p_sum, q, q_sum
 
 
-def _kl(log_p, log_q):
+def _shift(logits: Tensor) -> Tensor:
+    """Logits minus the largest of their row.
+
+    Done before anything else and in float32: it is exact for the classes that matter, so that
+    large logits lose no digits in the exponentials and the power sum.
+    """
+    return logits - logits.detach().amax(-1, keepdim=True)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return (_shift(logits) / temperature).log_softmax(-1)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def _correlation(a, b, dim, eps=1e-8):
-    a = a - a.mean(dim, keepdim=True)
-    b = b - b.mean(dim, keepdim=True)
-    return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + eps)
+def _dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
+    """What to compute in: float32, or float64 if either side is."""
+    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
 
 
-def _reduce(loss, reduction):
+def _broadcast(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides in the dtype to compute in and of one shape, the teacher without a gradient."""
+    dtype = _dtype(student, teacher)
+    return torch.broadcast_tensors(student.to(dtype), teacher.detach().to(dtype))
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return loss.mean()
+    return loss.sum() if reduction == "sum" else loss
+
+
+# Checks -------------------------------------------------------------------------------------------
+
+
+def _check(student, teacher, temperature, reduction="none", check_finite=False) -> None:
+    check_positive("temperature", temperature)
+    check_same_classes("student_logits", student, "teacher_logits", teacher)
+    _check_reduction(reduction)
+    if check_finite and not _in_transform():
+        for name, logits in (("student_logits", student), ("teacher_logits", teacher)):
+            bad = logits.numel() - int(logits.isfinite().sum())
+            if bad:
+                raise ValueError(
+                    f"{name} hold {bad} values that are NaN or infinite; look for a diverged "
+                    "model or a broken input, and mask classes with -1e4, not -inf"
+                )
+
+
+def _check_reduction(reduction: str) -> None:
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
-    return loss if reduction == "none" else getattr(loss, reduction)()
+
+
+def _check_weights(**weights: float) -> None:
+    for name, weight in weights.items():
+        if weight != 0:  # leaving a part out is fine; NaN is not 0 and goes on
+            check_positive(name, weight)
+
+
+def _check_labels(labels: Tensor, logits_shape: torch.Size) -> None:
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"labels must be a torch.Tensor, not {type(labels).__name__}; "
+            "convert them with torch.as_tensor(labels)"
+        )
+    if labels.dtype != torch.int64:
+        raise TypeError(
+            f"labels must be torch.int64 class numbers, got {labels.dtype}; "
+            "convert with labels.long(), or one-hot rows with labels.argmax(-1)"
+        )
+    if labels.shape != logits_shape[:-1]:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, but logits {tuple(logits_shape)} need one "
+            f"label per sample: shape {tuple(logits_shape[:-1])}"
+        )
+    classes = logits_shape[-1]
+    if not _in_transform() and labels.numel() and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(
+            f"labels must lie between 0 and {classes - 1}, got {int(labels.min())} to "
+            f"{int(labels.max())}; drop ignored samples, and check that labels start at 0"
+        )
+
+
+def _in_transform() -> bool:
+    """Whether values are out of reach: under torch.compile, or inside vmap, grad and so on."""
+    # torch has no public name for the second question; autograd.Function itself asks this one.
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -34,16 +34,16 @@ def temperature_softmax(logits: Tensor, temperature: float) -> Tensor:
 
     Raises:
         TypeError: logits are not a floating point tensor, or T is not a number.
-        ValueError: T is not positive and finite, or there is no class.
+        ValueError: T is not positive and finite, or there are fewer than two classes.
 
     Source: Hinton, Vinyals and Dean 2015, Eq. 1.
     Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
     """
-    temperature = check_positive("temperature", temperature)
+    check_positive("temperature", temperature)
     logits = _prepare("logits", logits)
     # Shift first: the difference to the largest logit is exact where it matters, and dividing
     # only that keeps the result accurate for logits in the thousands.
-    return ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
+    return ((logits - logits.detach().amax(-1, keepdim=True)) / temperature).softmax(-1)
 
 
 def power_transform(probabilities: Tensor, exponent: float) -> Tensor:
@@ -62,16 +62,15 @@ def power_transform(probabilities: Tensor, exponent: float) -> Tensor:
 
     Raises:
         TypeError: probabilities are not a floating point tensor, or gamma is not a number.
-        ValueError: gamma is not positive and finite, or there is no class.
+        ValueError: gamma is not positive and finite, or there are fewer than two classes.
 
     Source: Zheng and Yang 2024, Eqs. 6 to 9.
     Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
     """
-    exponent = check_positive("exponent", exponent)
+    check_positive("exponent", exponent)
     probabilities = _prepare("probabilities", probabilities)
     # Dividing by the largest entry first keeps a large exponent from underflowing all of them.
-    scaled = probabilities / probabilities.amax(-1, keepdim=True)
-    powers = _power(scaled, exponent)
+    powers = _power(probabilities / probabilities.detach().amax(-1, keepdim=True), exponent)
     return powers / powers.sum(-1, keepdim=True)
 
 
@@ -91,12 +90,12 @@ def power_sum(probabilities: Tensor, exponent: float) -> Tensor:
 
     Raises:
         TypeError: probabilities are not a floating point tensor, or gamma is not a number.
-        ValueError: gamma is not positive and finite, or there is no class.
+        ValueError: gamma is not positive and finite, or there are fewer than two classes.
 
     Source: Zheng and Yang 2024, section 4.
     Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
     """
-    exponent = check_positive("exponent", exponent)
+    check_positive("exponent", exponent)
     return _power(_prepare("probabilities", probabilities), exponent).sum(-1)
 
 
@@ -111,7 +110,7 @@ def shannon_entropy(probabilities: Tensor) -> Tensor:
 
     Raises:
         TypeError: probabilities are not a floating point tensor.
-        ValueError: there is no class.
+        ValueError: there are fewer than two classes.
 
     Source: Shannon 1948.
     Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
@@ -134,20 +133,24 @@ def renyi_entropy(probabilities: Tensor, order: float) -> Tensor:
 
     Raises:
         TypeError: probabilities are not a floating point tensor, or the order is not a number.
-        ValueError: the order is not positive and finite, or there is no class.
+        ValueError: the order is not positive and finite, or there are fewer than two classes.
 
     Source: Rényi 1961; Zheng and Yang 2024, Eq. 4.
     Taught in notebooks/03_from_kd_to_ttm.ipynb.
     """
-    order = check_positive("order", order)
+    check_positive("order", order)
     probabilities = _prepare("probabilities", probabilities)
     if order == 1:
         return shannon_entropy(probabilities)
-    log_p = _safe_log(probabilities)
-    # sum p**a = 1 + sum p (p**(a-1) - 1) for normalised p. expm1 and log1p keep all digits when
-    # the order is close to 1, where log(sum p**a) / (1 - a) would be 0 / 0.
-    excess = (probabilities * torch.expm1((order - 1) * log_p)).sum(-1)
-    return torch.log1p(excess) / (1 - order)
+    if abs(order - 1) < 0.1:
+        # Near order 1 the formula tends to 0 / 0. With sum p = 1 its logarithm is that of
+        # 1 + sum p * (p**(a - 1) - 1), and expm1 and log1p keep the digits of that small sum.
+        excess = probabilities * torch.expm1((order - 1) * _safe_log(probabilities))
+        return torch.log1p(excess.sum(-1)) / (1 - order)
+    # Dividing by the largest entry first keeps a large order from underflowing all of them.
+    largest = probabilities.detach().amax(-1, keepdim=True)
+    log_sum = _power(probabilities / largest, order).sum(-1).log()
+    return (order * largest.squeeze(-1).log() + log_sum) / (1 - order)
 
 
 def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
@@ -200,9 +203,10 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(
             f"{name} must be floating point, got {tensor.dtype}; convert with {name}.float()"
         )
-    if tensor.ndim == 0 or tensor.shape[-1] == 0:
+    if tensor.ndim == 0 or tensor.shape[-1] < 2:
         raise ValueError(
-            f"{name} must have shape (..., K) with the K classes last, got {tuple(tensor.shape)}"
+            f"{name} must have shape (..., K) with K >= 2 classes last, got {tuple(tensor.shape)}; "
+            "two columns are needed even for a yes-or-no question"
         )
 
 
