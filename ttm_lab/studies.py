@@ -83,13 +83,15 @@ def draw_trials(
         temperature = log_uniform(1.25, 10) if tuned and method != "ce" else TEMPERATURE
         share = float(random.uniform(0.1, 0.95)) if tuned else KD_WEIGHT
         beta = log_uniform(1, 100) if tuned else TTM_WEIGHT
+        if method == "wttm":
+            beta /= mean_power_sum(teacher, data, temperature)
         hard = 0.0 if family == "no-ce" else 1.0
         ce_weight, distill_weight = {
             "ce": (1.0, 0.0),
             "kd": (1 - share, share),
             "kd1": (1 - share, share),
             "ttm": (hard, beta),
-            "wttm": (hard, beta / mean_power_sum(teacher, data, temperature)),
+            "wttm": (hard, beta),
             "smoothing": (0.5, 0.5),  # epsilon of the paper's Fig. 3
         }[method]
         drawn.append(
