@@ -18,7 +18,8 @@ help:
 # Jupyter makes a new token at each start and prints the address that holds it.
 lab: setup
 	@$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 \
-	    $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(ARGS) notebooks/00_start_here.ipynb
+	    --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
+	    $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(ARGS)
 
 reproduce: setup
 	@$(VENV_PYTHON) -m ttm_lab reproduce $(ARGS)
