@@ -429,7 +429,7 @@ def entropy_orders(orders, curves_by_name) -> Axes:
     ax.axvline(1, color="#555555", linestyle=":", linewidth=1)
     ax.annotate(
         "Shannon",
-        (1, 0.45),
+        (1, 0.22),
         (5, 0),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
