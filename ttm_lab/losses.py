@@ -447,12 +447,15 @@ class _DivergenceNode(torch.autograd.Function):
                 "kd_loss, ttm_loss and wttm_loss have no second derivative under torch.autograd; "
                 "use torch.func (grad, hessian) for it, or the terms of decompose_ttm"
             )
+        if grad_loss is None:  # nothing flows back
+            return None, None, None, None, None, None
         (slope,) = ctx.saved_tensors
-        if ctx.reduction == "none":
-            grad_loss = grad_loss.unsqueeze(-1)
-        elif ctx.reduction == "mean":
+        if ctx.reduction == "mean":
             grad_loss = grad_loss / ctx.samples
-        return (grad_loss * slope).to(slope.dtype), None, None, None, None, None
+        # unsqueeze also makes a scalar a vector, which multiplies 16-bit slopes in float32: a
+        # large loss scale would overflow float16.
+        grad = grad_loss.unsqueeze(-1) * slope
+        return grad.to(slope.dtype), None, None, None, None, None
 
 
 def _divergence_terms(student, teacher, teacher_exponent, student_exponent, weight):
