@@ -11,6 +11,13 @@ from ttm_lab import __version__
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 1 failed, 2 refused, 130 stopped."""
     options = _parser().parse_args(arguments)
+    if options.command == "search-digits":
+        from ttm_lab import runs, studies
+
+        table = studies.search(options.seeds, options.output, trials=options.trials)
+        runs.atomic_write(studies.SETTINGS_FILE, studies.choose(table).to_csv(index=False))
+        print(f"Trials: {options.output}\nChosen settings: {studies.SETTINGS_FILE}")
+        return 0
     try:
         from ttm_lab import reproduce  # needs the notebooks extra, which --help does not
     except ModuleNotFoundError as missing:
@@ -74,7 +81,24 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("--name", help="folder below runs/reproduce (default: the profile)")
     batch.add_argument("--root", metavar="DIR", help="the checkout, if not the current folder")
     batch.add_argument("--fresh", action="store_true", help="run again what finished before, too")
+    search = commands.add_parser(
+        "search-digits",
+        help="search the settings of notebooks 5 and 6",
+        description="Random search on validation digits, the same number of trials for every "
+        "method. Goes on where it was stopped. Example: ttm-lab search-digits --seeds 0-11",
+    )
+    search.add_argument("--seeds", type=_seeds, required=True, help="such as 0-11 or 3,5")
+    search.add_argument("--trials", type=int, default=24, help="for each method (default: 24)")
+    search.add_argument("--output", default="data/results/digits_search.csv", metavar="FILE")
     return parser
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        ends = [part.partition("-")[::2] for part in text.split(",")]
+        return [seed for a, b in ends for seed in range(int(a), int(b or a) + 1)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 0-11 or 3,5") from None
 
 
 def _parameter(text: str) -> tuple[str, object]:

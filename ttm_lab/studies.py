@@ -11,7 +11,6 @@ seed takes part in the choice of that seed's settings.
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,8 @@ TEACHER = Settings("cnn_large", epochs=15, learning_rate=0.1, label="teacher")
 
 # Paper, Fig. 1: T, lambda, and beta = lambda T / (1 - lambda) by Eq. 19.
 TEMPERATURE, KD_WEIGHT, TTM_WEIGHT = 4.0, 0.9, 36.0
+
+SETTINGS_FILE = Path(__file__).with_name("digits_settings.csv")
 
 FAMILIES = {
     "tuned": ("ce", "kd", "ttm", "wttm"),
@@ -116,8 +117,8 @@ def search(seeds: Sequence[int], path: str | Path, *, trials: int = 24) -> pd.Da
     once, in ``tuned``. A trial whose loss became infinite or NaN keeps its row without a score.
     """
     path = Path(path)
-    table = runs.read_table(path) if path.exists() else pd.DataFrame({"seed": [], "family": []})
-    done = set(zip(table["seed"], table["family"], strict=True))
+    tables = [runs.read_table(path)] if path.exists() else []
+    done = {pair for t in tables for pair in zip(t["seed"], t["family"], strict=True)}
     wanted = [(seed, family) for seed in seeds for family in FAMILIES if (seed, family) not in done]
     for seed, family in tqdm(wanted, desc="search", unit="family"):
         teacher, data = teacher_and_data(seed, folder=None)
@@ -145,9 +146,9 @@ def search(seeds: Sequence[int], path: str | Path, *, trials: int = 24) -> pd.Da
             for method, several in drawn.items()
             for s in several
         ]
-        table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
-        runs.atomic_write(path, table.to_csv(index=False))
-    return table
+        tables.append(pd.DataFrame(rows))
+        runs.atomic_write(path, pd.concat(tables).to_csv(index=False))
+    return runs.read_table(path)
 
 
 def choose(table: pd.DataFrame) -> pd.DataFrame:
@@ -161,8 +162,7 @@ def choose(table: pd.DataFrame) -> pd.DataFrame:
 
 def chosen_settings() -> pd.DataFrame:
     """What the committed search chose: the row of each seed, family and method."""
-    with resources.files("ttm_lab").joinpath("digits_settings.csv").open() as file:
-        return runs.read_table(file)
+    return runs.read_table(SETTINGS_FILE)
 
 
 def student_settings(seed: int, family: str, *, max_steps: int | None = None) -> list[Settings]:

@@ -1,0 +1,108 @@
+"""Figures carry their text; widgets redraw what a slider says."""
+
+import base64
+import re
+
+import numpy as np
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+
+from ttm_lab import explore, plots
+from ttm_lab.exercises import Unsolved, check
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(autouse=True)
+def shell():
+    InteractiveShell.instance()  # display() needs one
+
+
+def test_a_shown_figure_has_its_text_in_html_beside_the_picture():
+    figure, ax = plots.plt.subplots()
+    ax.plot([1, 2])
+    words = 'Five bars "fall" & the rest stays < one'
+    with capture_output() as captured:
+        plots.show(ax, alt=words)
+    data = captured.outputs[0].data
+    assert base64.b64decode(data["image/png"]).startswith(PNG)
+    assert 'alt="Five bars &quot;fall&quot; &amp; the rest stays &lt; one"' in data["text/html"]
+    assert not plots.plt.fignum_exists(figure.number)
+
+
+def test_a_figure_without_a_real_text_is_refused():
+    with pytest.raises(ValueError, match="too short"):
+        plots.show(plots.plt.figure(), alt="a figure")
+    plots.plt.close("all")
+
+
+def test_corners_of_the_triangle_are_one_apart():
+    corners = plots.simplex_xy(np.eye(3))
+    sides = [np.linalg.norm(corners[i] - corners[j]) for i, j in ((0, 1), (1, 2), (2, 0))]
+    assert np.allclose(sides, 1)
+    assert np.allclose(plots.simplex_xy([1 / 3] * 3), corners.mean(axis=0))
+    with pytest.raises(ValueError, match="three classes"):
+        plots.simplex_xy([0.5, 0.5])
+
+
+def test_methods_differ_in_more_than_colour():
+    for key in ("color", "marker"):
+        styles = [style[key] for style in plots.METHOD_STYLE.values()]
+        assert len(set(styles)) == len(styles)
+    assert plots.method_style("TTM, tuned") == plots.METHOD_STYLE["TTM"]
+
+
+def test_a_slider_redraws_the_picture_and_its_text():
+    drawn = []
+
+    def figure(T, k):
+        drawn.append((T, k))
+        fig, ax = plots.plt.subplots(figsize=(3, 2))
+        ax.bar([0], [T])
+        return fig
+
+    box = explore.panel(
+        figure,
+        lambda T, k: f"At temperature {T:.2f} the picture number is {k}",
+        T=explore.log_slider("temperature", 0.25, 20, 4.0),
+        k=explore.linear_slider("picture", 0, 9, 2, 1),
+    )
+    temperature, number, picture, words = box.children
+    assert drawn == [(4.0, 2)]
+    before = picture.value
+    temperature.index += 1
+    assert drawn[-1][0] > 4.0
+    number.value = 7
+    assert drawn[-1][1] == 7
+    assert "picture number is 7" in words.value
+    assert "picture number is 7" in re.search(r'alt="([^"]+)"', picture.value).group(1)
+    assert picture.value != before
+    assert 'width="300"' in picture.value  # the size stays as the picture changes
+
+
+def test_the_log_slider_has_equal_ratios_and_its_start_value():
+    slider = explore.log_slider("T", 0.25, 16, 4.0, steps=6)
+    values = [value for _, value in slider.options]
+    assert np.allclose(values, 0.25 * 2.0 ** np.arange(7))
+    assert slider.value == 4.0
+
+
+def test_exercises_report_unsolved_correct_and_wrong(capsys):
+    @check
+    def exercise_1():
+        raise Unsolved("write it")
+
+    @check
+    def exercise_2():
+        assert True is not False
+
+    assert capsys.readouterr().out.splitlines() == [
+        "Exercise 1: not solved yet. write it",
+        "Exercise 2: correct.",
+    ]
+    with pytest.raises(AssertionError, match="off by one"):
+
+        @check
+        def exercise_3():
+            raise AssertionError("off by one")
