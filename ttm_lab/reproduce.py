@@ -143,8 +143,8 @@ def _locked(folder: Path):
         since = f"{datetime.now():%Y-%m-%d %H:%M}"
         atomic_write(holder, f"process {os.getpid()} on {socket.gethostname()} since {since}")
         yield
-        holder.unlink(missing_ok=True)
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
 
 
