@@ -41,8 +41,9 @@ class Checkout:
     def make(self, target="setup", **settings):
         settings = {"PYTHON": str(self.python), **settings}
         words = [f"{name}={value}" for name, value in settings.items()]
-        # A make that runs these tests hands its own flags down.
-        clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+        # A make that runs these tests hands its own settings down.
+        handed = {"ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON"}
+        clean = {k: v for k, v in os.environ.items() if k not in handed}
         return subprocess.run(
             ["make", target, *words], cwd=self.folder, capture_output=True, text=True, env=clean
         )
