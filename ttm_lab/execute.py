@@ -16,6 +16,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
+import latex2mathml.converter
 import nbformat
 import papermill
 import psutil
@@ -108,13 +109,17 @@ def export_html(executed: Path, page: Path) -> None:
     """Write an executed notebook as one HTML page that reads well without a kernel.
 
     Sliders, which cannot move here, become a sentence; progress and warnings on stderr are left
-    to the log; links to other notebooks lead to their pages.
+    to the log; links to other notebooks lead to their pages; formulas become MathML, which
+    browsers draw without a script or a network.
     """
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("widgets", None)
+    formulas: list[str] = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [_static(o) for o in cell.outputs if o.get("name") != "stderr"]
+        elif cell.cell_type == "markdown":
+            cell.source = _set_aside_formulas(cell.source, formulas)
     heading = re.search(r"^# +(.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
     title = heading.group(1) if heading else executed.stem
     exporter = HTMLExporter(require_js_url="", embed_images=True)
@@ -122,13 +127,39 @@ def export_html(executed: Path, page: Path) -> None:
         # Our own figures carry their text alternative in HTML beside the plain PNG.
         warnings.filterwarnings("ignore", message="Alternative text is missing")
         body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    mathjax = "<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->"
+    body = re.sub(mathjax, "", body, flags=re.DOTALL)
     body = re.sub(r'href="(\w+)\.ipynb(["#])', r'href="\1.html\2', body)
+    body = re.sub(r"formula(\d+)formula", lambda found: formulas[int(found[1])], body)
     page.write_text(body, encoding="utf-8")
 
 
+def _set_aside_formulas(text: str, formulas: list[str]) -> str:
+    """Put a word that Markdown leaves alone in place of each formula outside code."""
+
+    def set_aside(found: re.Match) -> str:
+        if found["code"]:
+            return found["code"]
+        formulas.append(_mathml(found["block"] or found["inline"], block=bool(found["block"])))
+        return f"formula{len(formulas) - 1}formula"
+
+    code = r"(?P<code>```.*?```|`[^`\n]*`)"
+    math = r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
+    return re.sub(f"{code}|{math}", set_aside, text, flags=re.DOTALL)
+
+
+def _mathml(latex: str, *, block: bool) -> str:
+    display = "block" if block else "inline"
+    return latex2mathml.converter.convert(latex, display=display)
+
+
 def _static(output):
-    if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+    data = output.get("data", {})
+    if "application/vnd.jupyter.widget-view+json" in data:
         return nbformat.v4.new_output("display_data", {"text/html": WIDGET_NOTE})
+    if "text/latex" in data and "text/html" not in data:  # what sympy shows
+        latex = data["text/latex"].strip().strip("$").removeprefix("\\displaystyle")
+        data["text/html"] = _mathml(latex, block=True)
     return output
 
 
