@@ -430,10 +430,11 @@ class _DivergenceNode(torch.autograd.Function):
         loss, weight, p, p_sum, q, q_sum = _divergence_terms(
             student, teacher, teacher_exponent, student_exponent, weight
         )
-        scale = weight * student_exponent
-        if isinstance(scale, Tensor) or scale != 1:  # multiplied into the small tensors
-            p_sum, q_sum = p_sum / scale, q_sum / scale
-        slope = q.div_(q_sum).addcdiv_(p, p_sum, value=-1).to(student.dtype)
+        scale = weight if student_exponent == 1 else weight * student_exponent
+        slope = q.div_(q_sum).addcdiv_(p, p_sum, value=-1)  # in place: p and q are not used again
+        if isinstance(scale, Tensor) or scale != 1:
+            slope.mul_(scale)
+        slope = slope.to(student.dtype)
         ctx.save_for_backward(slope)
         ctx.set_materialize_grads(False)
         ctx.reduction, ctx.samples = reduction, loss.numel()
@@ -460,8 +461,10 @@ class _DivergenceNode(torch.autograd.Function):
 
 def _divergence_terms(student, teacher, teacher_exponent, student_exponent, weight):
     """The divergence of each sample, its weight, and p, sum p, q, sum q, not yet normalised."""
-    dtype = _dtype(student, teacher)
-    log_p, log_q = _shift(teacher.to(dtype)), _shift(student.to(dtype))
+    if not student.dtype == teacher.dtype == torch.float32:
+        dtype = _dtype(student, teacher)
+        student, teacher = student.to(dtype), teacher.to(dtype)
+    log_p, log_q = _shift(teacher), _shift(student)
     full_sum = log_p.exp().sum(-1, keepdim=True) if weight is None else None
     log_p.mul_(teacher_exponent)
     if student_exponent != 1:
@@ -471,8 +474,10 @@ def _divergence_terms(student, teacher, teacher_exponent, student_exponent, weig
     if weight is None:
         # U from logits: probabilities may underflow to 0, and a power cannot bring them back.
         weight = p_sum / full_sum**teacher_exponent
-    log_ratio = (log_p - log_q).mul_(p).sum(-1, keepdim=True) / p_sum
-    loss = weight * (log_ratio + (q_sum.log() - p_sum.log()))
+    log_ratio = (log_p - log_q).mul_(p).sum(-1, keepdim=True)
+    loss = torch.addcdiv(q_sum.log() - p_sum.log(), log_ratio, p_sum)
+    if isinstance(weight, Tensor) or weight != 1:
+        loss = weight * loss
     return loss.squeeze(-1), weight, p, p_sum, q, q_sum
 
 
