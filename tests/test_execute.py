@@ -1,39 +1,60 @@
-"""Exported pages read without scripts, kernel or network."""
-
-import re
+"""The HTML page of an executed notebook, which is read without a kernel."""
 
 import nbformat
-import nbformat.v4 as v4
+import pytest
 
 from ttm_lab.execute import export_html
 
 
-def page_of(tmp_path, *cells) -> str:
-    source, page = tmp_path / "n.ipynb", tmp_path / "n.html"
-    nbformat.write(v4.new_notebook(cells=list(cells)), source)
-    export_html(source, page)
-    return page.read_text(encoding="utf-8")
+def output(cell, kind="display_data", **fields):
+    cell.outputs.append(nbformat.v4.new_output(kind, **fields))
 
 
-def test_formulas_become_mathml_and_nothing_is_fetched(tmp_path):
-    text = (
-        "# Title\n\nInline $p_T$ and `$HOME`, and a block\n\n$$\\frac{a_*b_*}{2}$$\n\n"
-        "```\nprice = '$5 or $6'\n```\n"
-    )
-    shown = v4.new_output("display_data", {"text/latex": "$\\displaystyle \\log{q}$"})
-    body = page_of(
-        tmp_path, v4.new_markdown_cell(text), v4.new_code_cell("log(q)", outputs=[shown])
-    )
-    assert body.count("<math") == 3
-    assert 'display="block"' in body
-    assert "$HOME" in body
-    assert "$5 or $6" in body
-    assert "displaystyle" not in body
-    assert not re.findall(r'(?:src|href)="(?:https?:)?//', body)
+@pytest.fixture
+def page(tmp_path):
+    v4 = nbformat.v4
+    cell = v4.new_code_cell("1 + 1", execution_count=1)
+    output(cell, "stream", name="stderr", text="epoch 1 of 30")
+    output(cell, "stream", name="stdout", text="a printed line")
+    picture = {"text/html": '<img alt="a rising curve" src="data:,">', "image/png": "AAAA"}
+    output(cell, data=picture)
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "m"}, "text/plain": "VBox()"}
+    output(cell, data=widget)
+    text = "# A & B\n\nSee [the next one](02_next.ipynb#top) and [data](table.csv)."
+    folded = "<details><summary>Solution</summary>\n\n```python\nx = 1\n```\n\n</details>"
+    cells = [v4.new_markdown_cell(text), cell, v4.new_markdown_cell(folded)]
+    state = {"application/vnd.jupyter.widget-state+json": {"state": {}, "version_major": 2}}
+    notebook = v4.new_notebook(cells=cells, metadata={"widgets": state})
+    nbformat.write(notebook, tmp_path / "01_this.ipynb")
+    export_html(tmp_path / "01_this.ipynb", tmp_path / "01_this.html")
+    return (tmp_path / "01_this.html").read_text(encoding="utf-8")
 
 
-def test_links_between_notebooks_lead_to_pages_and_solutions_stay_folded(tmp_path):
-    text = "# T\n\n[next](02_next.ipynb)\n\n<details><summary>Solution</summary>\n\n1\n\n</details>"
-    body = page_of(tmp_path, v4.new_markdown_cell(text))
-    assert 'href="02_next.html"' in body
-    assert "<details><summary>Solution</summary>" in body
+def test_title_is_the_heading(page):
+    assert "<title>A &amp; B</title>" in page
+
+
+def test_links_lead_to_pages(page):
+    assert 'href="02_next.html#top"' in page
+    assert 'href="table.csv"' in page
+
+
+def test_pictures_keep_their_text_and_sliders_become_a_sentence(page):
+    assert 'alt="a rising curve"' in page
+    assert "VBox" not in page
+    assert "Here the notebook shows sliders" in page
+
+
+def test_progress_is_left_to_the_log(page):
+    assert "a printed line" in page
+    assert "epoch 1 of 30" not in page
+
+
+def test_solutions_stay_folded(page):
+    start = page.index("<details><summary>Solution</summary>")
+    assert "<pre>" in page[start : page.index("</details>", start)]
+
+
+def test_no_scripts_for_widgets_are_loaded(page):
+    assert "require.min.js" not in page
+    assert "html-manager" not in page

@@ -179,12 +179,13 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.alternatives, self.folded = [], 0
+        self.alternatives, self.sources, self.folded = [], [], 0
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         if tag == "img":
             self.alternatives.append(dict(attributes).get("alt", ""))
+            self.sources.append(dict(attributes)["src"])
         self.folded += tag == "details"
 
 
@@ -217,5 +218,6 @@ def assert_page_keeps_them(executed):
     page = Page(text)
     assert len(page.alternatives) >= sum(1 for _ in pictures(notebook))
     assert all(len(text) >= 20 for text in page.alternatives), page.alternatives
+    assert all(source.startswith("data:") for source in page.sources), "a picture left behind"
     assert page.folded >= len(tagged(notebook, "solution"))
     assert "application/vnd.jupyter.widget" not in text

@@ -122,7 +122,8 @@ def export_html(executed: Path, page: Path) -> None:
             cell.source = _set_aside_formulas(cell.source, formulas)
     heading = re.search(r"^# +(.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
     title = heading.group(1) if heading else executed.stem
-    exporter = HTMLExporter(require_js_url="", embed_images=True)
+    # Not embed_images: it closes <details> early, so that solutions would stand open.
+    exporter = HTMLExporter(require_js_url="")
     with warnings.catch_warnings():
         # Our own figures carry their text alternative in HTML beside the plain PNG.
         warnings.filterwarnings("ignore", message="Alternative text is missing")
@@ -163,13 +164,15 @@ def _static(output):
     return output
 
 
-def _end_with(parent: int) -> None:
+def _end_with(batch: int) -> None:
     """End this process when the batch that started it is gone; the kernel ends with us."""
 
     def watch() -> None:
         pause = threading.Event()
-        while os.getppid() == parent:
-            pause.wait(1.0)
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(batch)
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                pause.wait(1.0)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

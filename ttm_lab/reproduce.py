@@ -344,7 +344,7 @@ def _shared_inputs(root: Path) -> dict:
     files = [(p.name, p) for p in code if p.name not in BATCH_MODULES]
     for path in data:
         name = path.relative_to(root / "data").as_posix()
-        if not name.startswith(("downloads/", ".")):
+        if name.endswith(".csv") and not name.startswith("downloads/"):
             files.append((name, path))
     needed = metadata.requires("ttm-lab") or []
     names = sorted({re.match(r"[\w.-]+", line).group() for line in needed})
