@@ -1,5 +1,7 @@
 """The HTML page of an executed notebook, which is read without a kernel."""
 
+import re
+
 import nbformat
 import pytest
 
@@ -58,3 +60,23 @@ def test_solutions_stay_folded(page):
 def test_no_scripts_for_widgets_are_loaded(page):
     assert "require.min.js" not in page
     assert "html-manager" not in page
+
+
+def test_formulas_become_mathml_and_nothing_is_fetched(tmp_path):
+    v4 = nbformat.v4
+    text = (
+        "# Title\n\nInline $p_T$ and `$HOME`, and a block\n\n$$\\frac{a_*b_*}{2}$$\n\n"
+        "```\nprice = '$5 or $6'\n```\n"
+    )
+    cell = v4.new_code_cell("log(q)")
+    output(cell, data={"text/latex": "$\\displaystyle \\log{q}$"})
+    notebook = v4.new_notebook(cells=[v4.new_markdown_cell(text), cell])
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    export_html(tmp_path / "n.ipynb", tmp_path / "n.html")
+    body = (tmp_path / "n.html").read_text(encoding="utf-8")
+    assert body.count("<math") == 3
+    assert 'display="block"' in body
+    assert "$HOME" in body
+    assert "$5 or $6" in body
+    assert "displaystyle" not in body
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', body)

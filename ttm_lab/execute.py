@@ -114,14 +114,14 @@ def export_html(executed: Path, page: Path) -> None:
     """
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("widgets", None)
+    heading = re.search(r"^# +(.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
+    title = heading.group(1) if heading else executed.stem
     formulas: list[str] = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [_static(o) for o in cell.outputs if o.get("name") != "stderr"]
         elif cell.cell_type == "markdown":
             cell.source = _set_aside_formulas(cell.source, formulas)
-    heading = re.search(r"^# +(.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
-    title = heading.group(1) if heading else executed.stem
     # Not embed_images: it closes <details> early, so that solutions would stand open.
     exporter = HTMLExporter(require_js_url="")
     with warnings.catch_warnings():
