@@ -14,20 +14,22 @@ METHODS = ("CE", "KD", "TTM", "WTTM")
 
 def main() -> None:
     plots.use_style()
-    trained = [
-        studies.train_students(seed, "published", runs.runs_folder("digits")) for seed in range(8)
-    ]
+    folder = runs.runs_folder("digits")
+    trained = [studies.train_students(seed, ["published"], folder) for seed in range(8)]
     histories = pd.concat(
         student.history.assign(method=student.label, seed=student.seed)
         for _, _, students in trained
-        for student in students
+        for student in students["published"]
     )
     figure, (left, right) = plots.plt.subplots(1, 2, figsize=(9.2, 3.4), width_ratios=(1.25, 1))
     plots.learning_curves(histories, "validation_entropy", ylabel="mean H(q), nats", ax=left)
     left.set_title("How undecided the student is, on validation digits")
     for k, method in enumerate(METHODS):
         logits = np.concatenate(
-            [analysis.predict(students[k].model, data.test.images) for _, data, students in trained]
+            [
+                analysis.predict(students["published"][k].model, data.test.images)
+                for _, data, students in trained
+            ]
         )
         log_q = special.log_softmax(logits.astype(float), axis=1)
         entropy = np.sort(-(np.exp(log_q) * log_q).sum(axis=1))

@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused_before_training(data, teacher):
     with pytest.raises(TypeError, match="must be a network or Trained, got str"):
         distill("resnet56", data, student(), progress=False)
     with pytest.raises(ValueError, match="must each be different"):
-        distill_many(teacher, data, [student(), student(temperature=2.0)], progress=False)
+        distill_many(teacher, data, [student(), student()], progress=False)
     with pytest.raises(ValueError, match="a teacher learns from labels"):
         train_teacher(data, student("kd"), progress=False)
 

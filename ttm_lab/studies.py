@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -199,14 +200,24 @@ def teacher_and_data(
     return train_teacher(data, settings, seed=seed, folder=folder, progress=False), data
 
 
+class SeedRuns(NamedTuple):
+    """What one seed brings: its teacher, its data, and the students of each family."""
+
+    teacher: Trained
+    data: Dataset
+    students: dict[str, list[Trained]]
+
+
 def train_students(
-    seed: int, family: str, folder: Path | None, *, max_steps: int | None = None
-) -> tuple[Trained, Dataset, list[Trained]]:
-    """One seed's teacher, data and students CE, KD, TTM and WTTM of one family."""
+    seed: int, families: Sequence[str], folder: Path | None, *, max_steps: int | None = None
+) -> SeedRuns:
+    """One seed's students of several families, from one pass of its teacher over the batches."""
     teacher, data = teacher_and_data(seed, folder, max_steps=max_steps)
-    settings = student_settings(seed, family, max_steps=max_steps)
-    students = distill_many(teacher, data, settings, seeds=[seed], folder=folder, progress=False)
-    return teacher, data, students
+    wanted = {family: student_settings(seed, family, max_steps=max_steps) for family in families}
+    different = list(dict.fromkeys(s for settings in wanted.values() for s in settings))
+    students = distill_many(teacher, data, different, seeds=[seed], folder=folder, progress=False)
+    trained = dict(zip(different, students, strict=True))
+    return SeedRuns(teacher, data, {f: [trained[s] for s in wanted[f]] for f in wanted})
 
 
 def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:

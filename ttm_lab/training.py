@@ -167,9 +167,9 @@ def distill_many(
 
     Parameters
     ----------
-    teacher: network or ``Trained``; put into eval mode, gets no gradient.
+    teacher: network or ``Trained``; put into eval mode and channels-last layout, gets no gradient.
     data: images and labels; metrics are taken on its train and validation parts, never on test.
-    settings: one ``Settings`` a student; labels of one call must differ.
+    settings: one ``Settings`` a student, each different.
     seeds: whole numbers; a seed decides initial weights and the order of the images.
     folder: where runs are kept and looked up (``runs.runs_folder``); None keeps nothing. A
         finished run is loaded, a broken-off one resumed, and both end bit-identical to a run
@@ -207,16 +207,16 @@ def _train(
     checkpoint_seconds: float = 30.0,
 ) -> list[Trained]:
     settings, seeds = list(settings), list(seeds)
-    labels = [s.label for s in settings]
     if not settings or not seeds:
         raise ValueError("there is nothing to train: give at least one Settings and one seed")
-    if len(set(labels)) < len(labels) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"labels {labels} and seeds {seeds} must each be different")
+    if len(set(settings)) < len(settings) or len(set(seeds)) < len(seeds):
+        labels = [s.label for s in settings]
+        raise ValueError(f"settings {labels} and seeds {seeds} must each be different")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data = data.to(device)
     teacher_id = None
     if teacher is not None:
-        teacher = teacher.to(device).eval()
+        teacher = teacher.to(device, memory_format=torch.channels_last).eval()
         teacher_id = runs.weights_fingerprint(teacher)
     students = [
         _Student(s, seed, data, teacher_id, device, folder) for seed in seeds for s in settings
@@ -286,7 +286,9 @@ class _Student:
 
     def __init__(self, settings, seed, data, teacher_id, device, folder):
         self.settings, self.seed = settings, seed
-        self.model = create_model(settings.model, data.num_classes, seed=seed).to(device)
+        model = create_model(settings.model, data.num_classes, seed=seed)
+        # Convolutions of many channels run up to twice as fast in this memory layout.
+        self.model = model.to(device, memory_format=torch.channels_last)
         self.optimiser = torch.optim.SGD(
             self.model.parameters(),
             lr=settings.learning_rate,
