@@ -7,10 +7,16 @@ keeps its size and carries a text alternative.
 
 from collections.abc import Callable
 
-import ipywidgets as widgets
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+
+try:
+    import ipywidgets as widgets
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'"
+    ) from missing
 
 from ttm_lab.plots import (
     bars_and_triangle,

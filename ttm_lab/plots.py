@@ -8,12 +8,18 @@ import base64
 import html
 import io
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+try:
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'"
+    ) from missing
 
 OKABE_ITO = {
     "black": "#000000",
