@@ -121,7 +121,10 @@ class ResNet(Network):
 
 
 class ResNet50(Network):
-    """ImageNet's ResNet-50 (He et al., 2016) with a 3x3 first convolution and no max pooling."""
+    """ImageNet's ResNet-50 (He et al., 2016) with a 3x3 first convolution and no max pooling.
+
+    A block's stride is that of its 3x3 convolution (the paper's: of its first 1x1).
+    """
 
     def __init__(self, num_classes: int):
         widths = (64, 256, 512, 1024, 2048)
