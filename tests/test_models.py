@@ -109,6 +109,7 @@ def test_features_lead_to_the_logits_and_gradients_reach_every_parameter(name):
     features = network.forward_features(images)
     logits = network.head(features)
     assert features.ndim == 2
+    assert (features >= 0).all()  # means of what a ReLU gave
     assert torch.equal(logits, network(images))
     logits.square().sum().backward()
     assert [n for n, p in network.named_parameters() if not p.grad.any()] == []
@@ -159,6 +160,31 @@ def test_pictures_shrink_where_they_should(name):
     with torch.no_grad():
         network(torch.randn(1, 3, 32, 32))
     assert found == SIDES[name]  # of the classifier: the number of features
+
+
+@pytest.mark.parametrize(
+    ("name", "first_block", "activated"),
+    [
+        ("resnet8", "layer1.0", True),
+        ("ResNet50", "layer1.0", True),
+        ("wrn_16_1", "block1.layer.0", False),  # its blocks activate what they get
+        ("MobileNetV2", "blocks.0.0", True),
+        ("ShuffleV1", "layer1.0", True),
+        ("ShuffleV2", "layer1.0", True),
+    ],
+)
+def test_what_the_first_convolution_hands_on(name, first_block, activated):
+    network, found = lived_in(name), []
+    network.get_submodule(first_block).register_forward_pre_hook(
+        lambda _, inputs: found.append(inputs[0])
+    )
+    images = pictures()
+    network(images)
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+    expected = layers[0](images)
+    if activated:
+        expected = layers[1](expected).clamp(min=0)
+    torch.testing.assert_close(found, [expected])
 
 
 @pytest.mark.parametrize("name", ["resnet14", "resnet8x4"])
