@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-_TRAINING_CODE = ("probability.py", "losses.py", "data.py", "models.py", "training.py")
+_TRAINING_CODE = ("probability.py", "losses.py", "data.py", "models/*.py", "training.py")
 
 
 def find_root(start: str | Path | None = None) -> Path:
@@ -90,8 +90,9 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 def code_fingerprint() -> str:
     """SHA-256 over the package's training code, so that changed code never reuses old runs."""
     digest = hashlib.sha256()
-    for name in _TRAINING_CODE:
-        digest.update(Path(__file__).with_name(name).read_bytes().replace(b"\r\n", b"\n"))
+    for pattern in _TRAINING_CODE:
+        for file in sorted(Path(__file__).parent.glob(pattern)):
+            digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
 
 

@@ -1,0 +1,92 @@
+"""Students and teachers by name, and their weights from files."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from ttm_lab.models.cifar import CIFAR_MODELS
+from ttm_lab.models.tiny import TinyConvNet
+from ttm_lab.models.weights import load_weights
+
+__all__ = ["create_model", "list_models", "load_weights"]
+
+_SMALL_MODELS = {
+    "cnn_small": partial(TinyConvNet, (4, 8)),
+    "cnn_large": partial(TinyConvNet, (32, 64)),
+    **CIFAR_MODELS,
+}
+_PAPER_SPELLINGS = {
+    "ShuffleNetV1": "ShuffleV1",
+    "ShuffleNetV2": "ShuffleV2",
+    **{name.replace("_", "-"): name for name in CIFAR_MODELS if name.startswith("wrn")},
+}
+_IMAGENET_MODELS = [  # those of the paper's tables; torchvision's and timm's others work as well
+    *(f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    "timm/mobilenetv1_100",
+    "timm/deit_tiny_patch16_224",
+    "timm/deit3_small_patch16_224",
+]
+
+
+def list_models() -> list[str]:
+    """The names of the paper's networks and of the digits', as ``create_model`` takes them."""
+    return sorted([*_SMALL_MODELS, *_IMAGENET_MODELS])
+
+
+def create_model(
+    name: str, num_classes: int | None = None, *, seed: int | None = None
+) -> nn.Module:
+    """Build a network with fresh weights.
+
+    ``cnn_small`` and ``cnn_large`` are the digits' student and teacher. The CIFAR networks go by
+    their published names (``resnet20``, ``wrn_40_2``, ``ShuffleV1``, ...) or the paper's
+    (``wrn-40-2``, ``ShuffleNetV1``), ImageNet's by ``torchvision/NAME`` or ``timm/NAME``, where
+    timm comes with the extra ``imagenet``. ``num_classes`` is 100 unless given, 1000 for ImageNet.
+
+    With a ``seed`` the initial weights depend on it alone, and torch's global random state is left
+    as it was.
+
+    The digits' and CIFAR networks also give their penultimate features (B, D), in the same pass:
+    ``features = model.forward_features(images)``, then ``logits = model.head(features)``.
+
+    Raises ``ValueError`` for an unknown name or fewer than two classes, ``ImportError`` where timm
+    is needed and absent.
+
+    Taught in notebooks/02_knowledge_distillation.ipynb.
+    """
+    library, _, library_name = name.rpartition("/")
+    if num_classes is None:
+        num_classes = 1000 if library else 100
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} must be at least 2")
+    if library == "torchvision":
+        build = _torchvision_builder(library_name)
+    elif library == "timm":
+        build = _timm_builder(library_name)
+    else:
+        build = _SMALL_MODELS.get(_PAPER_SPELLINGS.get(name, name))
+    if build is None:
+        raise ValueError(f"unknown model {name!r}; available: {', '.join(list_models())}")
+    if seed is None:
+        return build(num_classes=num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(num_classes=num_classes)
+
+
+def _torchvision_builder(name: str):
+    from torchvision import models
+
+    # only pictures to logits: the list also names detectors and video networks
+    return getattr(models, name) if name in models.list_models(module=models) else None
+
+
+def _timm_builder(name: str):
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            f"timm/{name} needs the package timm: pip install 'ttm-lab[imagenet]'"
+        ) from error
+    return partial(timm.create_model, name) if timm.is_model(name) else None
