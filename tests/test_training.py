@@ -13,7 +13,7 @@ from torch import nn
 from ttm_lab import training
 from ttm_lab.analysis import evaluate
 from ttm_lab.data import Dataset, Split, load_dataset
-from ttm_lab.losses import ttm_loss
+from ttm_lab.losses import WTTMLoss, ttm_loss
 from ttm_lab.models import create_model
 from ttm_lab.training import Diverged, Settings, distill, distill_many, train_teacher
 
@@ -192,7 +192,8 @@ def test_a_diverging_student_does_not_take_the_others_along(data, teacher):
         ({"distill_weight": -1.0}, r"distill_weight=-1.0 must be zero or positive"),
         ({"learning_rate": float("nan")}, r"learning_rate=nan must be positive"),
         ({"epochs": 0}, r"epochs=0 must be positive"),
-        ({"milestones": (150,)}, r"milestones=\(150,\) must be fractions"),
+        ({"epochs": 1.5}, r"epochs=1.5 must be a whole number"),
+        ({"milestones": (150,)}, r"milestones=\(150.0,\) must be fractions"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, words):
@@ -233,7 +234,10 @@ def test_a_finished_run_is_read_back_not_trained_again(data, teacher, tmp_path):
 
 def test_everything_that_decides_the_result_decides_the_folder(data, teacher, tmp_path):
     def own(factor):
-        return lambda z, v, y: factor * ttm_loss(z, v, 4.0)
+        def scaled(z, v, y):
+            return factor * ttm_loss(z, v, 4.0)
+
+        return scaled
 
     base = student("wttm", max_steps=1)
     changed = [
@@ -264,6 +268,81 @@ def test_everything_that_decides_the_result_decides_the_folder(data, teacher, tm
 
 def test_a_loss_that_cannot_be_told_apart_is_refused_with_a_folder(data, teacher, tmp_path):
     table = torch.rand(3)
-    settings = student(lambda z, v, y: z.sum() * table.sum(), label="mine")
-    with pytest.raises(ValueError, match=r"cannot be written down.*folder=None"):
+
+    def with_a_tensor(z, v, y):
+        return z.sum() * table.sum()
+
+    class Scaled:
+        factor = 2
+
+        def loss(self, z, v, y):
+            return self.factor * ttm_loss(z, v, 4.0)
+
+    for method, words in [
+        (with_a_tensor, r"cannot be written down.*folder=None"),
+        (lambda z, v, y: ttm_loss(z, v, 4.0), r"a lambda .* cannot be told from others"),
+        (Scaled().loss, r"a method of an object .* cannot be told from others"),
+    ]:
+        settings = student(method, max_steps=1, label="mine")
+        assert distill(teacher, data, settings, progress=False).label == "mine"
+        with pytest.raises(ValueError, match=words):
+            distill(teacher, data, settings, folder=tmp_path, progress=False)
+
+
+def test_numpy_numbers_give_the_run_of_plain_ones(data, teacher, tmp_path):
+    plain = student("kd", temperature=4, max_steps=1)
+    numbers = {"temperature": np.float64(4), "epochs": np.int64(2), "milestones": [150 / 240, 0.75]}
+    other = replace(plain, **numbers)
+    options = {"folder": tmp_path, "progress": False}
+    first = distill(teacher, data, plain, seed=1, **options)
+    assert distill(teacher, data, replace(plain, temperature=4.0), seed=1, **options).folder == (
+        first.folder
+    )
+    got = distill_many(teacher, data, [other], seeds=np.arange(1), **options)
+    assert got[0].folder.exists()
+    with pytest.raises(ValueError, match=r"seed=1.5 must be a whole number"):
+        distill(teacher, data, plain, seed=1.5, progress=False)
+
+
+def test_teachers_that_differ_in_structure_alone_are_told_apart(data, tmp_path):
+    folders = set()
+    for activation in (nn.ReLU(), nn.Tanh()):
+        own = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), activation, nn.Linear(8, 10))
+        with torch.no_grad():
+            for parameter in own.parameters():
+                parameter.fill_(0.01)
+        settings = student(max_steps=1)
+        folders.add(distill(own, data, settings, folder=tmp_path, progress=False).folder)
+    assert len(folders) == 2
+
+
+def test_weights_that_blew_up_in_the_last_step_are_not_a_finished_run(data, teacher, tmp_path):
+    settings = student("ce", learning_rate=1e30, max_steps=1)
+    with pytest.raises(Diverged, match="validation_"):
         distill(teacher, data, settings, folder=tmp_path, progress=False)
+    assert not list(tmp_path.rglob("model.safetensors"))
+
+
+@pytest.mark.parametrize("method", [ttm_loss, WTTMLoss(4.0), lambda z, v, y: z.mean(0)])
+def test_a_loss_of_the_wrong_form_is_refused_with_the_remedy(data, teacher, method):
+    with pytest.raises(ValueError, match=r"must take \(student_logits.*method='wttm'"):
+        distill(teacher, data, student(method, label="own"), progress=False)
+
+
+def test_a_damaged_finished_run_is_named_with_the_remedy(data, teacher, tmp_path):
+    settings = student(max_steps=3)
+    options = {"folder": tmp_path, "progress": False}
+    folder = distill(teacher, data, settings, **options).folder
+    whole = {name: (folder / name).read_bytes() for name in ("metrics.csv", "model.safetensors")}
+    for name, damage in [
+        ("metrics.csv", whole["metrics.csv"][:-9]),
+        ("metrics.csv", b""),
+        ("model.safetensors", whole["model.safetensors"][:-9]),
+    ]:
+        (folder / name).write_bytes(damage)
+        with pytest.raises(ValueError, match=rf"{folder.name} is damaged.*delete that folder"):
+            distill(teacher, data, settings, **options)
+        (folder / name).write_bytes(whole[name])
+    (folder / "metrics.csv").unlink()
+    with pytest.raises(ValueError, match="is damaged"):
+        distill(teacher, data, settings, **options)

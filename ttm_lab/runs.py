@@ -23,7 +23,10 @@ from pathlib import Path
 import filelock
 import pandas as pd
 import torch
+from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
+
+from ttm_lab.models import load_weights
 
 _TRAINING_CODE = ("probability.py", "losses.py", "data.py", "models/*.py", "training.py")
 
@@ -78,8 +81,11 @@ def identity(config: dict) -> str:
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 over a network's class name and its weights, in the order of their names."""
-    digest = hashlib.sha256(type(model).__name__.encode())
+    """SHA-256 over a network's structure (its printed form) and its weights.
+
+    A plain attribute that the printed form does not show is not seen.
+    """
+    digest = hashlib.sha256(repr(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -153,8 +159,13 @@ class Run:
             self._lock.acquire()
         for part in self.folder.rglob(".*.part"):  # left by a process that was killed
             part.unlink(missing_ok=True)
-        if not (self.folder / "config.json").exists():
-            atomic_write(self.folder / "config.json", json.dumps(self.config, indent=1))
+        for name, content in (
+            ("config.json", lambda: self.config),
+            ("environment.json", environment),
+        ):
+            path = self.folder / name
+            if not path.exists() or not path.stat().st_size:
+                atomic_write(path, json.dumps(content(), indent=1))
         return self
 
     def __exit__(self, *_error) -> None:
@@ -165,15 +176,33 @@ class Run:
         return (self.folder / "model.safetensors").exists()
 
     def finish(self, model: torch.nn.Module, history: pd.DataFrame) -> None:
-        """Write history, environment and weights (last), then drop the checkpoints."""
-        atomic_write(self.folder / "environment.json", json.dumps(environment(), indent=1))
+        """Write the history, then the weights with the history's hash; drop the checkpoints."""
         # repr of a float64 has 17 digits at most, so the numbers come back bit by bit
-        atomic_write(self.folder / "metrics.csv", history.to_csv(index=False))
+        table = history.to_csv(index=False).encode()
+        atomic_write(self.folder / "metrics.csv", table)
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        atomic_write(self.folder / "model.safetensors", safetensors_bytes(state))
+        note = {"metrics_sha256": hashlib.sha256(table).hexdigest()}
+        atomic_write(self.folder / "model.safetensors", safetensors_bytes(state, note))
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
-    def history(self) -> pd.DataFrame:
+    def load(self, model: torch.nn.Module) -> pd.DataFrame:
+        """Load a finished run's weights into ``model`` and return its history.
+
+        Raises ``ValueError`` naming the folder where a file is damaged.
+        """
+        try:
+            load_weights(model, self.folder / "model.safetensors")
+            with safe_open(self.folder / "model.safetensors", "pt") as file:
+                wanted = file.metadata()["metrics_sha256"]
+            found = hashlib.sha256((self.folder / "metrics.csv").read_bytes()).hexdigest()
+            if found != wanted:
+                raise ValueError("metrics.csv is not the one that was written with the weights")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the run {self.folder} is damaged ({error}); delete that folder, and it is "
+                "trained again"
+            ) from error
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)  # left by a killed process
         return read_table(self.folder / "metrics.csv")
 
     def _checkpoints(self) -> list[Path]:

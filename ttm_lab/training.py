@@ -10,6 +10,8 @@ import functools
 import hashlib
 import inspect
 import json
+import math
+import operator
 import os
 import sys
 import time
@@ -28,7 +30,7 @@ from tqdm.auto import tqdm
 from ttm_lab import runs
 from ttm_lab.data import Dataset
 from ttm_lab.losses import dist_loss, dkd_loss, kd_loss, ttm_loss, wttm_loss
-from ttm_lab.models import create_model, load_weights
+from ttm_lab.models import create_model
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -41,7 +43,7 @@ class Settings:
 
     The loss is ``ce_weight * CE + distill_weight * method``. ``method`` is ``"ce"`` (no second
     term), ``"kd"``, ``"ttm"``, ``"wttm"``, ``"dkd"``, ``"dist"``, or a callable
-    ``loss(student_logits, teacher_logits, labels)`` that returns a scalar.
+    ``loss(student_logits, teacher_logits, labels)`` that returns a scalar tensor.
 
     The defaults of the optimiser and schedule are the paper's for CIFAR-100 (official code,
     ``train_student.py``): SGD with momentum, learning rate x 0.1 after 150, 180 and 210 of 240
@@ -74,6 +76,14 @@ class Settings:
             for name in ("temperature", "distill_weight"):
                 if getattr(self, name) is None:
                     raise ValueError(f"{name} must be given for method={self.method!r}")
+        for name in ("epochs", "batch_size", "max_steps"):
+            if getattr(self, name) is not None:
+                self._set(name, _whole(name, getattr(self, name)))
+        numbers = ("temperature", "distill_weight", "ce_weight", "learning_rate", "momentum")
+        for name in (*numbers, "weight_decay", "learning_rate_decay"):
+            if getattr(self, name) is not None:
+                self._set(name, float(getattr(self, name)))
+        self._set("milestones", tuple(map(float, self.milestones)))
         positive = ("epochs", "batch_size", "learning_rate", "learning_rate_decay")
         for name in (*positive, "temperature", "max_steps"):
             value = getattr(self, name)
@@ -87,7 +97,11 @@ class Settings:
             raise ValueError(f"milestones={self.milestones} must be fractions of the epochs")
         if not self.label:
             name = self.method if isinstance(self.method, str) else _name_of(self.method)
-            object.__setattr__(self, "label", name.upper() if name in names else name)
+            self._set("label", name.upper() if name in names else name)
+
+    def _set(self, name: str, value) -> None:
+        """Store a value in its plain Python kind: equal settings are then one run."""
+        object.__setattr__(self, name, value)
 
     def learning_rate_at(self, epoch: int) -> float:
         """The learning rate of ``epoch``, counted from 0."""
@@ -206,7 +220,9 @@ def _train(
     progress: bool | None = None,
     checkpoint_seconds: float = 30.0,
 ) -> list[Trained]:
-    settings, seeds = list(settings), list(seeds)
+    settings, seeds = list(settings), [_whole("seed", seed) for seed in seeds]
+    if any(seed < 0 for seed in seeds):
+        raise ValueError(f"seeds {seeds} must not be negative")
     if not settings or not seeds:
         raise ValueError("there is nothing to train: give at least one Settings and one seed")
     if len(set(settings)) < len(settings) or len(set(seeds)) < len(seeds):
@@ -221,6 +237,9 @@ def _train(
     students = [
         _Student(s, seed, data, teacher_id, device, folder) for seed in seeds for s in settings
     ]
+    folders = [student.run.folder for student in students if student.run]
+    if len(set(folders)) < len(folders):
+        raise ValueError("two settings hold losses with the same source and values: keep one")
     _check_logits(teacher, students, data)
 
     # nothing random that happens in here reaches the caller
@@ -239,7 +258,7 @@ def _train_together(students, teacher, data, progress, checkpoint_seconds) -> No
     """Take students of one seed and batch size through the epochs, batch by batch."""
     with ExitStack() as locks:
         for student in sorted(students, key=lambda s: str(s.run and s.run.folder)):
-            if student.run:
+            if student.run and not student.run.finished:
                 locks.enter_context(student.run)  # sorted: two processes cannot wait in a ring
             student.load()
         waiting = [s for s in students if not s.done]
@@ -326,8 +345,7 @@ class _Student:
         if self.run is None:
             return
         if self.run.finished:
-            load_weights(self.model, self.run.folder / "model.safetensors")
-            self.rows = self.run.history().to_dict("records")
+            self.rows = self.run.load(self.model).to_dict("records")
             self.epoch = self.settings.epochs
         elif state := self.run.load_checkpoint():
             self.model.load_state_dict(state["model"])
@@ -363,10 +381,11 @@ class _Student:
         row |= self.meter.read("validation_")
         self.rows.append(row)
         self.epoch += 1
-        if not row["loss"] < float("inf"):
+        wrong = [name for name, value in row.items() if not math.isfinite(value)]
+        if wrong:
             self.diverged = (
-                f"{self.settings.label}, seed {self.seed}: loss {row['loss']} in epoch {self.epoch}"
-                f" (learning_rate={self.settings.learning_rate})"
+                f"{self.settings.label}, seed {self.seed}: {wrong[0]} {row[wrong[0]]} in epoch "
+                f"{self.epoch} (learning_rate={self.settings.learning_rate})"
             )
 
     def save_checkpoint(self) -> None:
@@ -505,6 +524,12 @@ def _method_config(method: str | Loss) -> str:
     elif isinstance(method, nn.Module):
         public = {k: v for k, v in vars(method).items() if not k.startswith("_")}
         values, source = [public, runs.weights_fingerprint(method)], _source(type(method))
+    elif inspect.ismethod(method) or getattr(method, "__name__", "") == "<lambda>":
+        raise ValueError(
+            f"a method of an object or a lambda ({_name_of(method)}) cannot be told from others, "
+            "so its run could be mistaken: write a function with def, a class with __call__, or "
+            "pass folder=None"
+        )
     else:
         closure = [cell.cell_contents for cell in getattr(method, "__closure__", None) or ()]
         values = [closure, getattr(method, "__defaults__", None), vars(method)]
@@ -527,6 +552,13 @@ def _source(thing) -> str:
             f"the source of {thing!r} cannot be read, so its run could not be told from others: "
             "define it with def in a file or a notebook, or pass folder=None"
         ) from None
+
+
+def _whole(name: str, value) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r} must be a whole number") from None
 
 
 def _slug(label: str) -> str:
@@ -564,3 +596,19 @@ def _check_logits(teacher, students, data: Dataset) -> None:
             )
         if not torch.isfinite(logits).all():
             raise ValueError(f"{name} gives logits that are not finite: check its weights")
+    probe, label = torch.zeros(2, data.num_classes, device=probe.device), data.train.labels[:2]
+    for student in students:
+        method = student.settings.method
+        if not callable(method):
+            continue
+        try:
+            value = method(probe, probe, label)
+            fits = isinstance(value, Tensor) and value.ndim == 0
+        except TypeError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"method={_name_of(method)} must take (student_logits, teacher_logits, labels) and "
+                "return a tensor with one number; for the package's losses write their names, "
+                "such as method='wttm'"
+            )
