@@ -164,3 +164,32 @@ def test_compare_over_seeds_agrees_with_the_tidy_table():
 def test_bad_input_is_named(logits, labels, error, words):
     with pytest.raises(error, match=words):
         analysis.evaluate(logits, labels)
+
+
+def test_wrong_comparisons_are_named(sample):
+    logits, _, labels = sample
+    pair, network = [logits, logits], torch.nn.Linear(2, 2)
+    for arguments, error, words in [
+        ((pair, pair, [labels]), ValueError, "1 arrays of labels for 2 students"),
+        (([], [], labels), ValueError, "0 and 0 students cannot be paired"),
+        (({0: logits}, pair, labels), TypeError, "both as mappings"),
+        ((network, network, labels), TypeError, "use predict"),
+    ]:
+        with pytest.raises(error, match=words):
+            analysis.compare(*arguments)
+    with pytest.raises(ValueError, match="confidence=95 must lie between 0 and 1"):
+        analysis.paired_interval([0.1, 0.2], confidence=95)
+    twice = pd.DataFrame({"method": "KD", "seed": [3, 3], "accuracy": 0.5})
+    with pytest.raises(ValueError, match="'KD' has seed 3 twice"):
+        analysis.compare_seeds(twice, "KD")
+
+
+def test_a_frozen_part_stays_frozen_and_any_network_can_be_asked():
+    frozen = torch.nn.BatchNorm1d(4)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), frozen)
+    frozen.eval()
+    analysis.predict(network, torch.rand(3, 4))
+    assert (network.training, frozen.training) == (True, False)
+    images = torch.rand(3, 4)
+    assert np.array_equal(analysis.predict(torch.nn.Identity(), images), images)
+    assert analysis.predict(network.bfloat16(), images).dtype == np.float32

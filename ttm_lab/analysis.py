@@ -18,14 +18,15 @@ MEASURES = ("accuracy", "nll", "brier", "ece", "entropy", "confidence")
 
 @torch.no_grad()
 def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 512) -> np.ndarray:
-    """Logits (N, K) float32 of a network in eval mode, on the CPU; its mode is put back after."""
-    device = next(model.parameters()).device
-    training = model.training
+    """Logits (N, K) float32 of a network in eval mode, on the CPU; modes are put back after."""
+    weights = next(model.parameters(), torch.empty(0))
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        parts = [model(part.to(device)).float().cpu() for part in images.split(batch_size)]
+        parts = [model(part.to(weights)).float().cpu() for part in images.split(batch_size)]
     finally:
-        model.train(training)
+        for module, mode in modes.items():
+            module.training = mode
     return torch.cat(parts).numpy()
 
 
@@ -175,7 +176,8 @@ def fit_temperature(logits, labels) -> float:
     """The one temperature that minimises NLL when logits are divided by it (Guo et al. 2017).
 
     Fit it on validation data. Logits that classify everything right would be sharpened without
-    end, so the answer stays between 0.01 and 100.
+    end, so the answer stays between 0.01 and 100; where the NLL is 0 to rounding all along, any
+    answer in that range is as good and one of them is returned.
 
     Taught in notebooks/06_what_the_students_learned.ipynb.
     """
@@ -196,6 +198,8 @@ def paired_interval(differences, *, confidence: float = 0.95) -> tuple[float, fl
 
     One difference gives a mean and NaN bounds: no interval can be had from one seed.
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, such as 0.95")
     d = np.asarray(differences, dtype=float)
     if d.ndim != 1 or not len(d) or not np.isfinite(d).all():
         raise ValueError(f"differences must be finite numbers, one a seed, got {differences!r}")
@@ -220,6 +224,9 @@ def compare_seeds(
 
     Raises ``ValueError`` if a method misses a seed that the baseline has, or has one twice.
     """
+    twice = results[results.duplicated(["method", "seed"])]
+    if len(twice):
+        raise ValueError(f"{twice.iloc[0]['method']!r} has seed {twice.iloc[0]['seed']} twice")
     rows = []
     for measure in measures:
         table = results.pivot(index="seed", columns="method", values=measure)
@@ -276,10 +283,17 @@ def compare(
 
     Taught in notebooks/05_distil_on_real_data.ipynb.
     """
+    measures = [measures] if isinstance(measures, str) else list(measures)
     unknown = set(measures) - set(MEASURES)
     if unknown:
         raise ValueError(f"unknown measures {sorted(unknown)}; available: {MEASURES}")
-    if isinstance(first, Mapping) or isinstance(second, Mapping):
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, such as 0.95")
+    if any(isinstance(given, torch.nn.Module) for given in (first, second)):
+        raise TypeError("compare takes logits: use predict(network, images) first")
+    if any(isinstance(given, Mapping) for given in (first, second, labels)):
+        if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
+            raise TypeError("give first and second both as mappings from seed to logits")
         if set(first) != set(second):
             raise ValueError(f"seeds differ: {sorted(first)} and {sorted(second)}")
         seeds = sorted(first)
@@ -288,9 +302,11 @@ def compare(
     if _is_one_array(first) and _is_one_array(second):
         rows = _compare_images(first, second, labels, measures, confidence, resamples, seed)
         return pd.DataFrame(rows)
-    if len(first) != len(second):
+    if len(first) != len(second) or not len(first):
         raise ValueError(f"{len(first)} and {len(second)} students cannot be paired")
     shared = _array(labels[0]).ndim == 0
+    if not shared and len(labels) != len(first):
+        raise ValueError(f"{len(labels)} arrays of labels for {len(first)} students a side")
     rows = []
     for name in measures:
         values = np.array(
