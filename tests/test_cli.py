@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from ttm_lab import cli, reproduce
+from ttm_lab import cli, reproduce, runs, studies
 
 # Imports every module of the library as if only the plain dependencies were installed.
 WITHOUT_EXTRAS = """
@@ -64,3 +64,26 @@ def test_mistyped_options_are_refused(words, capsys):
         cli.main(["reproduce", *words])
     assert stopped.value.code == 2
     assert words[1] in capsys.readouterr().err
+
+
+def test_a_search_adds_its_seeds_and_keeps_the_others(tmp_path, monkeypatch, capsys):
+    settings = tmp_path / "settings.csv"
+    kept = studies.chosen_settings()
+    settings.write_text(kept.to_csv(index=False))
+    monkeypatch.setattr(studies, "SETTINGS_FILE", settings)
+    found = kept[kept["seed"] == 0].assign(seed=99)
+    monkeypatch.setattr(studies, "search", lambda seeds, path, *, trials: found)
+    command = ["search-digits", "--seeds", "99", "--output", str(tmp_path / "new.csv")]
+    assert cli.main(command) == 0
+    merged = runs.read_table(settings)
+    assert set(merged["seed"]) == {*kept["seed"], 99}
+    assert len(merged) == len(kept) + len(found)
+    budget = ["search-digits", "--seeds", "99", "--trials", "1"]
+    assert cli.main(budget) == 2
+    assert "would not be an equal budget" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--seeds", "5-3"], ["--seeds", "1", "--trials", "0"]])
+def test_a_search_of_nothing_is_refused(words):
+    with pytest.raises(SystemExit):
+        cli.main(["search-digits", *words])

@@ -80,3 +80,13 @@ def test_formulas_become_mathml_and_nothing_is_fetched(tmp_path):
     assert "$5 or $6" in body
     assert "displaystyle" not in body
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', body)
+
+
+def test_a_formula_in_a_heading_stays_out_of_its_anchor(tmp_path):
+    cells = [nbformat.v4.new_markdown_cell("# T\n\n## Where $T^2$ comes from")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
+    export_html(tmp_path / "n.ipynb", tmp_path / "n.html")
+    body = (tmp_path / "n.html").read_text(encoding="utf-8")
+    assert body.count("<math") == 1
+    assert not re.search(r"<[^<>]*=\"[^\"<>]*<math", body)
+    assert re.search(r'id="Where-formula-0', body)

@@ -4,6 +4,7 @@ import argparse
 import ast
 import signal
 import sys
+from pathlib import Path
 
 from ttm_lab import __version__
 
@@ -12,12 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 1 failed, 2 refused, 130 stopped."""
     options = _parser().parse_args(arguments)
     if options.command == "search-digits":
-        from ttm_lab import runs, studies
-
-        table = studies.search(options.seeds, options.output, trials=options.trials)
-        runs.atomic_write(studies.SETTINGS_FILE, studies.choose(table).to_csv(index=False))
-        print(f"Trials: {options.output}\nChosen settings: {studies.SETTINGS_FILE}")
-        return 0
+        return _search_digits(options)
     try:
         from ttm_lab import reproduce  # needs the notebooks extra, which --help does not
     except ModuleNotFoundError as missing:
@@ -47,6 +43,36 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def _search_digits(options) -> int:
+    """Search, and put what was chosen for these seeds beside what was chosen for others."""
+    import pandas as pd
+
+    from ttm_lab import runs, studies
+
+    root = runs.find_root()
+    if options.output is None and not (root / "notebooks").is_dir():
+        print("ttm-lab: change into the checkout, or name --output", file=sys.stderr)
+        return 2
+    output = Path(options.output or root / "data" / "results" / "digits_search.csv")
+    if output.exists():
+        counts = runs.read_table(output).groupby(["seed", "family", "method"]).size()
+        if set(counts) != {options.trials}:
+            print(
+                f"ttm-lab: {output} holds {sorted(set(counts))} trials for each method, so "
+                f"--trials {options.trials} would not be an equal budget: use the same number, "
+                "or another --output",
+                file=sys.stderr,
+            )
+            return 2
+    chosen = studies.choose(studies.search(options.seeds, output, trials=options.trials))
+    others = studies.chosen_settings()
+    others = others[~others["seed"].isin(chosen["seed"])]
+    merged = pd.concat([others, chosen]).sort_values(["seed", "family", "method"])
+    runs.atomic_write(studies.SETTINGS_FILE, merged.to_csv(index=False))
+    print(f"Trials: {output}\nChosen settings: {studies.SETTINGS_FILE}")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,15 +114,28 @@ def _parser() -> argparse.ArgumentParser:
         "method. Goes on where it was stopped. Example: ttm-lab search-digits --seeds 0-11",
     )
     search.add_argument("--seeds", type=_seeds, required=True, help="such as 0-11 or 3,5")
-    search.add_argument("--trials", type=int, default=24, help="for each method (default: 24)")
-    search.add_argument("--output", default="data/results/digits_search.csv", metavar="FILE")
+    search.add_argument(
+        "--trials", type=_positive, default=24, help="for each method (default: 24)"
+    )
+    search.add_argument(
+        "--output", metavar="FILE", help="default: data/results/digits_search.csv in the checkout"
+    )
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _seeds(text: str) -> list[int]:
     try:
         ends = [part.partition("-")[::2] for part in text.split(",")]
-        return [seed for a, b in ends for seed in range(int(a), int(b or a) + 1)]
+        seeds = [range(int(a), int(b or a) + 1) for a, b in ends]
+        if not all(seeds):
+            raise ValueError
+        return [seed for several in seeds for seed in several]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not like 0-11 or 3,5") from None
 

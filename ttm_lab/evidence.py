@@ -58,6 +58,8 @@ def direction_verdict(low: float, high: float) -> str:
     """
     if low > high:
         raise ValueError(f"low={low!r} is above high={high!r}: swap the ends of the interval")
+    if math.isnan(low) or math.isnan(high):
+        return "not decided"
     if low > 0:
         return "holds"
     return "does not hold" if high < 0 else "not decided"

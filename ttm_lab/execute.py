@@ -131,7 +131,10 @@ def export_html(executed: Path, page: Path) -> None:
     mathjax = "<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->"
     body = re.sub(mathjax, "", body, flags=re.DOTALL)
     body = re.sub(r'href="(\w+)\.ipynb(["#])', r'href="\1.html\2', body)
-    body = re.sub(r"formula(\d+)formula", lambda found: formulas[int(found[1])], body)
+    word = re.compile(r"formula(\d+)formula")
+    # A heading's anchor repeats its text inside a tag, where no formula can stand.
+    body = re.sub(r"<[^<>]*formula\d[^<>]*>", lambda tag: word.sub(r"formula-\1", tag[0]), body)
+    body = word.sub(lambda found: formulas[int(found[1])], body)
     page.write_text(body, encoding="utf-8")
 
 
@@ -157,6 +160,8 @@ def _mathml(latex: str, *, block: bool) -> str:
 def _static(output):
     data = output.get("data", {})
     if "application/vnd.jupyter.widget-view+json" in data:
+        if not data.get("text/plain", "").startswith("VBox("):  # a progress bar, not an explorer
+            return nbformat.v4.new_output("display_data", {})
         return nbformat.v4.new_output("display_data", {"text/html": WIDGET_NOTE})
     if "text/latex" in data and "text/html" not in data:  # what sympy shows
         latex = data["text/latex"].strip().strip("$").removeprefix("\\displaystyle")
