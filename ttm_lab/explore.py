@@ -206,7 +206,8 @@ def weight_explorer(teacher_logits, images, labels) -> widgets.VBox:
     def figure(temperature):
         bound = p.shape[-1] ** (1 - 1 / temperature)
         title = f"T = {temperature:.3g}"
-        return weights_and_digits(weights(temperature), images, captions, bound, title=title)
+        u, largest = weights(temperature), p.shape[-1]
+        return weights_and_digits(u, images, captions, bound, title=title, largest=largest)
 
     def describe(temperature):
         u = weights(temperature)

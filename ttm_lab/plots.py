@@ -170,7 +170,7 @@ def temperature_path(
             *at, color=color, marker="*" if value == 1 else "o", markersize=12 - 6 * (value != 1)
         )
         if marked:  # names alternate between the two sides of the line, so that none collide
-            below = k % 2 == 0
+            below = k % 2 == 1
             ax.annotate(
                 f"T = {value:g}",
                 at,
@@ -211,9 +211,10 @@ def probability_bars(p, class_names, *, reference=None, ax=None) -> Axes:
     ax.bar(places[~top], p[~top], color=OKABE_ITO["sky"])
     if reference is not None:
         ax.bar(places, reference, fill=False, edgecolor="black", linestyle="--", label="T = 1")
-        ax.legend(loc="upper right")
+        # Above the axes, right of the title: no bar can reach it there.
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, frameon=False)
     ax.set_xticks(places, class_names)
-    ax.set_ylim(0, 1.02 if reference is None else 1.2)  # room for the legend
+    ax.set_ylim(0, 1.02)
     ax.grid(axis="x", visible=False)
     return ax
 
@@ -349,7 +350,7 @@ def kd_descents(
     """Ways of a free student q through the triangle under KD, one a temperature.
 
     ``paths`` and ``softened`` map a temperature to the visited points (N, 3) and to p_T (3,),
-    drawn hollow; ``teacher`` p (3,) is the star.
+    drawn hollow; ``teacher`` p (3,) is the star, which is p_T at T = 1 too.
     """
     if ax is None:
         ax = draw_triangle(plt.figure(figsize=(6.2, 4.8)).add_subplot(), names)
@@ -359,6 +360,8 @@ def kd_descents(
         ax.plot(
             *simplex_xy(path).T, linewidth=2, label=f"q, trained at T = {temperature:g}", **look
         )
+        if temperature == 1:
+            continue
         at = simplex_xy(softened[temperature])
         face = {"markerfacecolor": "none", "linestyle": "", "markersize": 8}
         ax.plot(*at, marker, color=OKABE_ITO[colour], label=f"p_T, T = {temperature:g}", **face)
@@ -627,20 +630,29 @@ def soft_labels(labels, class_names) -> Figure:
 # Notebook 4
 
 
-def weights_and_digits(weights, images, captions, bound, *, title="", count=6) -> Figure:
+def weights_and_digits(
+    weights, images, captions, bound, *, title="", count=6, largest=None
+) -> Figure:
     """Histogram of WTTM weights (N,) beside the pictures that weigh least and most.
 
     ``images`` (N, 8, 8) from 0 to 1; ``captions`` N short texts; ``bound`` the largest possible
-    weight K^(1 - 1/T), drawn beside the smallest, 1.
+    weight K^(1 - 1/T), drawn beside the smallest, 1. ``largest`` fixes the axis from 1 to there,
+    so that histograms of several temperatures can be compared.
     """
     weights = np.asarray(weights, dtype=float)
     figure = plt.figure(figsize=(10, 3.5))
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.45])
     ax = left.subplots()
-    ax.hist(weights, bins=30, color=OKABE_ITO["green"], edgecolor="white", linewidth=0.4)
-    for place, label, align in ((1, " 1: one-hot", "left"), (bound, "uniform ", "right")):
+    bins = 30 if largest is None else np.linspace(1, largest, 46)
+    ax.hist(weights, bins=bins, color=OKABE_ITO["green"], edgecolor="white", linewidth=0.4)
+    uniform = (bound, 1.01, "uniform ", "right")
+    if largest is not None:
+        ax.set_xlim(1 - 0.03 * (largest - 1), largest + 0.03 * (largest - 1))
+        if bound < (1 + largest) / 2:  # too near to 1 for two labels in one line
+            uniform = (bound, 0.94, " uniform", "left")
+    for place, height, label, align in ((1, 1.01, " 1: one-hot", "left"), uniform):
         ax.axvline(place, color="black", linestyle="--", linewidth=1)
-        ax.text(place, 1.01, label, transform=ax.get_xaxis_transform(), ha=align, fontsize=9)
+        ax.text(place, height, label, transform=ax.get_xaxis_transform(), ha=align, fontsize=9)
     ax.axvline(weights.mean(), color=OKABE_ITO["red"], linestyle="-", linewidth=1.5)
     ax.plot(weights.mean(), 0, marker="^", color=OKABE_ITO["red"], markersize=9, clip_on=False)
     ax.set(xlabel="weight U (triangle: mean)", ylabel="pictures")
