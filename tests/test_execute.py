@@ -89,4 +89,4 @@ def test_a_formula_in_a_heading_stays_out_of_its_anchor(tmp_path):
     body = (tmp_path / "n.html").read_text(encoding="utf-8")
     assert body.count("<math") == 1
     assert not re.search(r"<[^<>]*=\"[^\"<>]*<math", body)
-    assert re.search(r'id="Where-formula-0', body)
+    assert re.search(r'id="Where-formula-comes', body)

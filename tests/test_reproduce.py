@@ -200,10 +200,12 @@ def test_second_batch_in_the_same_folder_is_refused(course):
     ("options", "message"),
     [
         (["-p", "valu=2"], "'valu'; there are value"),
-        (["-p", "profile=paper"], "--profile"),
         (["--only", "07"], "no notebook is called '07'; there are 01_first"),
-        (["--jobs", "0"], "jobs=0"),
-        (["--timeout", "nan"], "timeout=nan"),
+        (["--jobs", "0"], "--jobs 0: give at least 1"),
+        (["--timeout", "inf"], "--timeout inf"),
+        (["--only", ","], "--only names no notebook"),
+        (["-p", "profile=paper"], "use --profile instead"),
+        (["--timeout", "nan"], "--timeout nan"),
         (["--name", "../elsewhere"], "name '../elsewhere'"),
     ],
 )

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return reproduce.reproduce(
             options.profile,
-            only=[part for parts in options.only or [] for part in parts],
+            only=options.only and [part for parts in options.only for part in parts],
             parameters=dict(options.parameters),
             jobs=options.jobs,
             timeout=options.timeout,

@@ -166,7 +166,7 @@ def _check(claim_id: str, measured: float | None, verdict: str, scope: str) -> N
     if decides and _number(measured) is None:
         raise ValueError(f"measured={measured!r} decides nothing: record it as 'not decided'")
     needed = claims()[claim_id]["decided_by"]
-    if decides and needed and needed.lower() not in scope.lower():
+    if decides and needed and scope.split(",")[0].strip().lower() != needed.lower():
         raise ValueError(
             f"scope={scope!r} cannot decide {claim_id}, a claim about {needed}: "
             "record it as 'not decided' and say in the note what was seen"

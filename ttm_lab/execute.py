@@ -133,7 +133,7 @@ def export_html(executed: Path, page: Path) -> None:
     body = re.sub(r'href="(\w+)\.ipynb(["#])', r'href="\1.html\2', body)
     word = re.compile(r"formula(\d+)formula")
     # A heading's anchor repeats its text inside a tag, where no formula can stand.
-    body = re.sub(r"<[^<>]*formula\d[^<>]*>", lambda tag: word.sub(r"formula-\1", tag[0]), body)
+    body = re.sub(r"<[^<>]*formula\d[^<>]*>", lambda tag: word.sub("formula", tag[0]), body)
     body = word.sub(lambda found: formulas[int(found[1])], body)
     page.write_text(body, encoding="utf-8")
 

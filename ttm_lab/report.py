@@ -142,8 +142,10 @@ def _claims_section(claims: pd.DataFrame, titles: dict) -> str:
     parts = [
         "<h2>Claims</h2>",
         "<p>Each row is a claim about the losses, the measurement made by a notebook, and a "
-        "verdict with the scope it is valid in. Square brackets are 95 % intervals. A result on "
-        "digits decides nothing about CIFAR-100 or ImageNet. <em>The paper</em> is Zheng and "
+        "verdict with the scope it is valid in. Square brackets are 95 % intervals, not "
+        "corrected for the number of comparisons. A result on digits decides nothing about "
+        "CIFAR-100 or ImageNet; all seeds share one pool of 1,797 digits, so the intervals are "
+        "somewhat too narrow for new ones. <em>The paper</em> is Zheng and "
         "Yang, “Knowledge Distillation Based on Transformed Teacher Matching”, ICLR 2024, "
         "arXiv 2402.11148.</p>",
     ]

@@ -77,8 +77,14 @@ def reproduce(
     """
     if profile not in PROFILES:
         raise Refused(f"profile {profile!r} is unknown; choose one of {', '.join(PROFILES)}")
-    if jobs < 1 or (timeout is not None and not timeout > 0):
-        raise Refused(f"jobs={jobs} and timeout={timeout}: both have to be positive")
+    if jobs < 1:
+        raise Refused(f"--jobs {jobs}: give at least 1")
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise Refused(f"--timeout {timeout}: give a positive number of seconds")
+    if only is not None and not only:
+        raise Refused("--only names no notebook")
+    if "profile" in (parameters or {}):
+        raise Refused("-p profile: use --profile instead")
     name = profile if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise Refused(f"name {name!r}: use letters, digits, '_', '-' and '.'")
@@ -159,13 +165,20 @@ class Batch:
         self.status_file = folder / "status.json"
         self.status = {"notebooks": {}}
         if self.status_file.exists():
-            self.status = json.loads(self.status_file.read_text(encoding="utf-8"))
+            try:
+                self.status = json.loads(self.status_file.read_text(encoding="utf-8"))
+            except ValueError:
+                print(f"{_shown(self.status_file)} is damaged: everything runs anew")
         shutil.rmtree(folder / ".running", ignore_errors=True)
         for gone in set(self.status["notebooks"]) - set(self.after):
             self._clear(gone)
             del self.status["notebooks"][gone]
 
     def run(self, chosen: list[Job], profile: str) -> int:
+        before = self.status.get("profile", profile)
+        if before != profile:
+            where = _shown(self.folder)
+            raise Refused(f"{where} holds the profile {before}: choose another --name")
         self.status |= {"profile": profile, "environment": environment(), "jobs": self.jobs}
         self.status |= {"started": _now(), "finished": None}
         todo = {job.name: job for job in chosen}
