@@ -193,7 +193,7 @@ class Run:
         try:
             load_weights(model, self.folder / "model.safetensors")
             with safe_open(self.folder / "model.safetensors", "pt") as file:
-                wanted = file.metadata()["metrics_sha256"]
+                wanted = (file.metadata() or {}).get("metrics_sha256")
             found = hashlib.sha256((self.folder / "metrics.csv").read_bytes()).hexdigest()
             if found != wanted:
                 raise ValueError("metrics.csv is not the one that was written with the weights")
