@@ -27,17 +27,9 @@ from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from ttm_lab.models import load_weights
+from ttm_lab.paths import find_root
 
 _TRAINING_CODE = ("probability.py", "losses.py", "data.py", "models/*.py", "training.py")
-
-
-def find_root(start: str | Path | None = None) -> Path:
-    """The checkout that holds ``start`` (default: the working folder), else that folder itself."""
-    start = Path(start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
-        if (folder / "notebooks").is_dir() and (folder / "ttm_lab").is_dir():
-            return folder
-    return start
 
 
 def runs_folder(experiment: str) -> Path:

@@ -1,0 +1,19 @@
+"""Where the checkout lies, and where big data goes."""
+
+import os
+from pathlib import Path
+
+
+def find_root(start: str | Path | None = None) -> Path:
+    """The checkout that holds ``start`` (default: the working folder), else that folder itself."""
+    start = Path(start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "notebooks").is_dir() and (folder / "ttm_lab").is_dir():
+            return folder
+    return start
+
+
+def downloads_folder() -> Path:
+    """Where downloaded data goes: ``$TTM_LAB_DATA``, else ``<root>/data/downloads``."""
+    base = os.environ.get("TTM_LAB_DATA")
+    return Path(base) if base else find_root() / "data" / "downloads"
