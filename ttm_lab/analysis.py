@@ -11,19 +11,30 @@ import torch
 from scipy import optimize, special, stats
 from torch import nn
 
-from ttm_lab.data import Split
+from ttm_lab.data import FileSplit, Split
 
 MEASURES = ("accuracy", "nll", "brier", "ece", "entropy", "confidence")
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 512) -> np.ndarray:
-    """Logits (N, K) float32 of a network in eval mode, on the CPU; modes are put back after."""
+def predict(
+    model: nn.Module, images: torch.Tensor | Split | FileSplit, batch_size: int | None = None
+) -> np.ndarray:
+    """Logits (N, K) float32 of a network in eval mode, on the CPU; modes are put back after.
+
+    ``images`` are a part of a data set, such as ``data.test``, or a tensor that is ready for the
+    network.
+    """
     weights = next(model.parameters(), torch.empty(0))
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    if isinstance(images, torch.Tensor):
+        batches = images.split(batch_size or 512)
+    else:
+        loader = images.to(weights.device)
+        batches = (x for x, _ in loader.batches(batch_size or images.evaluation_batch_size))
     try:
-        parts = [model(part.to(weights)).float().cpu() for part in images.split(batch_size)]
+        parts = [model(part.to(weights)).float().cpu() for part in batches]
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -65,11 +76,13 @@ def _labels(values, shape: tuple[int, int]) -> np.ndarray:
 def _logits_and_labels(student, data) -> tuple[np.ndarray, np.ndarray]:
     student = getattr(student, "model", student)
     if isinstance(student, nn.Module):
-        if not isinstance(data, Split):
+        if not isinstance(data, Split | FileSplit):
             raise TypeError("a network is evaluated on a Split such as data.test")
-        student = predict(student, data.images)
+        student = predict(student, data)
     logits = _logits(student)
-    return logits, _labels(data.labels if isinstance(data, Split) else data, logits.shape)
+    return logits, _labels(
+        data.labels if isinstance(data, Split | FileSplit) else data, logits.shape
+    )
 
 
 def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int = 15) -> pd.Series:

@@ -29,7 +29,7 @@ from safetensors.torch import save as safetensors_bytes
 from ttm_lab.models import load_weights
 from ttm_lab.paths import find_root
 
-_TRAINING_CODE = ("probability.py", "losses.py", "data.py", "models/*.py", "training.py")
+_TRAINING_CODE = ("probability.py", "losses.py", "data/*.py", "models/*.py", "training.py")
 
 
 def runs_folder(experiment: str) -> Path:

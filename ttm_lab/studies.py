@@ -45,7 +45,7 @@ FAMILIES = {
 
 def mean_power_sum(teacher: Trained, data: Dataset, temperature: float) -> float:
     """The teacher's mean weight U_{1/T}(p) over the training images (paper, Fig. 1)."""
-    logits = torch.from_numpy(predict(teacher.model, data.train.images))
+    logits = torch.from_numpy(predict(teacher.model, data.train))
     return float(power_sum(temperature_softmax(logits, 1.0), 1 / temperature).mean())
 
 

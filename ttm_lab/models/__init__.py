@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from ttm_lab.models.cifar import CIFAR_MODELS
+from ttm_lab.models.teachers import fetch_teacher
 from ttm_lab.models.tiny import TinyConvNet
 from ttm_lab.models.weights import load_weights
 
-__all__ = ["create_model", "list_models", "load_weights"]
+__all__ = ["create_model", "fetch_teacher", "list_models", "load_weights"]
 
 _SMALL_MODELS = {
     "cnn_small": partial(TinyConvNet, (4, 8)),
