@@ -140,7 +140,7 @@ def test_code_fingerprint_sees_every_file_of_the_networks(tmp_path, monkeypatch)
     seen = {fingerprint()}
     files = [
         "losses.py",
-        "data.py",
+        *sorted((tmp_path / "copy/data").glob("*.py")),
         "training.py",
         *sorted((tmp_path / "copy/models").glob("*.py")),
     ]

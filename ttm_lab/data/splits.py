@@ -1,0 +1,293 @@
+"""A data set in parts, and how a part becomes batches: in memory or from picture files."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of a data set, held in memory.
+
+    ``images`` (N, C, H, W) are float32 as networks take them, or uint8 from 0 to 255 with the
+    ``mean`` and ``std`` of each channel (of pixel values scaled to 0..1) that normalise them.
+    ``labels`` (N,) are int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    augmentations = ("none", "crop", "crop-flip")
+    evaluation_batch_size = 1024
+
+    def __post_init__(self):
+        if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                "a split needs images (N, C, H, W) and labels (N,), got "
+                f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
+            )
+        if (self.images.dtype == torch.uint8) != (self.mean is not None):
+            raise ValueError(
+                f"images are {self.images.dtype} and mean is {self.mean}: uint8 images come with "
+                "mean and std, float images are taken as they are"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device) -> "Split":
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        order: Tensor | None = None,
+        augmentation: str = "none",
+        seed: int = 0,
+        start: int = 0,
+        share: slice = slice(None),
+    ) -> Batches:
+        """Batches of images (B, C, H, W) float32 and labels (B,), on this part's device.
+
+        order: positions to take (default: all, as they stand); the last batch may be smaller.
+        augmentation: ``"crop"`` moves each picture at random by up to an eighth of its size (4
+            pixels of 32; black comes in), ``"crop-flip"`` also mirrors every second one.
+        seed: batch k is augmented from ``seed + k``, whatever was asked for before.
+        start: the first batch to give.
+        share: which positions of each batch to give; one of several processes takes its part.
+        """
+        order = torch.arange(len(self)) if order is None else order
+        batches = order.split(batch_size)
+        for step in range(start, len(batches)):
+            index = batches[step][share].to(self.labels.device)
+            images = self.images[index]
+            if augmentation != "none":
+                moves = _draw_moves(
+                    len(batches[step]), images.shape[-2:], augmentation == "crop-flip", seed + step
+                )
+                images = _crop(images, *(m[share].to(images.device) for m in moves))
+            yield self._normalised(images), self.labels[index]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if self.mean is None:
+            return images
+        mean, std = (
+            torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std)
+        )
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    def update(self, digest) -> None:
+        """Add every image and label to a hash."""
+        for tensor in (self.images, self.labels):
+            digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.contiguous().cpu().numpy().tobytes())
+        if self.mean is not None:
+            digest.update(repr((self.mean, self.std)).encode())
+
+
+def _draw_moves(
+    count: int, size: tuple[int, int], flip: bool, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each picture: first row and column of the crop in the padded picture, and mirrored?"""
+    generator = torch.Generator().manual_seed(seed)
+    top, left = (torch.randint(2 * (n // 8) + 1, (count,), generator=generator) for n in size)
+    mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
+    return top, left, mirrored
+
+
+def _crop(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+    """Crop each padded picture at its own place, and mirror some, in one indexing operation."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, [width // 8, width // 8, height // 8, height // 8])
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    picture = torch.arange(count, device=images.device)[:, None, None]
+    # channels last: whole pixels are copied, and networks here want that layout anyway
+    pixels = padded.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]]
+    return pixels.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """One part of a data set whose pictures stay in their files and are decoded when needed.
+
+    ``paths`` of the N pictures, ``labels`` (N,) int64, ``size`` of the square that networks get.
+    Worker processes decode, convert to RGB and transform (torchvision's v2 transforms).
+    ``root`` is the folder that ``paths`` are relative to.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int = 224
+    workers: int = 0
+    device: str | torch.device = "cpu"
+
+    augmentations = ("none", "resized-crop-flip")
+    evaluation_batch_size = 256
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device) -> "FileSplit":
+        return replace(self, labels=self.labels.to(device), device=device)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        order: Tensor | None = None,
+        augmentation: str = "none",
+        seed: int = 0,
+        start: int = 0,
+        share: slice = slice(None),
+    ) -> Batches:
+        """The same as ``Split.batches``, decoded by ``workers`` processes ahead of need.
+
+        augmentation: ``"resized-crop-flip"`` is torchvision's RandomResizedCrop and mirrors every
+            second picture; ``"none"`` scales the shorter side to 8/7 of ``size`` (256 for 224) and
+            cuts out the middle.
+        """
+        order = torch.arange(len(self)) if order is None else order
+        keys = []
+        for step, index in enumerate(order.cpu().split(batch_size)):
+            noise = [hash_seed(seed + step, k) for k in range(len(index))]
+            keys.append(list(zip(index.tolist(), noise, strict=True))[share])
+        loader = torch.utils.data.DataLoader(
+            _Pictures(self, augmentation != "none"),
+            batch_sampler=keys[start:],
+            num_workers=min(self.workers, max(len(keys) - start, 0)),
+            pin_memory=torch.device(self.device).type == "cuda",
+        )
+        for images, labels in loader:
+            yield (
+                images.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+            )
+
+    def update(self, digest) -> None:
+        """Add names, file sizes and labels to a hash: reading ImageNet whole would take hours."""
+        digest.update(repr((self.size, self.mean, self.std)).encode())
+        for path in self.paths:
+            digest.update(f"{path} {(self.root / path).stat().st_size}\n".encode())
+        digest.update(self.labels.cpu().numpy().tobytes())
+
+
+class _Pictures(torch.utils.data.Dataset):
+    """What the loader's processes hold: one picture for a key (position, random seed)."""
+
+    def __init__(self, split: FileSplit, augment: bool):
+        from torchvision.transforms import v2
+
+        self.root, self.paths, self.labels = split.root, split.paths, split.labels.cpu()
+        place = (
+            [v2.RandomResizedCrop(split.size, antialias=True), v2.RandomHorizontalFlip()]
+            if augment
+            else [v2.Resize(split.size * 8 // 7, antialias=True), v2.CenterCrop(split.size)]
+        )
+        self.transform = v2.Compose(
+            [
+                v2.PILToTensor(),
+                *place,
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(split.mean, split.std),
+            ]
+        )
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        position, seed = key
+        picture = read_picture(self.root / self.paths[position])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.transform(picture), self.labels[position]
+
+
+def read_picture(path: Path):
+    """A picture file, whatever its mode, as an RGB ``PIL.Image``.
+
+    Raises ``ValueError`` naming a file that cannot be decoded to the end.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} cannot be decoded ({error}): replace or remove it, or load the data set "
+            "with skip_corrupt=True"
+        ) from error
+
+
+def hash_seed(*parts) -> int:
+    """A random seed that depends on every part and is unrelated to that of any other parts."""
+    digest = hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A named data set in three parts that share no image.
+
+    Choices (learning rate, epochs, loss weights) are made on ``validation``, which may be empty
+    where nothing is chosen; ``test`` is looked at once, at the end. ``skipped`` counts files that
+    could not be decoded and were left out on request.
+    """
+
+    name: str
+    seed: int
+    class_names: tuple[str, ...]
+    train: Split | FileSplit
+    validation: Split | FileSplit
+    test: Split | FileSplit
+    indices: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    skipped: int = 0
+
+    def __post_init__(self):
+        for part in ("train", "validation", "test"):
+            labels = getattr(self, part).labels
+            if labels.dtype != torch.int64:
+                raise TypeError(
+                    f"{self.name}: {part} labels are {labels.dtype}; convert with .long()"
+                )
+            if not len(labels):
+                if part != "validation":
+                    raise ValueError(f"{self.name}: {part} holds no picture")
+                continue
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(
+                    f"{self.name}: {part} labels run from {low} to {high}, but there are "
+                    f"{self.num_classes} classes (0 to {self.num_classes - 1})"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over what is in the parts (``update``): part of a run's identity."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            split.update(digest)
+        return digest.hexdigest()
+
+    def to(self, device) -> "Dataset":
+        parts = {p: getattr(self, p).to(device) for p in ("train", "validation", "test")}
+        return replace(self, **parts)
