@@ -29,7 +29,14 @@ from safetensors.torch import save as safetensors_bytes
 from ttm_lab.models import load_weights
 from ttm_lab.paths import find_root
 
-_TRAINING_CODE = ("probability.py", "losses.py", "data/*.py", "models/*.py", "training.py")
+_TRAINING_CODE = (
+    "probability.py",
+    "losses.py",
+    "data/*.py",
+    "models/*.py",
+    "distributed.py",
+    "training.py",
+)
 
 
 def runs_folder(experiment: str) -> Path:
@@ -116,6 +123,7 @@ def environment() -> dict:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git_commit": git("rev-parse", "HEAD"),
         "git_changed": None if changed is None else bool(changed),
@@ -198,13 +206,13 @@ class Run:
         return read_table(self.folder / "metrics.csv")
 
     def _checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoint").glob("epoch-*.pt"))
+        return sorted((self.folder / "checkpoint").glob("step-*.pt"))
 
-    def save_checkpoint(self, epoch: int, state: dict) -> None:
-        """Keep ``state`` as the resume point after ``epoch`` epochs, and the one before it."""
+    def save_checkpoint(self, step: int, state: dict) -> None:
+        """Keep ``state`` as the resume point after ``step`` steps, and the one before it."""
         buffer = BytesIO()
-        torch.save({"identity": identity(self.config), "epoch": epoch, **state}, buffer)
-        atomic_write(self.folder / "checkpoint" / f"epoch-{epoch:06d}.pt", buffer.getvalue())
+        torch.save({"identity": identity(self.config), **state}, buffer)
+        atomic_write(self.folder / "checkpoint" / f"step-{step:09d}.pt", buffer.getvalue())
         for old in self._checkpoints()[:-2]:
             old.unlink()
 

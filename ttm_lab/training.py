@@ -3,7 +3,8 @@
 Students of one seed share initial weights and the order of the images, so they are compared in
 pairs, and each batch's teacher output is computed once for all of them. Everything random is
 derived from (seed, epoch, step) instead of being carried along, so a student comes out the same
-alone, in company, and after an interruption.
+alone, in company, and after an interruption. Under ``torchrun`` (``ttm_lab.distributed``) the same
+calls share every batch among the processes.
 """
 
 import functools
@@ -27,14 +28,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ttm_lab import runs
-from ttm_lab.data import Dataset
+from ttm_lab import distributed, runs
+from ttm_lab.data import Dataset, FileSplit, Split
+from ttm_lab.data.splits import hash_seed
 from ttm_lab.losses import dist_loss, dkd_loss, kd_loss, ttm_loss, wttm_loss
 from ttm_lab.models import create_model
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-_MAX_KEPT_BATCHES = 64  # logits of so many batches wait before their metrics are computed
+# Logits of so many batches wait before their metrics are computed; resume points within an epoch
+# lie between two such blocks, so that sums of metrics are formed in the same order after a resume.
+_BLOCK = 64
+
+
+_CHOICES = {
+    "schedule": ("steps", "cosine"),
+    "optimiser": ("sgd", "adamw"),
+    "augmentation": tuple(dict.fromkeys(Split.augmentations + FileSplit.augmentations)),
+    "precision": ("float32", "bfloat16"),
+    "track_test": (False, True),
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,15 @@ class Settings:
     The defaults of the optimiser and schedule are the paper's for CIFAR-100 (official code,
     ``train_student.py``): SGD with momentum, learning rate x 0.1 after 150, 180 and 210 of 240
     epochs, here as fractions of ``epochs``. ``temperature`` and ``distill_weight`` have no good
-    general default (the paper tunes both per pair, Table 8), so they must be given.
+    general default (the paper tunes both per pair, Table 8), so they must be given;
+    ``paper.settings`` gives the published ones of a pair.
+
+    ``batch_size`` is the batch of all processes together. ``schedule`` is ``"steps"`` (the
+    milestones) or ``"cosine"`` (to zero), after ``warmup_epochs`` of linear rise. ``optimiser`` is
+    ``"sgd"`` or ``"adamw"`` (without ``momentum``). ``augmentation`` is one that the data offers
+    (``data.train.augmentations``). ``precision`` ``"bfloat16"`` runs the networks under autocast;
+    losses are computed in float32 either way. ``track_test`` adds test columns to the history,
+    for the habit of published code to report the best epoch on test; nothing here chooses by it.
 
     Raises ``ValueError`` naming the field that makes no sense.
     """
@@ -65,6 +86,12 @@ class Settings:
     weight_decay: float = 5e-4
     milestones: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240)
     learning_rate_decay: float = 0.1
+    schedule: str = "steps"
+    warmup_epochs: int = 0
+    optimiser: str = "sgd"
+    augmentation: str = "none"
+    precision: str = "float32"
+    track_test: bool = False
     max_steps: int | None = None
     label: str = field(default="", compare=False)
 
@@ -76,7 +103,10 @@ class Settings:
             for name in ("temperature", "distill_weight"):
                 if getattr(self, name) is None:
                     raise ValueError(f"{name} must be given for method={self.method!r}")
-        for name in ("epochs", "batch_size", "max_steps"):
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
+        for name in ("epochs", "batch_size", "max_steps", "warmup_epochs"):
             if getattr(self, name) is not None:
                 self._set(name, _whole(name, getattr(self, name)))
         numbers = ("temperature", "distill_weight", "ce_weight", "learning_rate", "momentum")
@@ -89,7 +119,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value!r} must be positive and finite")
-        for name in ("ce_weight", "distill_weight", "momentum", "weight_decay"):
+        for name in ("ce_weight", "distill_weight", "momentum", "weight_decay", "warmup_epochs"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value!r} must be zero or positive, and finite")
@@ -105,6 +135,11 @@ class Settings:
 
     def learning_rate_at(self, epoch: int) -> float:
         """The learning rate of ``epoch``, counted from 0."""
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * (epoch + 1) / self.warmup_epochs
+        if self.schedule == "cosine":
+            part = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1)
+            return self.learning_rate * (1 + math.cos(math.pi * part)) / 2
         passed = sum(epoch >= round(m * self.epochs) for m in self.milestones)
         return self.learning_rate * self.learning_rate_decay**passed
 
@@ -229,22 +264,36 @@ def _train(
         labels = [s.label for s in settings]
         raise ValueError(f"settings {labels} and seeds {seeds} must each be different")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _check_data(data, settings)
+    fingerprint = data.fingerprint if folder is not None else None
     data = data.to(device)
     teacher_id = None
     if teacher is not None:
         teacher = teacher.to(device, memory_format=torch.channels_last).eval()
         teacher_id = runs.weights_fingerprint(teacher)
+    source = {"name": data.name, "seed": data.seed, "sha256": fingerprint}
     students = [
-        _Student(s, seed, data, teacher_id, device, folder) for seed in seeds for s in settings
+        _Student(s, seed, data.num_classes, source, teacher_id, device, folder)
+        for seed in seeds
+        for s in settings
     ]
     folders = [student.run.folder for student in students if student.run]
     if len(set(folders)) < len(folders):
         raise ValueError("two settings hold losses with the same source and values: keep one")
     _check_logits(teacher, students, data)
 
-    # nothing random that happens in here reaches the caller
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        group_key = lambda s: (s.seed, s.settings.batch_size)  # noqa: E731
+    def group_key(student):
+        s = student.settings
+        return student.seed, s.batch_size, s.augmentation, s.precision
+
+    # Nothing random that happens in here reaches the caller. On a GPU, cuDNN keeps to algorithms
+    # that give the same bits each time, in float32 where float32 was asked for.
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ),
+    ):
         for _, group in groupby(sorted(students, key=group_key), key=group_key):
             _train_together(list(group), teacher, data, progress, checkpoint_seconds)
 
@@ -255,68 +304,132 @@ def _train(
 
 
 def _train_together(students, teacher, data, progress, checkpoint_seconds) -> None:
-    """Take students of one seed and batch size through the epochs, batch by batch."""
+    """Take students of one seed, batch size and augmentation through the epochs, by batches."""
     with ExitStack() as locks:
         for student in sorted(students, key=lambda s: str(s.run and s.run.folder)):
-            if student.run and not student.run.finished:
+            if student.run and distributed.rank() == 0 and not student.run.finished:
                 locks.enter_context(student.run)  # sorted: two processes cannot wait in a ring
             student.load()
         waiting = [s for s in students if not s.done]
         if not waiting:
             return
-        train, seed = data.train, students[0].seed
-        batch_size = students[0].settings.batch_size
+        train, settings, seed = data.train, students[0].settings, students[0].seed
+        device, precision = students[0].device, settings.precision
         first, last = min(s.epoch for s in waiting), max(s.settings.epochs for s in waiting)
-        teacher_validation = _logits(teacher, data.validation.images)
-        report = _Progress(progress, waiting, first, last)
-        saved = time.monotonic()
+        held_out = _held_out(data, teacher, precision, any(s.settings.track_test for s in waiting))
+        clock = _Clock(checkpoint_seconds, device)
+        report = _Progress(progress, waiting, math.ceil(len(train) / settings.batch_size))
+        for student in waiting:
+            student.start()
         for epoch in range(first, last):
             active = [s for s in waiting if s.epoch == epoch and not s.done]
             if not active:
                 continue
-            order = torch.randperm(
-                len(train), generator=torch.Generator().manual_seed(_derive(seed, "order", epoch))
-            ).to(train.labels.device)
-            noise = _derive(seed, "noise", epoch)
-            for step, index in enumerate(order.split(batch_size)):
-                takers = [s for s in active if s.takes(step)]
-                if not takers:
-                    break
-                images, labels = train.images[index], train.labels[index]
-                teacher_logits = _logits(teacher, images)
-                for student in takers:
-                    _seed_noise(noise + step, labels.device)
-                    student.step(images, labels, teacher_logits)
+            noise = hash_seed(seed, "noise", epoch)
+            start = min(s.batch for s in active)
+            report.epoch_starts(epoch, start)
             for student in active:
-                student.end_epoch(data.validation, teacher_validation)
+                student.begin_epoch()
+            batches = train.batches(
+                settings.batch_size,
+                order=_order(len(train), seed, epoch),
+                augmentation=settings.augmentation,
+                seed=hash_seed(seed, "augmentation", epoch),
+                start=start,
+                share=distributed.share(),
+            )
+            for step, (images, labels) in enumerate(batches, start):
+                takers = [s for s in active if s.takes(step)]
+                if not takers and all(s.cut for s in active):
+                    break
+                if takers:
+                    with _autocast(device, precision):
+                        teacher_logits = _logits(teacher, images)
+                for student in takers:
+                    _seed_noise(noise + step * distributed.count() + distributed.rank(), device)
+                    size = min(settings.batch_size, len(train) - step * settings.batch_size)
+                    student.step(images, labels, teacher_logits, size)
+                report.batch_done()
+                if (step + 1) % _BLOCK == 0 and clock.due():
+                    for student in takers:
+                        student.save_checkpoint()
+                    clock.reset()
+            for student in active:
+                student.end_epoch(held_out)
             report.epoch_done(epoch, active)
-            due = time.monotonic() - saved >= checkpoint_seconds
+            due = clock.due()
             for student in active:
                 if student.done:
                     student.finish()
                 elif due:
                     student.save_checkpoint()
-            saved = time.monotonic() if due else saved
+            if due:
+                clock.reset()
         report.close()
+
+
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(hash_seed(seed, "order", epoch))
+    return torch.randperm(count, generator=generator)
+
+
+def _held_out(data: Dataset, teacher, precision: str, track_test: bool) -> dict:
+    """By prefix: a part measured after each epoch, and the teacher's logits on it."""
+    parts = {"validation_": data.validation} if len(data.validation) else {}
+    if track_test:
+        parts["test_"] = data.test
+    found = {}
+    for prefix, part in parts.items():
+        logits = []
+        for images, _, _ in _all_of(part):
+            with _autocast(images.device, precision):
+                logits.append(_logits(teacher, images))
+        found[prefix] = part, logits
+    return found
+
+
+def _all_of(part: Split | FileSplit):
+    """This process's share of a part: images, labels, and the size of the whole batch."""
+    size = part.evaluation_batch_size
+    batches = part.batches(size, share=distributed.share())
+    for step, (images, labels) in enumerate(batches):
+        yield images, labels, min(size, len(part) - step * size)
+
+
+def _autocast(device: torch.device, precision: str):
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+class _Clock:
+    """Tells when the next resume point is due: the same to all processes."""
+
+    def __init__(self, seconds: float, device: torch.device):
+        self.seconds, self.device = seconds, device
+        self.reset()
+
+    def due(self) -> bool:
+        return distributed.agree(time.monotonic() - self.saved >= self.seconds, self.device)
+
+    def reset(self) -> None:
+        self.saved = time.monotonic()
 
 
 class _Student:
     """One network on its way: weights, optimiser, history, and its run folder if it has one."""
 
-    def __init__(self, settings, seed, data, teacher_id, device, folder):
-        self.settings, self.seed = settings, seed
-        model = create_model(settings.model, data.num_classes, seed=seed)
+    def __init__(self, settings, seed, num_classes, data, teacher_id, device, folder):
+        self.settings, self.seed, self.device = settings, seed, device
+        model = create_model(settings.model, num_classes, seed=seed)
         # Convolutions of many channels run up to twice as fast in this memory layout.
         self.model = model.to(device, memory_format=torch.channels_last)
-        self.optimiser = torch.optim.SGD(
-            self.model.parameters(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        values = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+        if settings.optimiser == "sgd":
+            values["momentum"] = settings.momentum
+        kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[settings.optimiser]
+        self.optimiser = kind(self.model.parameters(), fused=True, **values)
         self.method = _loss_function(settings)
-        self.epoch, self.steps, self.rows = 0, 0, []
+        # epochs finished, batches of the next one behind us, and all steps so far
+        self.epoch, self.batch, self.steps, self.rows = 0, 0, 0, []
         self.diverged = ""
         self.meter = _Meter(settings.temperature or 1.0)
         self.run = None
@@ -328,7 +441,7 @@ class _Student:
                     "milestones": list(settings.milestones),
                 },
                 "seed": seed,
-                "data": {"name": data.name, "seed": data.seed, "sha256": data.fingerprint},
+                "data": data,
                 "teacher": teacher_id,
                 "training_code": runs.code_fingerprint(),
             }
@@ -336,51 +449,80 @@ class _Student:
             self.run = runs.Run(folder, f"{_slug(settings.label)}-seed{seed}", config)
 
     @property
+    def cut(self) -> bool:
+        return self.settings.max_steps is not None and self.steps >= self.settings.max_steps
+
+    @property
     def done(self) -> bool:
-        cut = self.settings.max_steps is not None and self.steps >= self.settings.max_steps
-        return bool(self.diverged) or cut or self.epoch >= self.settings.epochs
+        return bool(self.diverged) or self.cut or self.epoch >= self.settings.epochs
 
     def load(self) -> None:
         """Take over what the run folder already has: the result, or the newest checkpoint."""
         if self.run is None:
             return
-        if self.run.finished:
-            self.rows = self.run.load(self.model).to_dict("records")
-            self.epoch = self.settings.epochs
-        elif state := self.run.load_checkpoint():
+        state = None
+        if distributed.rank() == 0:
+            if self.run.finished:
+                rows = self.run.load(self.model).to_dict("records")
+                state = {"epoch": self.settings.epochs, "rows": rows}
+                state |= {"model": self.model.state_dict()} if distributed.count() > 1 else {}
+            else:
+                state = self.run.load_checkpoint()
+        state = distributed.from_first(state, self.device)
+        if state is None:
+            return
+        self.epoch, self.rows = state["epoch"], state["rows"]
+        if "model" in state:
             self.model.load_state_dict(state["model"])
+        if "optimiser" in state:
             self.optimiser.load_state_dict(state["optimiser"])
-            self.epoch, self.steps, self.rows = state["epoch"], state["steps"], state["rows"]
+            self.batch, self.steps = state["batch"], state["steps"]
+            if distributed.rank() == 0:
+                self.meter.restore(state["meter"])
 
-    def takes(self, step: int) -> bool:
-        if step == 0:
-            self.model.train()
-            rate = self.settings.learning_rate_at(self.epoch)
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-        return self.settings.max_steps is None or self.steps < self.settings.max_steps
+    def start(self) -> None:
+        self.network = distributed.wrap(self.model)
 
-    def step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> None:
-        logits = self.model(images)
+    def begin_epoch(self) -> None:
+        self.model.train()
+        rate = self.settings.learning_rate_at(self.epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+    def takes(self, batch: int) -> bool:
+        return batch >= self.batch and not self.cut
+
+    def step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None, size) -> None:
+        with _autocast(self.device, self.settings.precision):
+            logits = self.network(images)
         ce = F.cross_entropy(logits.float(), labels)
         loss, extra = self.settings.ce_weight * ce, None
         if self.method is not None:
             extra = self.method(logits, teacher_logits, labels)
             loss = loss + self.settings.distill_weight * extra
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * distributed.weight(len(labels), size)).backward()
         self.optimiser.step()
         self.steps += 1
-        self.meter.add(logits.detach(), labels, teacher_logits, loss, ce, extra)
+        self.batch += 1
+        if distributed.counts(size):
+            self.meter.add(logits.detach(), labels, teacher_logits, loss, ce, extra)
 
-    def end_epoch(self, validation, teacher_validation: Tensor | None) -> None:
+    def end_epoch(self, held_out: dict) -> None:
         row = {"epoch": self.epoch + 1, "learning_rate": self.settings.learning_rate_at(self.epoch)}
         row |= self.meter.read("train_")
-        logits = _logits(self.model.eval(), validation.images)
-        self.meter.add(logits, validation.labels, teacher_validation)
-        row |= self.meter.read("validation_")
+        self.model.eval()
+        for prefix, (part, teacher_logits) in held_out.items():
+            if prefix == "test_" and not self.settings.track_test:
+                continue
+            for (images, labels, size), known in zip(_all_of(part), teacher_logits, strict=True):
+                with _autocast(self.device, self.settings.precision):
+                    logits = _logits(self.model, images)
+                if distributed.counts(size):
+                    self.meter.add(logits, labels, known)
+            row |= self.meter.read(prefix)
         self.rows.append(row)
-        self.epoch += 1
+        self.epoch, self.batch = self.epoch + 1, 0
         wrong = [name for name, value in row.items() if not math.isfinite(value)]
         if wrong:
             self.diverged = (
@@ -389,17 +531,22 @@ class _Student:
             )
 
     def save_checkpoint(self) -> None:
-        if self.run is not None:
-            state = {"steps": self.steps, "rows": self.rows, "model": self.model.state_dict()}
-            self.run.save_checkpoint(
-                self.epoch, {**state, "optimiser": self.optimiser.state_dict()}
-            )
+        if self.run is None:
+            return
+        meter = self.meter.state()
+        if distributed.rank() > 0:
+            return
+        names = ("batch", "steps", "rows")
+        state = {name: getattr(self, name) for name in names} | {"meter": meter}
+        state |= {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        self.run.save_checkpoint(self.steps, {"epoch": self.epoch, **state})
 
     def finish(self) -> None:
-        if self.run is not None and not self.diverged:
+        if self.run is not None and not self.diverged and distributed.rank() == 0:
             self.run.finish(self.model, pd.DataFrame(self.rows))
 
     def result(self) -> Trained:
+        distributed.unwrap(self.model)
         folder = self.run.folder if self.run else None
         history = pd.DataFrame(self.rows)
         return Trained(self.model.eval(), self.settings, self.seed, history, folder)
@@ -419,7 +566,7 @@ class _Meter:
         self.batches.append((logits, labels, teacher_logits))
         if losses:
             self.losses.append([None if x is None else x.detach() for x in losses])
-        if len(self.batches) == _MAX_KEPT_BATCHES:
+        if len(self.batches) == _BLOCK:
             self._flush()
 
     def _add(self, name: str, values: Tensor) -> None:
@@ -450,10 +597,30 @@ class _Meter:
         self.count += len(labels)
         self.batches, self.losses = [], []
 
-    def read(self, prefix: str) -> dict[str, float]:
-        """Means per sample since the last reading; losses keep their bare names."""
+    def _gather(self) -> None:
+        """Bring what all processes have counted together."""
         if self.batches:
             self._flush()
+        if distributed.count() > 1 and self.totals:
+            sums = torch.stack([*self.totals.values()])
+            counted = distributed.total(torch.cat([sums, sums.new_tensor([float(self.count)])]))
+            self.totals = dict(zip(self.totals, counted[:-1], strict=True))
+            self.count = int(counted[-1])
+
+    def state(self) -> dict:
+        """What has been counted, for a resume point; afterwards process 0 holds all of it."""
+        self._gather()
+        state = {"totals": self.totals, "count": self.count}
+        if distributed.rank() > 0:
+            self.totals, self.count = {name: 0 * x for name, x in self.totals.items()}, 0
+        return state
+
+    def restore(self, state: dict) -> None:
+        self.totals, self.count = dict(state["totals"]), state["count"]
+
+    def read(self, prefix: str) -> dict[str, float]:
+        """Means per sample since the last reading; losses keep their bare names."""
+        self._gather()
         names = [name if name.endswith("loss") else prefix + name for name in self.totals]
         values = (torch.stack(list(self.totals.values())) / self.count).tolist()
         self._clear()
@@ -461,26 +628,40 @@ class _Meter:
 
 
 class _Progress:
-    """A bar over epochs at a screen; one line an epoch in a batch; nothing if switched off."""
+    """A bar over batches at a screen; one line an epoch in a batch; nothing if switched off."""
 
-    def __init__(self, progress: bool | None, students, first: int, last: int):
+    def __init__(self, progress: bool | None, students, batches: int):
         batch = bool(os.environ.get("TTM_LAB_BATCH")) or not (
             sys.stderr.isatty() or "ipykernel" in sys.modules
         )
-        self.lines = progress is None and batch
+        first = distributed.rank() == 0
+        self.lines = progress is None and batch and first
         labels = sorted({s.settings.label for s in students})
         what = labels[0] if len(labels) == 1 else f"{len(labels)} students"
-        self.what, self.last = f"{what}, seed {students[0].seed}", last
-        hidden = progress is False or self.lines
-        self.bar = tqdm(total=last, initial=first, desc=self.what, unit="epoch", disable=hidden)
+        self.what, self.batches = f"{what}, seed {students[0].seed}", batches
+        self.last = max(s.settings.epochs for s in students)
+        hidden = progress is False or self.lines or not first
+        self.bar = tqdm(total=self.last * batches, desc=self.what, unit="batch", disable=hidden)
+        self.text = ""
+
+    def epoch_starts(self, epoch: int, batch: int) -> None:
+        done = epoch * self.batches + batch
+        if self.bar.n < done:  # what an earlier start did counts as done, not as speed
+            self.bar.initial += done - self.bar.n
+            self.bar.n = done
+        self.bar.set_postfix_str(f"epoch {epoch + 1}/{self.last}{self.text}", refresh=False)
+
+    def batch_done(self) -> None:
+        self.bar.update()
 
     def epoch_done(self, epoch: int, students) -> None:
-        accuracy = [s.rows[-1]["validation_accuracy"] for s in students]
-        text = f"validation accuracy {min(accuracy):.3f} to {max(accuracy):.3f}"
-        self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update()
+        rows = [s.rows[-1] for s in students]
+        part = "validation" if "validation_accuracy" in rows[0] else "train"
+        accuracy = [row[f"{part}_accuracy"] for row in rows]
+        self.text = f", {part} accuracy {min(accuracy):.3f} to {max(accuracy):.3f}"
         if self.lines:
-            print(f"{self.what}: epoch {epoch + 1}/{self.last}, {text}", file=sys.stderr)
+            line = f"{self.what}: epoch {epoch + 1}/{self.last}{self.text}"
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self.bar.close()
@@ -566,12 +747,6 @@ def _slug(label: str) -> str:
     return "-".join(words) or "run"
 
 
-def _derive(seed: int, purpose: str, epoch: int) -> int:
-    """A random seed for one purpose in one epoch, unrelated to any other."""
-    digest = hashlib.sha256(f"{seed} {purpose} {epoch}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
-
-
 @torch.no_grad()
 def _logits(model: nn.Module | None, images: Tensor, batch_size: int = 1024) -> Tensor | None:
     if model is None:
@@ -579,15 +754,39 @@ def _logits(model: nn.Module | None, images: Tensor, batch_size: int = 1024) -> 
     return torch.cat([model(part) for part in images.split(batch_size)])
 
 
+def _check_data(data: Dataset, settings: Sequence[Settings]) -> None:
+    """Whether these settings fit these data, and both the number of processes."""
+    for s in settings:
+        if s.augmentation not in data.train.augmentations:
+            raise ValueError(
+                f"augmentation={s.augmentation!r} does not fit {data.name}, whose pictures offer "
+                f"{data.train.augmentations}"
+            )
+        if s.batch_size < distributed.count():
+            raise ValueError(
+                f"batch_size={s.batch_size} is the batch of all {distributed.count()} processes "
+                "together: give at least one picture to each"
+            )
+    for name in ("train", "validation", "test"):
+        if 0 < len(getattr(data, name)) < distributed.count():
+            raise ValueError(f"{data.name}: {name} has fewer pictures than there are processes")
+
+
 def _check_logits(teacher, students, data: Dataset) -> None:
     """Try one picture first: a mismatch or a broken teacher shows before any long work."""
-    probe = data.train.images[:1]
+    probe, _ = next(data.train.batches(1, order=torch.tensor([0])))
     wanted = (1, data.num_classes)
     for name, model in [("teacher", teacher), *[(s.settings.model, s.model) for s in students]]:
         if model is None:
             continue
         was_training = model.training
-        logits = _logits(model.eval(), probe)
+        try:
+            logits = _logits(model.eval(), probe)
+        except RuntimeError as error:
+            shape = tuple(probe.shape[1:])
+            raise ValueError(
+                f"{name} does not take the pictures of {data.name}, {shape}: {error}"
+            ) from error
         model.train(was_training)
         if tuple(logits.shape) != wanted:
             raise ValueError(

@@ -57,7 +57,7 @@ class Split:
         augmentation: str = "none",
         seed: int = 0,
         start: int = 0,
-        share: slice = slice(None),
+        share: tuple[int, int] = (0, 1),
     ) -> Batches:
         """Batches of images (B, C, H, W) float32 and labels (B,), on this part's device.
 
@@ -66,18 +66,20 @@ class Split:
             pixels of 32; black comes in), ``"crop-flip"`` also mirrors every second one.
         seed: batch k is augmented from ``seed + k``, whatever was asked for before.
         start: the first batch to give.
-        share: which positions of each batch to give; one of several processes takes its part.
+        share: ``(k, n)`` gives picture k, k + n, ... of each batch, for process k of n; a batch
+            with fewer than n pictures, at the end, is given whole.
         """
         order = torch.arange(len(self)) if order is None else order
         batches = order.split(batch_size)
         for step in range(start, len(batches)):
-            index = batches[step][share].to(self.labels.device)
+            part = _share(len(batches[step]), share)
+            index = batches[step][part].to(self.labels.device)
             images = self.images[index]
             if augmentation != "none":
                 moves = _draw_moves(
                     len(batches[step]), images.shape[-2:], augmentation == "crop-flip", seed + step
                 )
-                images = _crop(images, *(m[share].to(images.device) for m in moves))
+                images = _crop(images, *(m[part].to(images.device) for m in moves))
             yield self._normalised(images), self.labels[index]
 
     def _normalised(self, images: Tensor) -> Tensor:
@@ -95,6 +97,10 @@ class Split:
             digest.update(tensor.contiguous().cpu().numpy().tobytes())
         if self.mean is not None:
             digest.update(repr((self.mean, self.std)).encode())
+
+
+def _share(size: int, share: tuple[int, int]) -> slice:
+    return slice(share[0], None, share[1]) if size >= share[1] else slice(None)
 
 
 def _draw_moves(
@@ -155,7 +161,7 @@ class FileSplit:
         augmentation: str = "none",
         seed: int = 0,
         start: int = 0,
-        share: slice = slice(None),
+        share: tuple[int, int] = (0, 1),
     ) -> Batches:
         """The same as ``Split.batches``, decoded by ``workers`` processes ahead of need.
 
@@ -167,7 +173,7 @@ class FileSplit:
         keys = []
         for step, index in enumerate(order.cpu().split(batch_size)):
             noise = [hash_seed(seed + step, k) for k in range(len(index))]
-            keys.append(list(zip(index.tolist(), noise, strict=True))[share])
+            keys.append(list(zip(index.tolist(), noise, strict=True))[_share(len(index), share)])
         loader = torch.utils.data.DataLoader(
             _Pictures(self, augmentation != "none"),
             batch_sampler=keys[start:],

@@ -1,0 +1,159 @@
+"""Several processes that train one network together, started by ``torchrun``.
+
+``torchrun --nproc-per-node 8 -m ttm_lab distill ...`` runs the same command in eight processes.
+Each takes its part of every batch: ``batch_size`` is the batch of all processes together, so the
+learning rate never depends on how many there are. Batch norm sees the whole batch, too, so the
+number of processes changes a result by rounding only. Process 0 alone reads and writes run folders.
+
+Without torchrun every function here does nothing, or what one process would do.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from types import MethodType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextmanager
+def processes(device: str | None = None) -> Iterator[str | None]:
+    """Join the processes that torchrun started, and give this one's device.
+
+    Outside torchrun the device is handed back as it is. Several GPUs talk through NCCL, CPUs
+    through gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield device
+        return
+    use_gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    if use_gpu:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if use_gpu else "gloo")
+    try:
+        yield device or "cpu"
+    finally:
+        dist.destroy_process_group()
+
+
+def share() -> tuple[int, int]:
+    """Which part of each batch this process takes, as ``Split.batches`` wants it."""
+    return rank(), count()
+
+
+def weight(here: int, batch: int) -> float:
+    """What to multiply the mean loss over ``here`` pictures of a whole batch with.
+
+    The mean of that over processes, which is what happens to gradients, is the mean over the
+    batch. A batch with fewer pictures than processes is taken whole by each.
+    """
+    return here * count() / batch if batch >= count() else 1.0
+
+
+def counts(batch: int) -> bool:
+    """Whether this process's pictures of a batch enter the metrics."""
+    return batch >= count() or rank() == 0
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over processes of a tensor that has the same shape in each."""
+    if count() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def agree(flag: bool, device: torch.device) -> bool:
+    """Process 0's answer to a question that each must answer alike, such as "is it time?"."""
+    if count() == 1:
+        return flag
+    answer = torch.tensor(int(flag), device=device)
+    dist.broadcast(answer, src=0)
+    return bool(answer)
+
+
+def from_first(state, device: torch.device):
+    """Process 0's ``state`` (what ``torch.save`` takes and weights-only loading gives back)."""
+    if count() == 1:
+        return state
+    buffer = BytesIO()
+    if rank() == 0:
+        torch.save(state, buffer)
+    size = torch.tensor(buffer.getbuffer().nbytes, device=device)
+    dist.broadcast(size, src=0)
+    data = torch.empty(int(size), dtype=torch.uint8, device=device)
+    if rank() == 0:
+        data.copy_(torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8))
+    dist.broadcast(data, src=0)
+    return torch.load(BytesIO(data.cpu().numpy()), map_location="cpu", weights_only=True)
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """The network to train with: its gradients become the mean over processes."""
+    if count() == 1:
+        return model
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.forward = MethodType(_batch_norm_of_all, module)
+    device = next(model.parameters()).device
+    # every process computes the same running averages: nothing to send around for them
+    return nn.parallel.DistributedDataParallel(
+        model, [device] if device.type == "cuda" else None, broadcast_buffers=False
+    )
+
+
+def unwrap(model: nn.Module) -> None:
+    """Give a network that ``wrap`` has changed its own batch norm back."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            vars(module).pop("forward", None)
+
+
+def _batch_norm_of_all(self: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Batch norm over the pictures of all processes. (torch's SyncBatchNorm refuses CPUs.)"""
+    if not self.training:
+        return type(self).forward(self, x)
+    around = [0, *range(2, x.ndim)]
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    values = x.float()
+    number = total(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
+    mean = _sum_of_all(values.sum(around)) / number
+    values = values - mean.view(shape)
+    variance = _sum_of_all(values.square().sum(around)) / number
+    with torch.no_grad():
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * number / (number - 1), share)
+    scale = torch.rsqrt(variance + self.eps)
+    scale, shift = (scale * self.weight, self.bias) if self.affine else (scale, None)
+    values = values * scale.view(shape)
+    return (values if shift is None else values + shift.view(shape)).to(x.dtype)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """A sum over processes; each one's share of the gradient comes back from all of them."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        return total(values.clone())
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return total(gradient.clone())
+
+
+_sum_of_all = _SumOfAll.apply
