@@ -39,8 +39,9 @@ def fetch_teacher(name: str, folder: str | Path | None = None, *, progress: bool
 
     The address is plain HTTP, and no checksum was ever published. So the first file is trusted:
     its SHA-256 goes to ``checksums.json`` in ``folder``, and from then on only that very file is
-    accepted. Whether the first was the authors', nothing here can tell; whatever it holds, it
-    cannot run code (see ``load_weights``).
+    accepted. Whether the first was the authors', nothing here can tell, but its test accuracy
+    can: the paper's tables state it (data/paper_results.csv, "teacher (plain training)").
+    Whatever the file holds, it cannot run code (see ``load_weights``).
 
     Raises ``ConnectionError`` where the address gives no whole file, with what to do instead, and
     ``ValueError`` for a teacher without a known address, for a file that is not that network, and
