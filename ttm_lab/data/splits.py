@@ -240,6 +240,42 @@ def read_picture(path: Path):
         ) from error
 
 
+def normalisation(images: Tensor) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images (N, C, H, W), scaled to 0..1."""
+    counts = torch.stack(
+        [images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]
+    )
+    share = counts.double() / counts.sum(1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ values
+    std = (share @ values**2 - mean**2).clamp(min=1e-12).sqrt()
+    return {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
+
+
+def carve(
+    labels: Tensor, share: float, seed: int, class_names: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions to train on, and a ``share`` of all to validate on, with equal class shares.
+
+    Raises ``ValueError`` if a class has too few pictures to stand on both sides.
+    """
+    from sklearn.model_selection import train_test_split  # slow to import
+
+    everything = np.arange(len(labels))
+    if share == 0:
+        return everything, everything[:0]
+    try:
+        parts = train_test_split(everything, test_size=share, stratify=labels, random_state=seed)
+    except ValueError as error:
+        count, rarest = min((n, k) for k, n in enumerate(np.bincount(labels)) if n)
+        raise ValueError(
+            f"validation={share} of {len(labels)} training pictures cannot hold every one of "
+            f"{len(class_names)} classes (the rarest, {class_names[rarest]!r}, has {count}): add "
+            "pictures, raise the share, or give validation=0 and choose nothing by validation"
+        ) from error
+    return tuple(np.sort(part) for part in parts)
+
+
 def hash_seed(*parts) -> int:
     """A random seed that depends on every part and is unrelated to that of any other parts."""
     digest = hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
