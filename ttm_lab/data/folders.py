@@ -31,17 +31,17 @@ def load_folder(
     sources = _find_parts(name, root)
     class_names, files = _list_pictures(name, root, sources)
 
-    shape = (size, size) if size is not None else None
-    if shape is None and name == "folder":
-        shape = _small_shape(root, files["train"][0], skip_corrupt)
-    in_memory = name == "folder" and shape is not None and max(shape) <= IN_MEMORY_SIDE
+    first = _first_shape(root, files["train"][0], skip_corrupt)
+    small = max(first) <= IN_MEMORY_SIDE
+    shape = first if size is None else (size, size)
+    in_memory = name == "folder" and max(shape) <= IN_MEMORY_SIDE
 
     pictures, labels, kept, broken = {}, {}, {}, []
     for part, (paths, classes) in files.items():
         good = np.arange(len(paths))
         if in_memory or skip_corrupt:
             pictures[part], good, lost = _read_all(
-                root, paths, shape if in_memory else None, skip_corrupt, f"{name}: {part}"
+                root, paths, shape if in_memory else None, skip_corrupt, not small, part
             )
             broken += lost
         if not len(good):
@@ -172,25 +172,29 @@ def _suffixes() -> set[str]:
     return {suffix for suffix, kind in known.items() if kind in Image.OPEN}
 
 
-def _small_shape(root: Path, paths: list[str], skip_corrupt: bool) -> tuple[int, int] | None:
-    """Height and width of the first picture, if it is small enough to hold all in memory."""
+def _first_shape(root: Path, paths: list[str], skip_corrupt: bool) -> tuple[int, int]:
+    """Height and width of the first picture (that can be decoded)."""
     for path in paths:
         try:
-            width, height = read_picture(root / path).size
+            return read_picture(root / path).size[::-1]
         except ValueError:
-            if skip_corrupt:
-                continue
-            raise
-        return (height, width) if max(height, width) <= IN_MEMORY_SIDE else None
-    return None
+            if not skip_corrupt:
+                raise
+    raise ValueError(f"no picture in {root / 'train'} can be decoded")
 
 
 def _read_all(
-    root: Path, paths: list[str], shape: tuple[int, int] | None, skip_corrupt: bool, part: str
+    root: Path,
+    paths: list[str],
+    shape: tuple[int, int] | None,
+    skip_corrupt: bool,
+    threads: bool,
+    part: str,
 ) -> tuple[Tensor | None, np.ndarray, list[str]]:
     """Decode every file: pictures, their positions in ``paths``, and the files left out.
 
     Pictures are (N, 3, H, W) uint8 of ``shape`` (H, W), or None where no shape is wanted.
+    ``threads`` pay for large pictures; with small ones they only wait for each other.
     """
     from PIL import Image, ImageOps
 
@@ -209,8 +213,9 @@ def _read_all(
 
     pictures, kept, lost = [], [], []
     with ThreadPoolExecutor() as pool:
-        results = pool.map(read, paths)
-        for i, pixels in enumerate(tqdm(results, part, len(paths), leave=False, unit="file")):
+        results = pool.map(read, paths) if threads else map(read, paths)
+        bar = tqdm(results, f"read {part}", len(paths), leave=False, unit="file")
+        for i, pixels in enumerate(bar):
             if pixels is None:
                 lost.append(paths[i])
             else:
