@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ttm_lab import evidence
+from ttm_lab import evidence, paper
 from ttm_lab.runs import find_root
 
 
@@ -25,7 +25,7 @@ def test_claims_are_complete_and_in_order():
 
 
 def test_published_values_follow_from_the_published_tables():
-    table = pd.read_csv(find_root(__file__) / "data" / "paper_results.csv")
+    table = paper.results()
     cifar = table[table["dataset"] == "CIFAR-100"]
     top1 = cifar.pivot_table(index=["teacher", "student"], columns="method", values="top1")
 

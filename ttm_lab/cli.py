@@ -2,18 +2,30 @@
 
 import argparse
 import ast
+import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ttm_lab import __version__
+
+_LOSS_FIELDS = ("temperature", "distill_weight", "ce_weight")
+_TRAINING_FIELDS = ("epochs", "batch_size", "learning_rate", "precision", "track_test", "max_steps")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 1 failed, 2 refused, 130 stopped."""
     options = _parser().parse_args(arguments)
-    if options.command == "search-digits":
-        return _search_digits(options)
+    commands = {
+        "search-digits": _search_digits,
+        "train-teacher": _train_teacher,
+        "distill": _distill,
+        "evaluate": _evaluate,
+        "fetch-teacher": _fetch_teacher,
+    }
+    if options.command in commands:
+        return _run(commands[options.command], options)
     try:
         from ttm_lab import reproduce  # needs the notebooks extra, which --help does not
     except ModuleNotFoundError as missing:
@@ -43,6 +55,157 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def _run(command, options) -> int:
+    """Run a command; what is wrong with its input becomes one line, not a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
+    try:
+        return command(options)
+    except (ValueError, ImportError, FileNotFoundError, ConnectionError) as error:
+        print(f"ttm-lab: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"ttm-lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\nttm-lab: stopped. The same command goes on from the last resume point.",
+            file=sys.stderr,
+        )
+        return 130
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        print(
+            f"ttm-lab: process {os.environ.get('RANK')} cannot go on, most likely because another "
+            f"one was lost ({error}). Start the same command again: it goes on from the last "
+            "resume point.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _train_teacher(options) -> int:
+    from ttm_lab import distributed, paper, runs, training
+
+    changes = _given(options, _TRAINING_FIELDS)
+    settings = paper.teacher_settings(options.model, **changes)
+    with distributed.processes(options.device) as device:
+        data = _load_data(options, options.model)
+        folder = runs.runs_folder(f"{data.name}-teachers")
+        trained = training.train_teacher(
+            data, settings, seed=options.seed, folder=folder, device=device
+        )
+        if distributed.rank() > 0:
+            return 0
+    row = paper.Row(trained, [])
+    measured = paper.measure(row, data)
+    print(_as_text(paper.summarise(measured, options.model, "")))
+    print(f"Weights: {trained.folder / 'model.safetensors'}")
+    return 0
+
+
+def _distill(options) -> int:
+    from ttm_lab import distributed, paper, runs
+    from ttm_lab.analysis import compare_seeds
+
+    teacher, student = options.pair
+    changes = _given(options, (*_TRAINING_FIELDS, *_LOSS_FIELDS))
+    with distributed.processes(options.device) as device:
+        data = _load_data(options, student)
+        names = [name.replace("/", "-") for name in (data.name, teacher, student)]
+        row = paper.distil_pair(
+            data,
+            teacher,
+            student,
+            options.methods,
+            seeds=options.seeds,
+            weights=options.teacher,
+            folder=runs.runs_folder("-".join(names)),
+            changes=changes,
+            device=device,
+        )
+        if distributed.rank() > 0:
+            return 0
+    measured = paper.measure(row, data)
+    print(_as_text(paper.summarise(measured, teacher, student)))
+    students = measured[measured["method"] != "teacher"]
+    if "KD" in set(students["method"]) and students["method"].nunique() > 1:
+        differences = compare_seeds(students, "KD").set_index("method")
+        differences = 100 * differences[["difference", "low", "high"]]
+        print("\nAccuracy minus KD, in pairs over seeds, with 95 % t intervals, in points:")
+        print(_as_text(differences))
+    print(f"\nRuns: {row.students[0].folder.parent}")
+    if options.output:
+        paper.save_results(options.output, row, measured, data)
+        print(f"Table: {options.output}")
+    return 0
+
+
+def _evaluate(options) -> int:
+    import json
+
+    import pandas as pd
+
+    from ttm_lab import paper, runs
+    from ttm_lab.analysis import evaluate
+
+    sources = [Path(source) for source in options.weights]
+    models = []
+    for source in sources:
+        config = source / "config.json"
+        if options.model is None and not config.exists():
+            raise ValueError(
+                f"{source} is not the folder of a run: for a file of weights, say whose it is "
+                "with --model"
+            )
+        models.append(options.model or json.loads(config.read_text())["settings"]["model"])
+    data = _load_data(options, models[0])
+    rows = {}
+    for source, model in zip(sources, models, strict=True):
+        trained = paper.load_teacher(model, source, data.num_classes)
+        rows[source.name] = evaluate(trained.model, getattr(data, options.part))
+    table = pd.DataFrame(rows).T
+    table.index.name = "weights"
+    print(f"{data.name}, {options.part}: {len(getattr(data, options.part)):,} pictures")
+    print(_as_text(table, digits=4))
+    if options.output:
+        runs.atomic_write(options.output, table.to_csv())
+    return 0
+
+
+def _fetch_teacher(options) -> int:
+    from ttm_lab.models import fetch_teacher
+
+    for name in options.names:
+        print(fetch_teacher(name, options.folder))
+    return 0
+
+
+def _given(options, names) -> dict:
+    """The settings that the command line names; the others stay the recipe's."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _load_data(options, model: str):
+    from ttm_lab import distributed, paper
+    from ttm_lab.data import load_dataset
+
+    name = options.data or ("imagenet" if "/" in paper.model_name(model) else "cifar100")
+    values = {"seed": options.split_seed, "size": options.size, "root": options.root}
+    if name != "digits":
+        values |= {"validation": options.validation, "skip_corrupt": options.skip_corrupt}
+        values |= {"workers": options.workers}
+    # one process downloads, the others then find the files
+    with distributed.first_process_first():
+        data = load_dataset(name, **values)
+    return replace(data, name=Path(options.root).resolve().name) if name == "folder" else data
+
+
+def _as_text(table, digits: int = 2) -> str:
+    text = table.to_string(float_format=lambda x: f"{x:.{digits}f}", na_rep="-")
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def _search_digits(options) -> int:
@@ -76,7 +239,10 @@ def _search_digits(options) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ttm-lab", description="The course as a batch.")
+    parser = argparse.ArgumentParser(
+        prog="ttm-lab",
+        description="Distil by TTM and WTTM: rows of the paper's tables, and the course as a batch.",
+    )
     parser.add_argument("--version", action="version", version=f"ttm-lab {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     batch = commands.add_parser(
@@ -120,7 +286,134 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--output", metavar="FILE", help="default: data/results/digits_search.csv in the checkout"
     )
+    _add_training_commands(commands)
     return parser
+
+
+def _add_training_commands(commands) -> None:
+    def add(name: str, help: str, description: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=help,
+            description=description,
+            epilog=f"Example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    teacher = add(
+        "train-teacher",
+        "train a teacher on the labels",
+        "Train one network by the recipe of the paper's code, and print its test accuracy.\n"
+        "Goes on where it was stopped.",
+        "ttm-lab train-teacher --model resnet56 --data cifar100",
+    )
+    teacher.add_argument("--model", required=True, help="a network, such as resnet56")
+    teacher.add_argument("--seed", type=int, default=0, help="initial weights and order (0)")
+
+    distill = add(
+        "distill",
+        "make a row of the paper's tables",
+        "Train or load the pair's teacher, distil a student for each method and seed with the\n"
+        "published settings, and print the accuracies with intervals beside the paper's. Goes on\n"
+        "where it was stopped. Nothing is chosen on the way: all training pictures are used and\n"
+        "the last epoch counts.",
+        "ttm-lab distill --pair resnet56:resnet20 --methods kd,ttm,wttm --seeds 5\n"
+        "Several GPUs: torchrun --nproc-per-node 4 -m ttm_lab distill --pair resnet56:resnet20\n"
+        "(--batch-size is the batch of all processes together, so the learning rate stays.)",
+    )
+    distill.add_argument(
+        "--pair", type=_pair, required=True, metavar="TEACHER:STUDENT", help="two networks"
+    )
+    distill.add_argument(
+        "--methods",
+        type=lambda text: text.lower().split(","),
+        default=["ce", "kd", "ttm", "wttm"],
+        help="of ce, kd, ttm, wttm, dkd, dist (default: ce,kd,ttm,wttm)",
+    )
+    distill.add_argument(
+        "--seeds",
+        type=_number_of_seeds,
+        default=[0],
+        metavar="N",
+        help="how many students of each method, with the seeds 0 to N-1; or the seeds as in 3-5",
+    )
+    distill.add_argument(
+        "--teacher",
+        metavar="PATH",
+        help="its weights: a file, or a run's folder (default: trained first)",
+    )
+    for name in _LOSS_FIELDS:
+        distill.add_argument(
+            f"--{name.replace('_', '-')}", type=float, metavar="X", help="instead of the published"
+        )
+    for parser in (teacher, distill):
+        parser.add_argument("--epochs", type=_positive, metavar="N", help="instead of the recipe's")
+        parser.add_argument("--batch-size", type=_positive, metavar="N")
+        parser.add_argument("--learning-rate", type=float, metavar="X")
+        parser.add_argument("--precision", choices=["float32", "bfloat16"])
+        parser.add_argument(
+            "--track-test",
+            action="store_const",
+            const=True,
+            help="also measure every epoch on test, to show the best beside the last",
+        )
+        parser.add_argument("--max-steps", type=_positive, metavar="N", help="stop each early")
+
+    evaluate = add(
+        "evaluate",
+        "measure trained networks",
+        "Accuracy, negative log-likelihood, Brier score, calibration error, entropy and\n"
+        "confidence of the networks in run folders or files of weights.",
+        "ttm-lab evaluate runs/cifar100-resnet56-resnet20/wttm-seed0-*",
+    )
+    evaluate.add_argument("weights", nargs="+", metavar="PATH", help="run folders, or files")
+    evaluate.add_argument("--model", help="the network that files of weights belong to")
+    evaluate.add_argument("--part", choices=["train", "validation", "test"], default="test")
+    for parser in (teacher, distill, evaluate):
+        parser.add_argument(
+            "--data",
+            metavar="NAME",
+            help="cifar100, cifar10, fashion_mnist, imagenet, folder or digits (default: "
+            "cifar100, and imagenet for its networks)",
+        )
+        parser.add_argument("--root", metavar="DIR", help="where the pictures are, or should go")
+        parser.add_argument("--size", type=_positive, metavar="PIXELS", help="side of the pictures")
+        parser.add_argument(
+            "--validation",
+            type=float,
+            default=0.0,
+            metavar="SHARE",
+            help="of the training pictures, kept aside (default: 0, as in the paper's code)",
+        )
+        parser.add_argument("--split-seed", type=int, default=0, help="decides which (0)")
+        parser.add_argument("--skip-corrupt", action="store_true", help="leave out broken files")
+        parser.add_argument("--workers", type=int, metavar="N", help="processes that decode")
+        parser.add_argument(
+            "--device", help="such as cpu or cuda:1 (default: a GPU if there is one)"
+        )
+    for parser in (distill, evaluate):
+        parser.add_argument("--output", metavar="FILE.csv", help="keep the table, too")
+
+    fetch = add(
+        "fetch-teacher",
+        "download a published CIFAR-100 teacher",
+        "Download teachers that the paper used, from the address of the RepDistiller benchmark.\n"
+        "A file's checksum is recorded at first use and checked from then on.",
+        "ttm-lab fetch-teacher resnet56 wrn_40_2",
+    )
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="such as resnet56")
+    fetch.add_argument("--folder", help="default: data/downloads/teachers in the checkout")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    teacher, colon, student = text.partition(":")
+    if not (colon and teacher and student):
+        raise argparse.ArgumentTypeError(f"{text!r} is not TEACHER:STUDENT")
+    return teacher, student
+
+
+def _number_of_seeds(text: str) -> list[int]:
+    return list(range(_positive(text))) if text.isdigit() else _seeds(text)
 
 
 def _positive(text: str) -> int:

@@ -50,6 +50,16 @@ def processes(device: str | None = None) -> Iterator[str | None]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let process 0 do something before the others, such as a download that they then find."""
+    if rank() > 0:
+        dist.barrier()
+    yield
+    if rank() == 0 and count() > 1:
+        dist.barrier()
+
+
 def share() -> tuple[int, int]:
     """Which part of each batch this process takes, as ``Split.batches`` wants it."""
     return rank(), count()

@@ -168,7 +168,8 @@ def _files_of_classes(name: str, root: Path, part: str, suffixes: set[str]) -> d
 def _suffixes() -> set[str]:
     from PIL import Image
 
-    known = Image.registered_extensions()  # loads every format
+    Image.preinit()  # the common formats first: files are tried against them in this order
+    known = Image.registered_extensions()
     return {suffix for suffix, kind in known.items() if kind in Image.OPEN}
 
 

@@ -232,6 +232,8 @@ def read_picture(path: Path):
 
     try:
         with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):
+                return _eight_bits(picture).convert("RGB")
             return picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(

@@ -1,0 +1,318 @@
+"""The paper's experiments: published settings and results, and any cell of its tables anew.
+
+Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024. Two
+tables ship with the package, each row with its source: ``hyperparameters`` and ``results``.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ttm_lab import runs
+from ttm_lab.analysis import evaluate, paired_interval
+from ttm_lab.data import Dataset
+from ttm_lab.models import create_model, load_weights
+from ttm_lab.studies import TEMPERATURE, TTM_WEIGHT, mean_power_sum
+from ttm_lab.training import Settings, Trained, distill_many, train_teacher
+
+# The paper's names of networks, where ours differ.
+_MODELS = {
+    **{f"ResNet-{depth}": f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)},
+    "MobileNet": "timm/mobilenetv1_100",
+    "DeiT III-Small": "timm/deit3_small_patch16_224",
+    "DeiT-Tiny": "timm/deit_tiny_patch16_224",
+    "ShuffleNetV1": "ShuffleV1",
+    "ShuffleNetV2": "ShuffleV2",
+    **{f"wrn-{size}": f"wrn_{size.replace('-', '_')}" for size in ("16-2", "40-1", "40-2")},
+}
+
+# Defaults of the authors' train_student.py, which are the recipe of the RepDistiller benchmark.
+_CIFAR = {"epochs": 240, "batch_size": 64, "augmentation": "crop-flip"}
+_SLOW = ("MobileNetV2", "ShuffleV1", "ShuffleV2")  # students with learning rate 0.01, not 0.05
+
+# Assumed: the paper says "the standard settings of torchdistill" and gives no numbers. These are
+# of torchdistill's configs/official/ilsvrc2012/yoshitomo-matsubara/rrpr2020/kd-resnet18_from_
+# resnet34.yaml.
+_IMAGENET = {
+    "epochs": 100,
+    "batch_size": 256,
+    "learning_rate": 0.1,
+    "weight_decay": 1e-4,
+    "milestones": (0.3, 0.6, 0.9),
+    "augmentation": "resized-crop-flip",
+}
+# Assumed: cls_KD, which the paper used for DeiT, has these in configs/deit/
+# deit-tiny_pt-4xb256_in1k.py. That file's heavier augmentation is not part of this package.
+_DEIT = {
+    "epochs": 300,
+    "batch_size": 1024,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.05,
+    "optimiser": "adamw",
+    "schedule": "cosine",
+    "warmup_epochs": 20,
+    "augmentation": "resized-crop-flip",
+}
+
+METHODS = {"ce": "CE", "kd": "KD", "ttm": "TTM", "wttm": "WTTM", "dkd": "DKD", "dist": "DIST"}
+
+
+@cache
+def hyperparameters() -> pd.DataFrame:
+    """The published settings: a row a pair and method, with ``source`` and ``certainty``."""
+    return runs.read_table(files("ttm_lab").joinpath("hyperparameters.csv"))
+
+
+@cache
+def results() -> pd.DataFrame:
+    """The published top-1 accuracies in per cent: a row a pair and method, with ``source``."""
+    return runs.read_table(files("ttm_lab").joinpath("paper_results.csv"))
+
+
+def model_name(name: str) -> str:
+    """A network's name for ``create_model``, from the paper's spelling or ours."""
+    return _MODELS.get(name, name)
+
+
+def pairs(dataset: str = "CIFAR-100") -> list[tuple[str, str]]:
+    """Teacher and student, by their names here, of every pair with published WTTM settings."""
+    table = hyperparameters()
+    rows = table[(table["dataset"] == dataset) & (table["method"] == "WTTM")]
+    return [
+        (model_name(t), model_name(s))
+        for t, s in zip(rows["teacher"], rows["student"], strict=True)
+    ]
+
+
+def _rows(table: pd.DataFrame, teacher: str, student: str, method: str) -> pd.DataFrame:
+    ours = {
+        column: table[column].map(model_name, na_action="ignore")
+        for column in ("teacher", "student")
+    }
+    return table[
+        (ours["teacher"] == model_name(teacher))
+        & (ours["student"] == model_name(student))
+        & (table["method"] == method)
+    ]
+
+
+def _recipe(model: str) -> dict:
+    """Optimiser, schedule and augmentation for training one network, whatever the method."""
+    model = model_name(model)
+    if "/" not in model:
+        return _CIFAR | {"learning_rate": 0.01 if model in _SLOW else 0.05}
+    return _DEIT if "deit" in model else _IMAGENET
+
+
+def teacher_settings(model: str, **changes) -> Settings:
+    """The recipe for a network that learns from labels alone: a teacher, or a CE student.
+
+    CIFAR networks: the recipe of the authors' code. ImageNet networks: torchdistill's, for DeiT
+    cls_KD's, both assumed. ``changes`` override any field of ``Settings``.
+    """
+    return Settings(model_name(model), **{"label": "teacher", **_recipe(model), **changes})
+
+
+def settings(
+    teacher: str, student: str, method: str, *, mean_weight: float | None = None, **changes
+) -> Settings:
+    """The published settings of a pair and method, with ``changes`` to any field.
+
+    ``method`` is ``"ce"``, ``"kd"``, ``"ttm"`` or ``"wttm"``, and also ``"dkd"`` or ``"dist"``,
+    whose temperature and weight must be given. Temperature and weights of a pair in the paper's
+    Tables 8 to 10 are those of the tables (``hyperparameters``). A pair outside them gets those
+    behind the paper's Fig. 1: T = 4, KD weights 0.1 and 0.9, TTM weight 36, WTTM weight 36 /
+    ``mean_weight``, the mean of U over the teacher's training images (``mean_power_sum``).
+
+    Raises ``ValueError`` where a number is published nowhere and not given (DeiT's temperature
+    and weight, ImageNet's KD and TTM), naming it.
+
+    Taught in notebooks/07_cifar100.ipynb.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} must be one of {tuple(METHODS)}")
+    found = published_loss(teacher, student, method, mean_weight=mean_weight)
+    values = {**_recipe(student), **found, "label": METHODS[method], **changes}
+    unknown = [name for name in ("temperature", "distill_weight") if values.get(name) is None]
+    if method != "ce" and unknown:
+        raise ValueError(
+            f"{' and '.join(unknown)} of {METHODS[method]} for {teacher} to {student} are not "
+            f"published: give {', '.join(f'{name}=...' for name in unknown)}"
+        )
+    return Settings(model_name(student), method, **values)
+
+
+def published_loss(
+    teacher: str, student: str, method: str, *, mean_weight: float | None = None
+) -> dict:
+    """Temperature and weights of the loss, as far as they are published; see ``settings``."""
+    if method == "ce":
+        return {}
+    rows = _rows(hyperparameters(), teacher, student, METHODS[method])
+    if len(rows):
+        row = rows.iloc[0]
+        if pd.isna(row["exponent"]):
+            return {}
+        temperature = 1 / float(row["exponent"])
+        if method == "kd":  # lambda is 0.9 on CIFAR-100 (RepDistiller), 0.5 in cls_KD
+            share = 0.9 if row["dataset"] == "CIFAR-100" else 0.5
+            return {"temperature": temperature, "ce_weight": 1 - share, "distill_weight": share}
+        return {"temperature": temperature, "distill_weight": float(row["distill_weight"])}
+    if (model_name(teacher), model_name(student)) == (
+        "torchvision/resnet34",
+        "torchvision/resnet18",
+    ):
+        # torchdistill's own KD file for this pair
+        return (
+            {"temperature": 1.0, "ce_weight": 0.5, "distill_weight": 0.5} if method == "kd" else {}
+        )
+    if "/" in model_name(student):
+        return {}
+    weight = {"ttm": TTM_WEIGHT, "wttm": TTM_WEIGHT / mean_weight if mean_weight else None}
+    if method == "kd":
+        return {"temperature": TEMPERATURE, "ce_weight": 0.1, "distill_weight": 0.9}
+    return (
+        {"temperature": TEMPERATURE, "distill_weight": weight[method]} if method in weight else {}
+    )
+
+
+class Row(NamedTuple):
+    """One row of a table made anew: the teacher and its students."""
+
+    teacher: Trained
+    students: list[Trained]
+
+
+def distil_pair(
+    data: Dataset,
+    teacher: str,
+    student: str,
+    methods: Sequence[str] = ("ce", "kd", "ttm", "wttm"),
+    *,
+    seeds: Sequence[int] = (0,),
+    weights: str | Path | None = None,
+    teacher_seed: int = 0,
+    folder: str | Path | None = None,
+    changes: dict | None = None,
+    **options,
+) -> Row:
+    """Train or load a pair's teacher, then distil a student for each method and seed.
+
+    Parameters
+    ----------
+    teacher, student: names of networks, the paper's or ours.
+    methods: see ``settings``.
+    weights: the teacher's weights: a file (``load_weights``) or the folder of a finished run.
+        None trains it by ``teacher_settings``, with ``teacher_seed`` and ``changes``.
+    changes: fields of ``Settings`` to override; those of the loss do not reach CE and teacher.
+    folder, options: as in ``training.distill_many``.
+
+    Taught in notebooks/07_cifar100.ipynb.
+    """
+    changes = dict(changes or {})
+    loss_fields = ("temperature", "distill_weight", "ce_weight")
+    common = {k: v for k, v in changes.items() if k not in loss_fields}
+    # every method's name and numbers are looked at before the teacher takes its time
+    outside = "wttm" in methods and not published_loss(teacher, student, "wttm").get(
+        "distill_weight"
+    )
+    for method in methods:
+        settings(teacher, student, method, mean_weight=1.0, **_only_for(method, changes, common))
+    if weights is None:
+        trained = train_teacher(
+            data,
+            teacher_settings(teacher, **common),
+            seed=teacher_seed,
+            folder=folder,
+            **options,
+        )
+    else:
+        trained = load_teacher(teacher, weights, data.num_classes)
+    mean_weight = None
+    if outside and "/" not in model_name(student) and changes.get("distill_weight") is None:
+        mean_weight = mean_power_sum(trained, data, changes.get("temperature", TEMPERATURE))
+    wanted = [
+        settings(teacher, student, m, mean_weight=mean_weight, **_only_for(m, changes, common))
+        for m in methods
+    ]
+    return Row(trained, distill_many(trained, data, wanted, seeds=seeds, folder=folder, **options))
+
+
+def _only_for(method: str, changes: dict, common: dict) -> dict:
+    return common if method == "ce" else changes
+
+
+def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
+    """A teacher from a file of weights, or from the folder of a finished run."""
+    path = Path(weights)
+    history = pd.DataFrame()
+    if path.is_dir():
+        path, history = path / "model.safetensors", runs.read_table(path / "metrics.csv")
+    model = load_weights(create_model(model_name(name), num_classes), path)
+    return Trained(model.eval(), teacher_settings(name), 0, history, path.parent)
+
+
+def measure(row: Row, data: Dataset) -> pd.DataFrame:
+    """A row a network on the test part: the teacher (method "teacher"), then the students.
+
+    The columns of ``analysis.evaluate``, and where the history has test columns (``track_test``)
+    ``best_test_accuracy``: the best epoch's, chosen by looking at the test part, as published
+    code reports it.
+    """
+    rows = []
+    for one in (row.teacher, *row.students):
+        is_teacher = one is row.teacher
+        measured = evaluate(one, data.test, teacher=None if is_teacher else row.teacher)
+        if "test_accuracy" in one.history:
+            measured["best_test_accuracy"] = one.history["test_accuracy"].max()
+        method = "teacher" if is_teacher else one.label
+        rows.append({"method": method, "seed": one.seed, **measured})
+    return pd.DataFrame(rows)
+
+
+def summarise(measured: pd.DataFrame, teacher: str, student: str) -> pd.DataFrame:
+    """Measured accuracies beside the paper's: a row a method, in per cent.
+
+    mean with its 95 % t interval over seeds (low, high; NaN for one seed), the number of seeds,
+    the paper's top-1 and standard deviation where it has the pair. The interval is conditional on
+    the one teacher.
+    """
+    rows = []
+    for method in measured["method"].drop_duplicates():
+        values = 100 * measured.loc[measured["method"] == method, "accuracy"].to_numpy()
+        mean, low, high = paired_interval(values)
+        label = {"teacher": "teacher (plain training)", "CE": "student (plain training)"}
+        paper = _rows(results(), teacher, student, label.get(method, method))
+        row = {"method": method, "accuracy": mean, "low": low, "high": high, "seeds": len(values)}
+        if "best_test_accuracy" in measured:
+            best = measured.loc[measured["method"] == method, "best_test_accuracy"]
+            row["best epoch on test"] = 100 * best.mean()
+        row["paper"] = paper["top1"].iloc[0] if len(paper) else np.nan
+        row["paper std"] = paper["std"].iloc[0] if len(paper) else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("method")
+
+
+def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Dataset) -> None:
+    """Keep a table: the measured numbers as CSV, and beside it a JSON file that says how.
+
+    The JSON file has the command, date, hardware, versions, the settings of every method and what
+    the data were.
+    """
+    path = Path(path)
+    runs.atomic_write(path, measured.to_csv(index=False))
+    trained = {s.label: s.settings for s in (row.teacher, *row.students)}
+    note = {
+        "environment": runs.environment(),
+        "data": {"name": data.name, "classes": data.num_classes, "split_seed": data.seed}
+        | {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
+        "settings": {label: vars(replace(s, label=label)) for label, s in trained.items()},
+    }
+    runs.atomic_write(path.with_suffix(".json"), json.dumps(note, indent=1))
