@@ -241,7 +241,7 @@ def _search_digits(options) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ttm-lab",
-        description="Distil by TTM and WTTM: rows of the paper's tables, and the course as a batch.",
+        description="Distil by TTM and WTTM: the paper's tables, and the course as a batch.",
     )
     parser.add_argument("--version", action="version", version=f"ttm-lab {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -646,7 +646,9 @@ class _Progress:
 
     def epoch_starts(self, epoch: int, batch: int) -> None:
         done = epoch * self.batches + batch
-        if self.bar.n < done:  # what an earlier start did counts as done, not as speed
+        if (
+            not self.bar.disable and self.bar.n < done
+        ):  # what an earlier start did counts as done, not as speed
             self.bar.initial += done - self.bar.n
             self.bar.n = done
         self.bar.set_postfix_str(f"epoch {epoch + 1}/{self.last}{self.text}", refresh=False)
