@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def environment() -> dict:
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
@@ -129,6 +130,12 @@ def environment() -> dict:
         "git_changed": None if changed is None else bool(changed),
         "packages": {name: _version(name) for name in packages},
     }
+
+
+def _program() -> str:
+    """How this process was called, without the folders of this machine."""
+    path = Path(sys.argv[0])
+    return "ttm-lab" if path.name == "__main__.py" else path.name
 
 
 def _version(package: str) -> str | None:

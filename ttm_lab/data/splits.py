@@ -1,6 +1,7 @@
 """A data set in parts, and how a part becomes batches: in memory or from picture files."""
 
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -69,8 +70,9 @@ class Split:
         share: ``(k, n)`` gives picture k, k + n, ... of each batch, for process k of n; a batch
             with fewer than n pictures, at the end, is given whole.
         """
+        _check_augmentation(self, augmentation)
         order = torch.arange(len(self)) if order is None else order
-        batches = order.split(batch_size)
+        batches = order.split(batch_size) if len(order) else ()
         for step in range(start, len(batches)):
             part = _share(len(batches[step]), share)
             index = batches[step][part].to(self.labels.device)
@@ -97,6 +99,15 @@ class Split:
             digest.update(tensor.contiguous().cpu().numpy().tobytes())
         if self.mean is not None:
             digest.update(repr((self.mean, self.std)).encode())
+
+
+def _check_augmentation(part, name: str) -> None:
+    if name not in part.augmentations:
+        raise ValueError(
+            f"unknown augmentation {name!r} for pictures "
+            f"{'in memory' if isinstance(part, Split) else 'in files'}; available: "
+            f"{', '.join(map(repr, part.augmentations))}"
+        )
 
 
 def _share(size: int, share: tuple[int, int]) -> slice:
@@ -169,9 +180,10 @@ class FileSplit:
             second picture; ``"none"`` scales the shorter side to 8/7 of ``size`` (256 for 224) and
             cuts out the middle.
         """
-        order = torch.arange(len(self)) if order is None else order
+        _check_augmentation(self, augmentation)
+        order = torch.arange(len(self)) if order is None else order.cpu()
         keys = []
-        for step, index in enumerate(order.cpu().split(batch_size)):
+        for step, index in enumerate(order.split(batch_size) if len(order) else ()):
             noise = [hash_seed(seed + step, k) for k in range(len(index))]
             keys.append(list(zip(index.tolist(), noise, strict=True))[_share(len(index), share)])
         loader = torch.utils.data.DataLoader(
@@ -226,20 +238,31 @@ class _Pictures(torch.utils.data.Dataset):
 def read_picture(path: Path):
     """A picture file, whatever its mode, as an RGB ``PIL.Image``.
 
-    Raises ``ValueError`` naming a file that cannot be decoded to the end.
+    Raises ``ValueError`` naming a file that cannot be decoded to the end, and ``OSError`` for one
+    that cannot be read at all.
     """
     from PIL import Image
 
+    data = path.read_bytes()  # apart from decoding: a failing disk is no fault of the picture
     try:
-        with Image.open(path) as picture:
-            if picture.mode.startswith(("I", "F")):
-                return _eight_bits(picture).convert("RGB")
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(io.BytesIO(data)) as picture:
+            deep = picture.mode.startswith(("I", "F"))
+            return (_eight_bits(picture) if deep else picture).convert("RGB")
+    except Exception as error:  # each format's decoder fails in its own way
         raise ValueError(
             f"{path} cannot be decoded ({error}): replace or remove it, or load the data set "
             "with skip_corrupt=True"
         ) from error
+
+
+def _eight_bits(picture):
+    """The upper 8 bits of a 16-bit grey picture, which ``convert`` would clip at 255 instead."""
+    from PIL import Image
+
+    values = np.asarray(picture)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"no telling which of its {values.dtype} values is white")
+    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def normalisation(images: Tensor) -> dict[str, tuple[float, ...]]:
