@@ -104,9 +104,8 @@ class Split:
 def _check_augmentation(part, name: str) -> None:
     if name not in part.augmentations:
         raise ValueError(
-            f"unknown augmentation {name!r} for pictures "
-            f"{'in memory' if isinstance(part, Split) else 'in files'}; available: "
-            f"{', '.join(map(repr, part.augmentations))}"
+            f"augmentation={name!r} does not fit a {type(part).__name__}, which offers "
+            f"{part.augmentations}"
         )
 
 
