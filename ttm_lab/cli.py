@@ -11,7 +11,15 @@ from pathlib import Path
 from ttm_lab import __version__
 
 _LOSS_FIELDS = ("temperature", "distill_weight", "ce_weight")
-_TRAINING_FIELDS = ("epochs", "batch_size", "learning_rate", "precision", "track_test", "max_steps")
+_TRAINING_FIELDS = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "augmentation",
+    "precision",
+    "track_test",
+    "max_steps",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -340,7 +348,8 @@ def _add_training_commands(commands) -> None:
     distill.add_argument(
         "--teacher",
         metavar="PATH",
-        help="its weights: a file, or a run's folder (default: trained first)",
+        help="its weights: a file, a run's folder, or the word published (default: trained "
+        "first; for ImageNet's networks, published)",
     )
     for name in _LOSS_FIELDS:
         distill.add_argument(
@@ -350,6 +359,7 @@ def _add_training_commands(commands) -> None:
         parser.add_argument("--epochs", type=_positive, metavar="N", help="instead of the recipe's")
         parser.add_argument("--batch-size", type=_positive, metavar="N")
         parser.add_argument("--learning-rate", type=float, metavar="X")
+        parser.add_argument("--augmentation", metavar="KIND", help="none, crop, crop-flip, ...")
         parser.add_argument("--precision", choices=["float32", "bfloat16"])
         parser.add_argument(
             "--track-test",

@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from ttm_lab import runs
 from ttm_lab.analysis import evaluate, paired_interval
 from ttm_lab.data import Dataset
-from ttm_lab.models import create_model, load_weights
+from ttm_lab.models import create_model, fetch_teacher, load_weights
 from ttm_lab.studies import TEMPERATURE, TTM_WEIGHT, mean_power_sum
 from ttm_lab.training import Settings, Trained, distill_many, train_teacher
 
@@ -209,8 +210,9 @@ def distil_pair(
     ----------
     teacher, student: names of networks, the paper's or ours.
     methods: see ``settings``.
-    weights: the teacher's weights: a file (``load_weights``) or the folder of a finished run.
-        None trains it by ``teacher_settings``, with ``teacher_seed`` and ``changes``.
+    weights: the teacher's weights: a file, the folder of a finished run, or ``"published"``
+        (``load_teacher``). None takes the published ones for ImageNet's networks, and trains
+        others by ``teacher_settings``, with ``teacher_seed`` and ``changes``.
     changes: fields of ``Settings`` to override; those of the loss do not reach CE and teacher.
     folder, options: as in ``training.distill_many``.
 
@@ -225,6 +227,8 @@ def distil_pair(
     )
     for method in methods:
         settings(teacher, student, method, mean_weight=1.0, **_only_for(method, changes, common))
+    if weights is None and "/" in model_name(teacher):
+        weights = "published"
     if weights is None:
         trained = train_teacher(
             data,
@@ -250,13 +254,44 @@ def _only_for(method: str, changes: dict, common: dict) -> dict:
 
 
 def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
-    """A teacher from a file of weights, or from the folder of a finished run."""
-    path = Path(weights)
-    history = pd.DataFrame()
-    if path.is_dir():
-        path, history = path / "model.safetensors", runs.read_table(path / "metrics.csv")
-    model = load_weights(create_model(model_name(name), num_classes), path)
-    return Trained(model.eval(), teacher_settings(name), 0, history, path.parent)
+    """A trained network from a file of weights, from a finished run's folder, or as published.
+
+    ``weights="published"`` takes the paper's own teachers for CIFAR-100 (``fetch_teacher``) and
+    torchvision's first ImageNet weights, whose accuracies are the ones in the paper's tables.
+
+    Raises ``ValueError`` for a network without published weights (which weights of DeiT III-Small
+    the paper used is unknown), ``ConnectionError`` where they cannot be fetched.
+    """
+    ours, history, folder = model_name(name), pd.DataFrame(), None
+    if str(weights) == "published":
+        if ours.startswith("torchvision/"):
+            model = _torchvision_weights(ours)
+        elif "/" in ours:
+            raise ValueError(f"which weights of {name} the paper used is unknown: give a file")
+        else:
+            model = load_weights(create_model(ours, num_classes), fetch_teacher(ours))
+    else:
+        path = Path(weights)
+        if path.is_dir():
+            folder, history = path, runs.read_table(path / "metrics.csv")
+            path = path / "model.safetensors"
+        model = load_weights(create_model(ours, num_classes), path)
+    return Trained(model.eval(), teacher_settings(name), 0, history, folder)
+
+
+def _torchvision_weights(name: str) -> nn.Module:
+    from torchvision.models import get_model_weights
+
+    model = create_model(name)
+    weights = get_model_weights(name.removeprefix("torchvision/")).IMAGENET1K_V1
+    try:
+        model.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
+    except OSError as error:
+        raise ConnectionError(
+            f"{weights.url} cannot be fetched ({error}): check the network, or download that file "
+            "and name it as the teacher's weights"
+        ) from error
+    return model
 
 
 def measure(row: Row, data: Dataset) -> pd.DataFrame:
