@@ -156,9 +156,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run):
     for epoch in (1, 2, 3):
         run.save_checkpoint(epoch, {"x": torch.tensor([epoch])})
     files = sorted((run.folder / "checkpoint").iterdir())
-    assert [f.name for f in files] == ["epoch-000002.pt", "epoch-000003.pt"]
+    assert [f.name for f in files] == ["step-000000002.pt", "step-000000003.pt"]
     files[1].write_bytes(files[1].read_bytes()[:100])
-    with pytest.warns(UserWarning, match=r"damaged checkpoint .*epoch-000003\.pt"):
+    with pytest.warns(UserWarning, match=r"damaged checkpoint .*step-000000003\.pt"):
         assert run.load_checkpoint()["epoch"] == 2
     files[0].write_bytes(b"")
     with (
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_another_run_is_not_taken(run, tmp_path):
     other = runs.Run(tmp_path, "student", {"a": 2})
     other.save_checkpoint(1, {})
     (run.folder / "checkpoint").mkdir(parents=True)
-    name = "checkpoint/epoch-000001.pt"
+    name = "checkpoint/step-000000001.pt"
     (run.folder / name).write_bytes((other.folder / name).read_bytes())
     with (
         pytest.warns(UserWarning, match="belongs to another run"),
@@ -188,7 +188,7 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(run):
         def __reduce__(self):
             return (open, (str(run.folder / "owned"), "w"))
 
-    path = run.folder / "checkpoint" / "epoch-000001.pt"
+    path = run.folder / "checkpoint" / "step-000000001.pt"
     runs.atomic_write(path, pickle.dumps(Hostile()))
     with warnings.catch_warnings(action="ignore"), pytest.raises(RuntimeError):
         run.load_checkpoint()

@@ -119,10 +119,7 @@ def wrap(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.forward = MethodType(_batch_norm_of_all, module)
     device = next(model.parameters()).device
-    # every process computes the same running averages: nothing to send around for them
-    return nn.parallel.DistributedDataParallel(
-        model, [device] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+    return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None)
 
 
 def unwrap(model: nn.Module) -> None:
@@ -138,8 +135,8 @@ def _batch_norm_of_all(self: nn.BatchNorm2d, x: Tensor) -> Tensor:
         return type(self).forward(self, x)
     around = [0, *range(2, x.ndim)]
     shape = (1, -1, *[1] * (x.ndim - 2))
-    values = x.float()
-    number = total(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
+    values = x if x.dtype == torch.float64 else x.float()
+    number = total(values.new_tensor(x.numel() // x.shape[1]))
     mean = _sum_of_all(values.sum(around)) / number
     values = values - mean.view(shape)
     variance = _sum_of_all(values.square().sum(around)) / number
