@@ -3,6 +3,7 @@
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,63 +25,54 @@ def load_folder(
     validation: float,
     size: int | None,
     skip_corrupt: bool,
-    workers: int | None,
+    workers: int,
 ) -> Dataset:
     """The data set in folder ``root``; arguments as ``load_dataset`` describes them."""
     root = Path(root).expanduser().absolute()
     sources = _find_parts(name, root)
     class_names, files = _list_pictures(name, root, sources)
+    if name == "imagenet" and len(class_names) != 1000:
+        warnings.warn(
+            f"{root} holds {len(class_names)} classes. ImageNet has 1000, numbered in the order of "
+            "the sorted WordNet ids: the answers of a pretrained network do not fit these labels",
+            stacklevel=3,
+        )
 
     first = _first_shape(root, files["train"][0], skip_corrupt)
     small = max(first) <= IN_MEMORY_SIDE
     shape = first if size is None else (size, size)
     in_memory = name == "folder" and max(shape) <= IN_MEMORY_SIDE
 
-    pictures, labels, kept, broken = {}, {}, {}, []
-    for part, (paths, classes) in files.items():
-        good = np.arange(len(paths))
+    pictures, kept, lost = {}, {}, []
+    for part, (paths, _) in files.items():
+        kept[part] = np.arange(len(paths))
         if in_memory or skip_corrupt:
-            pictures[part], good, lost = _read_all(
-                root, paths, shape if in_memory else None, skip_corrupt, not small, part
-            )
-            broken += lost
-        if not len(good):
-            raise ValueError(f"no picture in {root / sources[part]} can be decoded")
-        labels[part], kept[part] = torch.tensor(classes)[good], good
-        files[part] = tuple(paths[i] for i in good)
-    if broken:
-        names = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
-        warnings.warn(
-            f"{root}: left out {len(broken)} files that cannot be decoded: {names}", stacklevel=3
-        )
-        _refuse_lost_classes(root, class_names, labels["train"])
+            wanted = shape if in_memory else None
+            found = _read_all(root, paths, wanted, skip_corrupt, threads=not small, part=part)
+            pictures[part], kept[part] = found
+            lost += [paths[i] for i in np.setdiff1d(np.arange(len(paths)), kept[part])]
+    labels = {part: torch.from_numpy(files[part][1][k]) for part, k in kept.items()}
+    if lost:
+        _report_lost(root, lost, labels, sources, class_names)
 
-    # Where in which source each part of the data set lies.
-    chosen = {part: (part, np.arange(len(k))) for part, k in kept.items()}
-    if "validation" not in files:
+    # Each part of the data set: the folder it comes from, and which of the kept pictures there.
+    parts = {part: (part, np.arange(len(k))) for part, k in kept.items()}
+    if "validation" not in parts:
         train, held_out = carve(labels["train"], validation, seed, class_names)
-        chosen["train"], chosen["validation"] = ("train", train), ("train", held_out)
+        parts |= {"train": ("train", train), "validation": ("train", held_out)}
 
-    if in_memory:
-        scale = normalisation(pictures["train"][chosen["train"][1]])
-        parts = {
-            part: Split(pictures[source][i], labels[source][i], **scale)
-            for part, (source, i) in chosen.items()
-        }
-    else:
-        parts = {
-            part: FileSplit(
-                root,
-                tuple(files[source][k] for k in i),
-                labels[source][i],
-                **IMAGENET_SCALE,
-                size=size or 224,
-                workers=workers,
+    scale = normalisation(pictures["train"][parts["train"][1]]) if in_memory else IMAGENET_SCALE
+    splits, indices = {}, {}
+    for part, (source, chosen) in parts.items():
+        indices[part] = kept[source][chosen]
+        if in_memory:
+            splits[part] = Split(pictures[source][chosen], labels[source][chosen], **scale)
+        else:
+            paths = tuple(files[source][0][i] for i in indices[part])
+            splits[part] = FileSplit(
+                root, paths, labels[source][chosen], **scale, size=size or 224, workers=workers
             )
-            for part, (source, i) in chosen.items()
-        }
-    indices = {part: kept[source][i] for part, (source, i) in chosen.items()}
-    return Dataset(name, seed, class_names, **parts, indices=indices, skipped=len(broken))
+    return Dataset(name, seed, class_names, **splits, indices=indices, skipped=len(lost))
 
 
 def layout(name: str, root: str | os.PathLike = "root") -> str:
@@ -118,17 +110,24 @@ def _find_parts(name: str, root: Path) -> dict[str, str]:
     return {"train": "train", "test": (there - {"train"}).pop()}
 
 
-def _list_pictures(name: str, root: Path, sources: dict[str, str]):
-    """Class names, and per part the pictures' paths relative to ``root`` and their labels.
+def _list_pictures(
+    name: str, root: Path, sources: dict[str, str]
+) -> tuple[tuple[str, ...], dict[str, tuple[list[str], np.ndarray]]]:
+    """Class names, and per part the pictures' paths relative to ``root`` with their labels.
 
     Sorted by path, so that every machine sees the same order.
     """
-    suffixes = _suffixes()
-    found = {
-        part: _files_of_classes(name, root, folder, suffixes) for part, folder in sources.items()
-    }
+    found = {}
+    for part, folder in sources.items():
+        found[part] = {
+            entry.name: _find_pictures(root, entry)
+            for entry in (root / folder).iterdir()
+            if entry.is_dir() and not entry.name.startswith(".")
+        }
+        if not found[part]:
+            raise ValueError(f"{root / folder} holds no class folders: {layout(name, root)}")
     class_names = tuple(sorted(found["train"]))
-    label = {name: k for k, name in enumerate(class_names)}
+    label = {class_name: k for k, class_name in enumerate(class_names)}
     files = {}
     for part, classes in found.items():
         if unknown := sorted(set(classes) - set(class_names)):
@@ -136,36 +135,32 @@ def _list_pictures(name: str, root: Path, sources: dict[str, str]):
                 f"{root / sources[part]} holds the class {unknown[0]!r}, which {root / 'train'} "
                 "lacks: the folders in 'train' say which classes there are"
             )
-        pairs = sorted((path, label[name]) for name, paths in classes.items() for path in paths)
-        files[part] = tuple(map(list, zip(*pairs, strict=True)))
+        pairs = sorted((path, label[c]) for c, paths in classes.items() for path in paths)
+        files[part] = [path for path, _ in pairs], np.array([k for _, k in pairs])
     return class_names, files
 
 
-def _files_of_classes(name: str, root: Path, part: str, suffixes: set[str]) -> dict[str, list[str]]:
-    """Class name -> pictures at any depth below its folder, as POSIX paths from ``root``."""
-    classes = {}
-    for entry in sorted((root / part).iterdir()):
-        if entry.name.startswith(".") or not entry.is_dir():
-            continue
-        paths = classes[entry.name] = []
-        for where, below, files in os.walk(entry, followlinks=True):
-            below[:] = [name for name in below if not name.startswith(".")]
-            prefix = Path(where).relative_to(root).as_posix()
-            paths += [
-                f"{prefix}/{name}"
-                for name in files
-                if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
-            ]
-        if not paths:
-            raise ValueError(
-                f"the class folder {entry} holds no picture: fill it, or remove it from every part"
-            )
-    if not classes:
-        raise ValueError(f"{root / part} holds no class folders: {layout(name, root)}")
-    return classes
+def _find_pictures(root: Path, folder: Path) -> list[str]:
+    """The pictures at any depth below a class folder, as POSIX paths from ``root``."""
+    suffixes, paths = _suffixes(), []
+    for where, below, files in os.walk(folder, followlinks=True):
+        below[:] = [inner for inner in below if not inner.startswith(".")]
+        prefix = Path(where).relative_to(root).as_posix()
+        paths += [
+            f"{prefix}/{file}"
+            for file in files
+            if os.path.splitext(file)[1].lower() in suffixes and not file.startswith(".")
+        ]
+    if not paths:
+        raise ValueError(
+            f"the class folder {folder} holds no picture: fill it, or remove it from every part"
+        )
+    return paths
 
 
+@cache
 def _suffixes() -> set[str]:
+    """The endings of picture files, in lower case, of every format that Pillow reads."""
     from PIL import Image
 
     Image.preinit()  # the common formats first: files are tried against them in this order
@@ -189,10 +184,11 @@ def _read_all(
     paths: list[str],
     shape: tuple[int, int] | None,
     skip_corrupt: bool,
+    *,
     threads: bool,
     part: str,
-) -> tuple[Tensor | None, np.ndarray, list[str]]:
-    """Decode every file: pictures, their positions in ``paths``, and the files left out.
+) -> tuple[Tensor | None, np.ndarray]:
+    """Decode every file: the pictures, and the positions in ``paths`` of those that could be.
 
     Pictures are (N, 3, H, W) uint8 of ``shape`` (H, W), or None where no shape is wanted.
     ``threads`` pay for large pictures; with small ones they only wait for each other.
@@ -212,23 +208,39 @@ def _read_all(
             picture = ImageOps.fit(picture, shape[::-1], Image.Resampling.BILINEAR)
         return np.asarray(picture)
 
-    pictures, kept, lost = [], [], []
-    with ThreadPoolExecutor() as pool:
-        results = pool.map(read, paths) if threads else map(read, paths)
-        bar = tqdm(results, f"read {part}", len(paths), leave=False, unit="file")
-        for i, pixels in enumerate(bar):
-            if pixels is None:
-                lost.append(paths[i])
-            else:
-                pictures.append(pixels)
-                kept.append(i)
+    pictures, kept = [], []
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(paths), desc=f"read {part}", unit="file", leave=False) as bar,
+    ):
+        for start in range(0, len(paths), 1000):  # a million waiting jobs would fill the memory
+            chunk = paths[start : start + 1000]
+            for i, pixels in enumerate((pool.map if threads else map)(read, chunk), start):
+                bar.update()
+                if pixels is not None:
+                    pictures.append(pixels)
+                    kept.append(i)
     kept = np.array(kept, dtype=np.int64)
     if shape is None or not pictures:
-        return None, kept, lost
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), kept, lost
+        return None, kept
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), kept
 
 
-def _refuse_lost_classes(root: Path, class_names: tuple[str, ...], labels: Tensor) -> None:
-    empty = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
-    if len(empty):
-        raise ValueError(f"no picture in {root / 'train' / class_names[empty[0]]} can be decoded")
+def _report_lost(
+    root: Path,
+    lost: list[str],
+    labels: dict[str, Tensor],
+    sources: dict[str, str],
+    class_names: tuple[str, ...],
+) -> None:
+    names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+    warnings.warn(
+        f"{root}: left out {len(lost)} pictures that cannot be decoded: {names}", stacklevel=4
+    )
+    for part, folder in sources.items():
+        if not len(labels[part]):
+            raise ValueError(f"no picture in {root / folder} can be decoded")
+    counts = np.bincount(labels["train"], minlength=len(class_names))
+    if not counts.all():
+        gone = root / "train" / class_names[int(counts.argmin())]
+        raise ValueError(f"no picture in {gone} can be decoded")

@@ -1,15 +1,25 @@
 """Data sets by name: where their pictures come from, and their split by seed."""
 
 import os
+import socket
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 
 from ttm_lab.data.folders import layout, load_folder
-from ttm_lab.data.splits import Dataset, Split, normalisation
+from ttm_lab.data.splits import Dataset, Split, carve, normalisation
+from ttm_lab.paths import downloads_folder
 
-NAMES = ("digits", "folder", "imagenet")
+# Our names for torchvision's classes, which know each address and checksum.
+DOWNLOADS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
+NAMES = ("digits", *DOWNLOADS, "folder", "imagenet")
+# The constants of the published recipe, in place of measured ones.
+CIFAR100_SCALE = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}
 
 
 def load_dataset(
@@ -30,24 +40,34 @@ def load_dataset(
     classes in equal shares. With ``size=32`` they are enlarged to 32x32 RGB uint8, so that
     whatever CIFAR takes runs on them.
 
+    ``"cifar10"``, ``"cifar100"`` (Krizhevsky 2009) and ``"fashion_mnist"`` (Xiao, Rasul & Vollgraf
+    2017) are downloaded by torchvision, once and with their checksums, into ``root`` (default:
+    ``$TTM_LAB_DATA``, else ``data/downloads``): uint8 (N, 3, 32, 32), or (N, 1, 28, 28) for
+    Fashion-MNIST. With ``size`` they become RGB of that size. They are normalised by mean and
+    standard deviation of the pictures trained on; CIFAR-100 by the published recipe's constants.
+
     ``"folder"`` is any collection of pictures in ``root/train/<class>/`` and ``root/test/<class>/``
     or ``root/val/<class>/``; with all three, ``val`` is the validation part. Files of any size and
     mode become RGB. Pictures of up to 64x64 (or ``size`` up to 64) are held in memory as uint8
     (N, 3, H, W), scaled and cut to one size; larger ones stay in their files (``FileSplit``) and
     give 224x224, or ``size``.
 
-    ``"imagenet"`` is such a folder, never held in memory, normalised with torchvision's constants;
-    a number of classes other than 1000 is allowed with a warning.
+    ``"imagenet"`` is such a folder of ILSVRC2012 (``root/train/<wnid>/``, ``root/val/<wnid>/``),
+    never held in memory; a number of classes other than 1000 is allowed with a warning. Pictures
+    that stay in files are normalised by the constants of torchvision's pretrained networks.
 
     seed: draws the validation part; the same seed gives the same parts on every machine.
     validation: share of the training pictures that becomes the validation part, with the classes
-        in equal shares; 0 leaves it empty. The test part is never touched.
+        in equal shares; 0 leaves it empty. The test part is never touched. The digits have their
+        fixed shares, and a folder with ``val`` and ``test`` has its own validation part.
     skip_corrupt: leave out and count files that cannot be decoded; otherwise the first is named in
-        a ``ValueError`` (here if in memory, else when its batch comes).
+        a ``ValueError`` (here if in memory, else when its batch comes). ``Dataset.skipped`` counts
+        them; of pictures that stay in files, each is decoded once for it.
     workers: processes that decode picture files (default: one per CPU core, at most 8).
 
     Raises ``ValueError`` for an argument out of range or pictures that do not fit the layout, and
-    ``FileNotFoundError`` for a folder that is not there.
+    ``FileNotFoundError`` for a folder that is not there. Where a download fails,
+    ``ConnectionError`` says which file to put where.
 
     Taught in notebooks/02_knowledge_distillation.ipynb (digits), 07_cifar100.ipynb and
     08_imagenet.ipynb.
@@ -60,7 +80,15 @@ def load_dataset(
         if value is not None and (not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{option}={value!r} must be a whole number from {least}, or None")
     if name == "digits":
+        if root is not None or validation != 0.1:
+            raise ValueError(
+                "the digits come with scikit-learn in fixed shares of 60, 20 and 20 %: leave out "
+                "root and validation"
+            )
         return _digits(int(seed), size)
+    if name in DOWNLOADS:
+        folder = downloads_folder() if root is None else Path(root).expanduser()
+        return _downloaded(name, folder.absolute(), int(seed), validation, size)
     if name in ("folder", "imagenet"):
         if root is None:
             raise ValueError(f"load_dataset({name!r}) needs root=, the folder: {layout(name)}")
@@ -93,3 +121,82 @@ def _digits(seed: int, size: int | None) -> Dataset:
         scale = normalisation(images[train])
     splits = {part: Split(images[i], labels[i], **scale) for part, i in indices.items()}
     return Dataset("digits", seed, tuple("0123456789"), **splits, indices=indices)
+
+
+def _downloaded(name: str, root: Path, seed: int, validation: float, size: int | None) -> Dataset:
+    train, test = _fetch(name, root)
+    images, labels = _tensors(train, size)
+    chosen, held_out = carve(labels, validation, seed, train.classes)
+    scale = CIFAR100_SCALE if name == "cifar100" else normalisation(images[chosen])
+    test_images, test_labels = _tensors(test, size)
+    return Dataset(
+        name,
+        seed,
+        tuple(train.classes),
+        Split(images[chosen], labels[chosen], **scale),
+        Split(images[held_out], labels[held_out], **scale),
+        Split(test_images, test_labels, **scale),
+        indices={"train": chosen, "validation": held_out, "test": np.arange(len(test_labels))},
+    )
+
+
+def _tensors(part, size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures (N, C, H, W) uint8 and labels (N,) int64 of a torchvision data set."""
+    from torchvision.transforms.v2 import functional as v2
+
+    images = torch.as_tensor(part.data)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    if size is not None:
+        images = v2.resize(images, [size, size], antialias=True).expand(-1, 3, -1, -1)
+    return images.contiguous(), torch.as_tensor(part.targets, dtype=torch.int64)
+
+
+def _fetch(name: str, root: Path) -> list:
+    """Train and test part by torchvision, downloaded if they are not in ``root`` yet."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, DOWNLOADS[name])
+    try:
+        return [kind(root, train=train) for train in (True, False)]
+    except RuntimeError:  # torchvision's word for a file that is missing or damaged
+        pass
+    root.mkdir(parents=True, exist_ok=True)
+    patience = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(30)  # a firewall that swallows everything, else minutes of silence
+        with FileLock(root / f".{name}.lock"):
+            return [kind(root, train=train, download=True) for train in (True, False)]
+    except (RuntimeError, URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        missing = _missing_files(kind, root)
+        if not missing:
+            raise
+        reason = " ".join(str(error).split())
+        raise ConnectionError(
+            "\n".join(
+                [
+                    f"{name} cannot be downloaded: {reason}",
+                    "Fetch by any other way, then load again:",
+                    *missing,
+                    "Or run the same code without a download: load_dataset('digits', size=32)",
+                ]
+            )
+        ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def _missing_files(kind, root: Path) -> list[str]:
+    """What of a torchvision data set lacks, as lines that say from where and whereto."""
+    from torchvision.datasets.utils import check_integrity
+
+    if hasattr(kind, "tgz_md5"):
+        wanted = [(kind.url, root / kind.filename, kind.tgz_md5)]
+    else:
+        raw = root / kind.__name__ / "raw"
+        wanted = [(kind.mirrors[0] + file, raw / file, md5) for file, md5 in kind.resources]
+    return [
+        f"  {url} to {path} (MD5 {md5}"
+        + ("; the file there is another or damaged)" if path.exists() else ")")
+        for url, path, md5 in wanted
+        if not check_integrity(path, md5)
+    ]
