@@ -44,7 +44,13 @@ def same_weights(first, second) -> bool:
 
 
 def test_one_step_sees_the_pictures_that_torchvision_would_make(data):
-    """The whole training part as one batch; crops and flips by torchvision, gradients by hand."""
+    """The whole training part as one batch; crops and flips by torchvision, weights in float64.
+
+    Rounding moves some values across ReLU's corner, which alone turns gradients by a per cent; one
+    wrong crop or flip among noise pictures turns them by far more.
+    """
+    noise = torch.randint(256, (90, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    data = replace(data, train=replace(data.train, images=noise.to(torch.uint8)))
     settings = Settings(
         "resnet8", batch_size=90, max_steps=1, augmentation="crop-flip", learning_rate=0.5
     )
@@ -57,14 +63,14 @@ def test_one_step_sees_the_pictures_that_torchvision_would_make(data):
         padded = v2.functional.pad(data.train.images[index], [4, 4, 4, 4])
         view = v2.functional.crop(padded, int(top), int(left), 32, 32)
         views.append(v2.functional.horizontal_flip(view) if mirrored else view)
-    images = v2.Normalize(data.train.mean, data.train.std)(torch.stack(views) / 255)
+    images = v2.Normalize(data.train.mean, data.train.std)(torch.stack(views).double() / 255)
 
-    reference = create_model("resnet8", 10, seed=3).train()
+    reference = create_model("resnet8", 10, seed=3).double().train()
     F.cross_entropy(reference(images), data.train.labels[order]).backward()
     for name, weight in reference.named_parameters():
         step = 0.5 * (weight.grad + settings.weight_decay * weight.detach())
         change = dict(got.model.named_parameters())[name] - weight
-        assert (change + step).norm() < 1e-3 * step.norm(), name
+        assert (change + step).norm() < 0.03 * step.norm(), name
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
