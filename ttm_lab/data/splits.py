@@ -190,6 +190,7 @@ class FileSplit:
             batch_sampler=keys[start:],
             num_workers=min(self.workers, max(len(keys) - start, 0)),
             pin_memory=torch.device(self.device).type == "cuda",
+            generator=torch.Generator(),  # else it draws from, and so moves, torch's own
         )
         for images, labels in loader:
             yield (
