@@ -871,3 +871,125 @@ def before_after(
         ax.set_title(label)
     np.atleast_1d(axes)[0].legend()
     return figure
+
+
+# Notebook 7
+
+
+def picture_rows(
+    rows: dict[str, np.ndarray], captions: dict[str, list[str]] | None = None
+) -> Figure:
+    """Pictures in rows, each row named on its left; ``captions`` go below the pictures of a row.
+
+    ``rows`` maps a name to pictures (N, C, H, W) with values from 0 to 255; C is 1 or 3.
+    """
+    captions = captions or {}
+    columns = max(len(images) for images in rows.values())
+    size = (0.6 + 1.05 * columns, 0.25 + 1.3 * len(rows))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
+    for cells, (name, images) in zip(axes, rows.items(), strict=True):
+        for k, ax in enumerate(cells):
+            ax.set(xticks=[], yticks=[])
+            ax.grid(visible=False)
+            ax.spines[:].set_visible(False)
+            if k < len(images):
+                pixels = np.asarray(images[k]).round().clip(0, 255).astype(np.uint8)
+                ax.imshow(pixels.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255)
+                if name in captions:
+                    ax.set_xlabel(captions[name][k], fontsize=9)
+        cells[0].set_ylabel(name, fontweight="bold")
+    return figure
+
+
+def beside_the_paper(table: pd.DataFrame, *, xlabel: str = "test accuracy, %") -> Axes:
+    """Accuracies measured here, with intervals, beside the published ones, a line a method.
+
+    ``table`` comes from ``paper.summarise``. Filled markers are measured here, with the 95 %
+    interval of the mean; hollow ones are the paper's, with one standard deviation of its runs.
+    """
+    ax = plt.subplots(figsize=(7.0, 1.1 + 0.5 * len(table)))[1]
+    for y, (method, row) in enumerate(table[::-1].iterrows()):
+        look = method_style(method)
+        line = {"color": look["color"], "linewidth": 2, "linestyle": "-"}
+        ax.plot([row["low"], row["high"]], [y + 0.14] * 2, **line)
+        ax.plot(row["accuracy"], y + 0.14, color=look["color"], marker=look["marker"], markersize=9)
+        low, high = row["paper"] - row["paper std"], row["paper"] + row["paper std"]
+        ax.plot([low, high], [y - 0.18] * 2, **line | {"linewidth": 1})
+        face = {"marker": look["marker"], "markersize": 9, "markerfacecolor": "white"}
+        ax.plot(row["paper"], y - 0.18, color=look["color"], **face)
+    ax.set_yticks(range(len(table)), table.index[::-1])
+    ax.set_ylim(-0.6, len(table) - 0.4)
+    ax.set_xlabel(xlabel)
+    kinds = [("here", "#555555")]
+    if table["paper"].notna().any():
+        kinds.append(("the paper", "white"))
+    for name, face in kinds:
+        dot = {"marker": "o", "markersize": 8, "linestyle": "", "color": "#555555"}
+        ax.plot([], [], markerfacecolor=face, label=name, **dot)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def curves_with_steps(histories: pd.DataFrame, measure: str, *, ylabel: str) -> Figure:
+    """``learning_curves`` above the learning rate, with a line where the rate steps down.
+
+    ``histories`` has the columns method, seed, epoch, learning_rate and the measure.
+    """
+    figure, (top, bottom) = plt.subplots(
+        2, 1, sharex=True, figsize=(7.0, 4.4), height_ratios=[3, 1]
+    )
+    learning_curves(histories, measure, ylabel=ylabel, ax=top)
+    top.set_xlabel("")
+    rates = histories.groupby("epoch")["learning_rate"].max()
+    bottom.plot(rates.index, rates, color="black", linestyle="-", marker=".", drawstyle="steps-mid")
+    bottom.set(xlabel="epoch", ylabel="learning rate", yscale="log")
+    for epoch in rates.index[1:][rates.to_numpy()[1:] < rates.to_numpy()[:-1]]:
+        for ax in (top, bottom):
+            ax.axvline(epoch - 0.5, color="#555555", linewidth=1, linestyle=":")
+    return figure
+
+
+# Notebook 8
+
+
+def published_accuracies(tables: dict[str, pd.DataFrame], pictures: int) -> Figure:
+    """Published top-1 accuracies with the error of measuring them on ``pictures`` pictures.
+
+    ``tables`` maps a panel's title to rows with the columns method and top1 (per cent). Bars span
+    1.96 standard errors of a share to both sides: what another draw of as many pictures would
+    change. What another training would change is not in them.
+    """
+    figure, axes = plt.subplots(1, len(tables), figsize=(3.5 * len(tables), 4.2), squeeze=False)
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        table = table.sort_values("top1")
+        for y, (name, top1) in enumerate(zip(table["method"], table["top1"], strict=True)):
+            style = METHOD_STYLE.get(name, METHOD_STYLE["CE"])
+            error = 1.96 * np.sqrt(top1 * (100 - top1) / pictures)
+            color = style["color"]
+            ax.plot([top1 - error, top1 + error], [y, y], color=color, linewidth=2, linestyle="-")
+            ax.plot(top1, y, color=color, marker=style["marker"], markersize=8)
+        ax.set_yticks(range(len(table)), table["method"])
+        ax.grid(axis="y", visible=False)
+        ax.set(title=title, xlabel="top-1 accuracy, %")
+    return figure
+
+
+def picture_views(picture, evaluation, views) -> Figure:
+    """A picture (H, W, 3) uint8, how it is evaluated, and how it looks in several epochs.
+
+    ``evaluation`` (3, S, S) and ``views`` (N, 3, S, S) have values from 0 to 1.
+    """
+    columns = -(-len(views) // 2)
+    figure = plt.figure(figsize=(10, 3.2))
+    parts = figure.subfigures(1, 2, width_ratios=[1.3, 1])
+    ends, grid = parts[0].subplots(1, 2), parts[1].subplots(2, columns, squeeze=False)
+    shown = [np.asarray(picture) / 255, *np.moveaxis(np.stack([evaluation, *views]), 1, -1)]
+    for ax, pixels in zip((*ends, *grid.flat), shown, strict=False):
+        ax.imshow(pixels.clip(0, 1))
+    for ax in (*ends, *grid.flat):
+        ax.axis("off")
+    (height, width), side = shown[0].shape[:2], shown[1].shape[0]
+    ends[0].set_title(f"the file, {width} x {height}")
+    ends[1].set_title(f"evaluation, {side} x {side}")
+    parts[1].suptitle(f"training, {side} x {side}", fontweight="bold", fontsize=11)
+    return figure
