@@ -73,7 +73,7 @@ def _run(command, options) -> int:
     except (ValueError, ImportError, FileNotFoundError, ConnectionError) as error:
         print(f"ttm-lab: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:
         print(f"ttm-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -98,19 +98,24 @@ def _train_teacher(options) -> int:
     from ttm_lab import distributed, paper, runs, training
 
     changes = _given(options, _TRAINING_FIELDS)
+    paper.check_model(options.model)
     settings = paper.teacher_settings(options.model, **changes)
+    _check_device(options.device)
     with distributed.processes(options.device) as device:
-        data = _load_data(options, options.model)
+        data = _load_data(options, [options.model])
         folder = runs.runs_folder(f"{data.name}-teachers")
         trained = training.train_teacher(
             data, settings, seed=options.seed, folder=folder, device=device
         )
         if distributed.rank() > 0:
             return 0
-    row = paper.Row(trained, [])
-    measured = paper.measure(row, data)
-    print(_as_text(paper.summarise(measured, options.model, "")))
-    print(f"Weights: {trained.folder / 'model.safetensors'}")
+    measured = paper.measure(paper.Row(trained, []), data)
+    table = paper.summarise(measured, options.model, "")
+    print(_as_text(table.drop(columns=["paper", "paper std"])))
+    print(f"\nRun: {trained.folder}")
+    print(
+        f"Distil from it: ttm-lab distill --pair {options.model}:STUDENT --teacher {trained.folder}"
+    )
     return 0
 
 
@@ -120,8 +125,18 @@ def _distill(options) -> int:
 
     teacher, student = options.pair
     changes = _given(options, (*_TRAINING_FIELDS, *_LOSS_FIELDS))
+    _check_device(options.device)
+    _check_output(options.output)
+    paper.check_pair(
+        teacher,
+        student,
+        options.methods,
+        seeds=options.seeds,
+        weights=options.teacher,
+        changes=changes,
+    )
     with distributed.processes(options.device) as device:
-        data = _load_data(options, student)
+        data = _load_data(options, options.pair)
         names = [name.replace("/", "-") for name in (data.name, teacher, student)]
         row = paper.distil_pair(
             data,
@@ -137,7 +152,16 @@ def _distill(options) -> int:
         if distributed.rank() > 0:
             return 0
     measured = paper.measure(row, data)
-    print(_as_text(paper.summarise(measured, teacher, student)))
+    table = paper.summarise(measured, teacher, student)
+    known = table["paper"].notna()
+    print("Top-1 accuracy on the test part in per cent, with 95 % t intervals over seeds:")
+    print(_as_text(table if known.any() else table.drop(columns=["paper", "paper std"])))
+    if known.any():
+        sources = paper.published_row(teacher, student, measured["dataset"].iloc[0])["source"]
+        tables = sources[table.index[known]].str.extract(r"(Table \d+)")[0].unique()
+        print(f"paper: Zheng and Yang (ICLR 2024), {', '.join(tables)}")
+    else:
+        print(f"The paper has no results of this pair on {data.name}.")
     students = measured[measured["method"] != "teacher"]
     if "KD" in set(students["method"]) and students["method"].nunique() > 1:
         differences = compare_seeds(students, "KD").set_index("method")
@@ -152,35 +176,82 @@ def _distill(options) -> int:
 
 
 def _evaluate(options) -> int:
-    import json
-
     import pandas as pd
 
     from ttm_lab import paper, runs
     from ttm_lab.analysis import evaluate
 
-    sources = [Path(source) for source in options.weights]
-    models = []
-    for source in sources:
-        config = source / "config.json"
-        if options.model is None and not config.exists():
+    _check_device(options.device)
+    _check_output(options.output)
+    sources = {str(Path(source)): _run_config(source) for source in options.weights}
+    for source, config in sources.items():
+        if options.model is None and config is None:
             raise ValueError(
                 f"{source} is not the folder of a run: for a file of weights, say whose it is "
                 "with --model"
             )
-        models.append(options.model or json.loads(config.read_text())["settings"]["model"])
-    data = _load_data(options, models[0])
+    models = [options.model or config["settings"]["model"] for config in sources.values()]
+    for model in models:
+        paper.check_model(model)
+    options.data, options.split_seed = _data_of_runs(options, sources)
+    data = _load_data(options, models)
+    part = getattr(data, options.part)
+    if not len(part):
+        raise ValueError(f"the {options.part} part is empty: keep pictures aside with --validation")
+    names = [Path(source).resolve().name for source in sources]
     rows = {}
-    for source, model in zip(sources, models, strict=True):
-        trained = paper.load_teacher(model, source, data.num_classes)
-        rows[source.name] = evaluate(trained.model, getattr(data, options.part))
+    for (source, config), model, name in zip(sources.items(), models, names, strict=True):
+        try:
+            trained = paper.load_teacher(model, source, data.num_classes)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. {data.name} has {data.num_classes} classes: name the data that the "
+                "network was trained on with --data, and the network with --model"
+            ) from error
+        if config and config["data"]["sha256"] != data.fingerprint:
+            print(
+                f"ttm-lab: note: {source} was not trained on exactly these data, or on another "
+                "split of them (--validation, --split-seed, --size)",
+                file=sys.stderr,
+            )
+        network = trained.model.to(options.device or _best_device())
+        rows[name if names.count(name) == 1 else source] = evaluate(network, part)
     table = pd.DataFrame(rows).T
     table.index.name = "weights"
-    print(f"{data.name}, {options.part}: {len(getattr(data, options.part)):,} pictures")
+    print(f"{data.name}, {options.part}: {len(part):,} pictures")
     print(_as_text(table, digits=4))
     if options.output:
         runs.atomic_write(options.output, table.to_csv())
     return 0
+
+
+def _run_config(source: str) -> dict | None:
+    """What made a run's folder, or None for a file."""
+    import json
+
+    path = Path(source) / "config.json"
+    if not Path(source).exists():
+        raise FileNotFoundError(f"there is no file or folder {source}")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _data_of_runs(options, configs: dict) -> tuple[str | None, int | None]:
+    """Name and seed of the data to evaluate on: as asked for, else those of the runs."""
+    from ttm_lab.data.sources import NAMES
+
+    made_from = {(c["data"]["name"], c["data"]["seed"]) for c in configs.values() if c}
+    if options.data or not made_from:
+        return options.data, options.split_seed
+    if len(made_from) > 1:
+        names = ", ".join(f"{name} (split seed {seed})" for name, seed in sorted(made_from))
+        raise ValueError(f"these runs were trained on {names}: name one with --data, --split-seed")
+    name, seed = made_from.pop()
+    if name not in NAMES:
+        raise ValueError(
+            f"{next(iter(configs))} was trained on pictures of a folder {name}: say where it is "
+            "with --data folder --root DIR"
+        )
+    return name, seed if options.split_seed is None else options.split_seed
 
 
 def _fetch_teacher(options) -> int:
@@ -192,23 +263,76 @@ def _fetch_teacher(options) -> int:
 
 
 def _given(options, names) -> dict:
-    """The settings that the command line names; the others stay the recipe's."""
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    """The settings that the command line names; the others stay the recipe's.
+
+    Digits are moved but, unlike what the recipe does with photographs, not mirrored.
+    """
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return ({"augmentation": "crop"} if options.data == "digits" else {}) | given
 
 
-def _load_data(options, model: str):
+def _best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_device(device: str | None) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used here: {reason}") from error
+
+
+def _check_output(path: str | None) -> None:
+    """Before the long work: can the table be written afterwards?"""
+    if path is None:
+        return
+    folder = Path(path).resolve().parent
+    if Path(path).suffix != ".csv":
+        raise ValueError(f"--output {path} must end in .csv")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {path}: {error}") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--output {path}: {folder} cannot be written to")
+
+
+def _load_data(options, models):
     from ttm_lab import distributed, paper
     from ttm_lab.data import load_dataset
+    from ttm_lab.data.folders import layout
+    from ttm_lab.data.sources import NAMES
 
-    name = options.data or ("imagenet" if "/" in paper.model_name(model) else "cifar100")
-    values = {"seed": options.split_seed, "size": options.size, "root": options.root}
-    if name != "digits":
-        values |= {"validation": options.validation, "skip_corrupt": options.skip_corrupt}
+    ours = [paper.model_name(model) for model in models]
+    name = options.data or ("imagenet" if "/" in ours[-1] else "cifar100")
+    size = options.size
+    if size is None and name in ("digits", "fashion_mnist") and "cnn" not in ours[-1]:
+        size = 32  # small grey pictures, as CIFAR networks take them
+    values = {"seed": options.split_seed or 0, "size": size, "root": options.root}
+    if name == "digits":
+        if options.validation is not None or options.root is not None:
+            raise ValueError(
+                "the digits come with scikit-learn, in fixed shares of 60 % train, 20 % validation "
+                "and 20 % test: leave out --validation and --root"
+            )
+    else:
+        values |= {"validation": options.validation or 0.0, "skip_corrupt": options.skip_corrupt}
         values |= {"workers": options.workers}
+    if name in ("folder", "imagenet") and options.root is None:
+        raise ValueError(f"--data {name} needs --root DIR: {layout(name, 'DIR')}")
     # one process downloads, the others then find the files
     with distributed.first_process_first():
         data = load_dataset(name, **values)
-    return replace(data, name=Path(options.root).resolve().name) if name == "folder" else data
+    if name != "folder":
+        return data
+    name = Path(options.root).resolve().name
+    # a folder that happens to be called cifar100 is still not that data set
+    return replace(data, name=f"folder-{name}" if name in NAMES else name)
 
 
 def _as_text(table, digits: int = 2) -> str:
@@ -246,8 +370,15 @@ def _search_digits(options) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without all options before it."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ttm-lab",
         description="Distil by TTM and WTTM: the paper's tables, and the course as a batch.",
     )
@@ -316,7 +447,13 @@ def _add_training_commands(commands) -> None:
         "ttm-lab train-teacher --model resnet56 --data cifar100",
     )
     teacher.add_argument("--model", required=True, help="a network, such as resnet56")
-    teacher.add_argument("--seed", type=int, default=0, help="initial weights and order (0)")
+    teacher.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draws initial weights and order (default: 0)",
+    )
 
     distill = add(
         "distill",
@@ -353,21 +490,43 @@ def _add_training_commands(commands) -> None:
     )
     for name in _LOSS_FIELDS:
         distill.add_argument(
-            f"--{name.replace('_', '-')}", type=float, metavar="X", help="instead of the published"
+            f"--{name.replace('_', '-')}",
+            type=float,
+            metavar="X",
+            help="instead of the published one, for every method but ce",
         )
     for parser in (teacher, distill):
-        parser.add_argument("--epochs", type=_positive, metavar="N", help="instead of the recipe's")
-        parser.add_argument("--batch-size", type=_positive, metavar="N")
-        parser.add_argument("--learning-rate", type=float, metavar="X")
-        parser.add_argument("--augmentation", metavar="KIND", help="none, crop, crop-flip, ...")
-        parser.add_argument("--precision", choices=["float32", "bfloat16"])
+        parser.add_argument(
+            "--epochs",
+            type=_positive,
+            metavar="N",
+            help="instead of the recipe's; the learning rate falls at the same shares of them",
+        )
+        parser.add_argument(
+            "--batch-size", type=_positive, metavar="N", help="instead of the recipe's"
+        )
+        parser.add_argument(
+            "--learning-rate", type=float, metavar="X", help="instead of the recipe's"
+        )
+        parser.add_argument(
+            "--augmentation",
+            metavar="KIND",
+            help="none, crop, crop-flip or resized-crop-flip (default: the recipe's; digits: crop)",
+        )
+        parser.add_argument(
+            "--precision",
+            choices=["float32", "bfloat16"],
+            help="bfloat16 is autocast: faster on most GPUs, less exact (default: float32)",
+        )
         parser.add_argument(
             "--track-test",
             action="store_const",
             const=True,
             help="also measure every epoch on test, to show the best beside the last",
         )
-        parser.add_argument("--max-steps", type=_positive, metavar="N", help="stop each early")
+        parser.add_argument(
+            "--max-steps", type=_positive, metavar="N", help="stop each training early, for a trial"
+        )
 
     evaluate = add(
         "evaluate",
@@ -384,25 +543,31 @@ def _add_training_commands(commands) -> None:
             "--data",
             metavar="NAME",
             help="cifar100, cifar10, fashion_mnist, imagenet, folder or digits (default: "
-            "cifar100, and imagenet for its networks)",
+            + ("those of the run, else " if parser is evaluate else "")
+            + "cifar100, and imagenet for its networks)",
         )
         parser.add_argument("--root", metavar="DIR", help="where the pictures are, or should go")
-        parser.add_argument("--size", type=_positive, metavar="PIXELS", help="side of the pictures")
+        parser.add_argument(
+            "--size",
+            type=_positive,
+            metavar="PIXELS",
+            help="side of the pictures (default: their own; 32 where CIFAR networks get small grey "
+            "ones; 224 for large ones)",
+        )
         parser.add_argument(
             "--validation",
             type=float,
-            default=0.0,
             metavar="SHARE",
             help="of the training pictures, kept aside (default: 0, as in the paper's code)",
         )
-        parser.add_argument("--split-seed", type=int, default=0, help="decides which (0)")
+        parser.add_argument("--split-seed", type=int, metavar="N", help="draws them (default: 0)")
         parser.add_argument("--skip-corrupt", action="store_true", help="leave out broken files")
         parser.add_argument("--workers", type=int, metavar="N", help="processes that decode")
         parser.add_argument(
             "--device", help="such as cpu or cuda:1 (default: a GPU if there is one)"
         )
     for parser in (distill, evaluate):
-        parser.add_argument("--output", metavar="FILE.csv", help="keep the table, too")
+        parser.add_argument("--output", metavar="FILE.csv", help="write the numbers there, too")
 
     fetch = add(
         "fetch-teacher",

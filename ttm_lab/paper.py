@@ -5,6 +5,7 @@ tables ship with the package, each row with its source: ``hyperparameters`` and 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -14,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from ttm_lab import runs
-from ttm_lab.analysis import evaluate, paired_interval
+from ttm_lab.analysis import evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
 from ttm_lab.models import create_model, fetch_teacher, load_weights
 from ttm_lab.studies import TEMPERATURE, TTM_WEIGHT, mean_power_sum
@@ -62,6 +64,9 @@ _DEIT = {
     "augmentation": "resized-crop-flip",
 }
 
+# The paper's data sets, by their names here and numbers of classes.
+_DATASETS = {("cifar100", 100): "CIFAR-100", ("imagenet", 1000): "ImageNet"}
+
 METHODS = {"ce": "CE", "kd": "KD", "ttm": "TTM", "wttm": "WTTM", "dkd": "DKD", "dist": "DIST"}
 
 
@@ -92,16 +97,24 @@ def pairs(dataset: str = "CIFAR-100") -> list[tuple[str, str]]:
     ]
 
 
-def _rows(table: pd.DataFrame, teacher: str, student: str, method: str) -> pd.DataFrame:
-    ours = {
-        column: table[column].map(model_name, na_action="ignore")
-        for column in ("teacher", "student")
-    }
-    return table[
-        (ours["teacher"] == model_name(teacher))
-        & (ours["student"] == model_name(student))
-        & (table["method"] == method)
-    ]
+def _of_pair(table: pd.DataFrame, teacher: str, student: str) -> pd.DataFrame:
+    teachers, students = (
+        table[column].map(model_name, na_action="ignore") for column in ("teacher", "student")
+    )
+    return table[(teachers == model_name(teacher)) & (students == model_name(student))]
+
+
+def published_row(teacher: str, student: str, dataset: str) -> pd.DataFrame:
+    """The paper's results of a pair on ``"CIFAR-100"`` or ``"ImageNet"``, by method.
+
+    The columns of ``results``, with the methods ``"teacher"`` and ``"CE"`` for plain training; no
+    row for a pair or data set that the paper does not have. ResNet-34 to ResNet-18 stands in Table
+    5 and, with another KD accuracy, in Table 7: the row is Table 5's.
+    """
+    rows = _of_pair(results(), teacher, student)
+    rows = rows[rows["dataset"] == dataset].sort_values("source", kind="stable")
+    rows = rows.drop_duplicates("method").set_index("method")
+    return rows.rename({"teacher (plain training)": "teacher", "student (plain training)": "CE"})
 
 
 def _recipe(model: str) -> dict:
@@ -143,9 +156,11 @@ def settings(
     values = {**_recipe(student), **found, "label": METHODS[method], **changes}
     unknown = [name for name in ("temperature", "distill_weight") if values.get(name) is None]
     if method != "ce" and unknown:
+        words = " and ".join(unknown)
+        flags = " ".join(f"--{name.replace('_', '-')} X" for name in unknown)
         raise ValueError(
-            f"{' and '.join(unknown)} of {METHODS[method]} for {teacher} to {student} are not "
-            f"published: give {', '.join(f'{name}=...' for name in unknown)}"
+            f"no {words} of {METHODS[method]} from {teacher} to {student} is published: give "
+            f"{words} (on the command line {flags})"
         )
     return Settings(model_name(student), method, **values)
 
@@ -156,7 +171,8 @@ def published_loss(
     """Temperature and weights of the loss, as far as they are published; see ``settings``."""
     if method == "ce":
         return {}
-    rows = _rows(hyperparameters(), teacher, student, METHODS[method])
+    rows = _of_pair(hyperparameters(), teacher, student)
+    rows = rows[rows["method"] == METHODS[method]]
     if len(rows):
         row = rows.iloc[0]
         if pd.isna(row["exponent"]):
@@ -182,6 +198,71 @@ def published_loss(
     return (
         {"temperature": TEMPERATURE, "distill_weight": weight[method]} if method in weight else {}
     )
+
+
+def check_pair(
+    teacher: str,
+    student: str,
+    methods: Sequence[str] = ("ce", "kd", "ttm", "wttm"),
+    *,
+    seeds: Sequence[int] = (0,),
+    weights: str | Path | None = None,
+    changes: dict | None = None,
+) -> None:
+    """Look at the arguments of ``distil_pair`` before data are loaded or a teacher is trained.
+
+    Published CIFAR-100 weights, if asked for, are fetched here already.
+
+    Raises ``ValueError`` for an unknown network or method, a repeated method or seed, and settings
+    that make no sense or are not published; ``FileNotFoundError`` for weights that are not there;
+    ``ImportError`` where timm is needed and absent; what ``load_teacher`` raises.
+    """
+    for name in (teacher, student):
+        check_model(name)
+    for name, values in (("methods", list(methods)), ("seeds", list(seeds))):
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name}={values} must be at least one, each different")
+    if min(seeds) < 0:
+        raise ValueError(f"seeds={list(seeds)} must not be negative")
+    for method in methods:
+        settings(teacher, student, method, mean_weight=1.0, **_only_for(method, changes or {}))
+    teacher_settings(teacher, **_only_for("ce", changes or {}))
+    ours, weights = model_name(teacher), _default_weights(teacher, weights)
+    if weights == "published" and "/" not in ours:
+        fetch_teacher(ours)
+    elif weights == "published" and not ours.startswith("torchvision/"):
+        raise ValueError(f"which weights of {teacher} the paper used is unknown: give a file")
+    elif weights is not None and weights != "published":
+        _weights_file(weights)
+
+
+def check_model(name: str) -> None:
+    """Raise ``ValueError`` for a name that ``create_model`` does not know; nothing is built."""
+    with torch.device("meta"):
+        create_model(model_name(name))
+
+
+def _default_weights(teacher: str, weights: str | Path | None) -> str | Path | None:
+    if weights is None and "/" in model_name(teacher):
+        return "published"
+    return "published" if str(weights) == "published" else weights
+
+
+def _weights_file(weights: str | Path) -> Path:
+    """The file of weights at a path: the file itself, or a finished run folder's."""
+    path = Path(weights)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {path}: give a file of weights, the folder of a run, or published"
+        )
+    if not path.is_dir():
+        return path
+    path = path / "model.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{weights} holds no model.safetensors: it is not the folder of a finished run"
+        )
+    return path
 
 
 class Row(NamedTuple):
@@ -216,23 +297,20 @@ def distil_pair(
     changes: fields of ``Settings`` to override; those of the loss do not reach CE and teacher.
     folder, options: as in ``training.distill_many``.
 
+    Raises what ``check_pair`` and ``training.distill_many`` raise.
+
     Taught in notebooks/07_cifar100.ipynb.
     """
     changes = dict(changes or {})
-    loss_fields = ("temperature", "distill_weight", "ce_weight")
-    common = {k: v for k, v in changes.items() if k not in loss_fields}
-    # every method's name and numbers are looked at before the teacher takes its time
+    check_pair(teacher, student, methods, seeds=seeds, weights=weights, changes=changes)
     outside = "wttm" in methods and not published_loss(teacher, student, "wttm").get(
         "distill_weight"
     )
-    for method in methods:
-        settings(teacher, student, method, mean_weight=1.0, **_only_for(method, changes, common))
-    if weights is None and "/" in model_name(teacher):
-        weights = "published"
+    weights = _default_weights(teacher, weights)
     if weights is None:
         trained = train_teacher(
             data,
-            teacher_settings(teacher, **common),
+            teacher_settings(teacher, **_only_for("ce", changes)),
             seed=teacher_seed,
             folder=folder,
             **options,
@@ -243,14 +321,16 @@ def distil_pair(
     if outside and "/" not in model_name(student) and changes.get("distill_weight") is None:
         mean_weight = mean_power_sum(trained, data, changes.get("temperature", TEMPERATURE))
     wanted = [
-        settings(teacher, student, m, mean_weight=mean_weight, **_only_for(m, changes, common))
+        settings(teacher, student, m, mean_weight=mean_weight, **_only_for(m, changes))
         for m in methods
     ]
     return Row(trained, distill_many(trained, data, wanted, seeds=seeds, folder=folder, **options))
 
 
-def _only_for(method: str, changes: dict, common: dict) -> dict:
-    return common if method == "ce" else changes
+def _only_for(method: str, changes: dict) -> dict:
+    """The changes that concern a method: CE and teachers have no temperature and weights."""
+    loss_fields = ("temperature", "distill_weight", "ce_weight")
+    return {k: v for k, v in changes.items() if method != "ce" or k not in loss_fields}
 
 
 def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
@@ -260,10 +340,17 @@ def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
     torchvision's first ImageNet weights, whose accuracies are the ones in the paper's tables.
 
     Raises ``ValueError`` for a network without published weights (which weights of DeiT III-Small
-    the paper used is unknown), ``ConnectionError`` where they cannot be fetched.
+    the paper used is unknown) or for data of other classes, ``FileNotFoundError`` for weights that
+    are not there, ``ConnectionError`` where they cannot be fetched.
     """
     ours, history, folder = model_name(name), pd.DataFrame(), None
     if str(weights) == "published":
+        known = 1000 if "/" in ours else 100
+        if num_classes != known:
+            raise ValueError(
+                f"the published weights of {name} tell {known} classes apart, these data have "
+                f"{num_classes}: train a teacher on them, or give its weights"
+            )
         if ours.startswith("torchvision/"):
             model = _torchvision_weights(ours)
         elif "/" in ours:
@@ -271,10 +358,9 @@ def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
         else:
             model = load_weights(create_model(ours, num_classes), fetch_teacher(ours))
     else:
-        path = Path(weights)
-        if path.is_dir():
-            folder, history = path, runs.read_table(path / "metrics.csv")
-            path = path / "model.safetensors"
+        path = _weights_file(weights)
+        if Path(weights).is_dir():
+            folder, history = Path(weights), runs.read_table(path.with_name("metrics.csv"))
         model = load_weights(create_model(ours, num_classes), path)
     return Trained(model.eval(), teacher_settings(name), 0, history, folder)
 
@@ -299,16 +385,22 @@ def measure(row: Row, data: Dataset) -> pd.DataFrame:
 
     The columns of ``analysis.evaluate``, and where the history has test columns (``track_test``)
     ``best_test_accuracy``: the best epoch's, chosen by looking at the test part, as published
-    code reports it.
+    code reports it. ``dataset`` is the paper's name of the data where it is the paper's data, with
+    all classes, else ``data.name``.
     """
+    dataset = _DATASETS.get((data.name, data.num_classes), data.name)
+    teacher_logits = predict(row.teacher.model, data.test)
     rows = []
     for one in (row.teacher, *row.students):
         is_teacher = one is row.teacher
-        measured = evaluate(one, data.test, teacher=None if is_teacher else row.teacher)
+        if is_teacher:
+            measured = evaluate(teacher_logits, data.test)
+        else:
+            measured = evaluate(one, data.test, teacher=teacher_logits)
         if "test_accuracy" in one.history:
             measured["best_test_accuracy"] = one.history["test_accuracy"].max()
         method = "teacher" if is_teacher else one.label
-        rows.append({"method": method, "seed": one.seed, **measured})
+        rows.append({"method": method, "seed": one.seed, **measured, "dataset": dataset})
     return pd.DataFrame(rows)
 
 
@@ -316,21 +408,25 @@ def summarise(measured: pd.DataFrame, teacher: str, student: str) -> pd.DataFram
     """Measured accuracies beside the paper's: a row a method, in per cent.
 
     mean with its 95 % t interval over seeds (low, high; NaN for one seed), the number of seeds,
-    the paper's top-1 and standard deviation where it has the pair. The interval is conditional on
+    the paper's top-1 and standard deviation where it has the pair on these data (the column
+    ``dataset`` of ``measured``, see ``published_row``), else NaN. The interval is conditional on
     the one teacher.
     """
+    datasets = set(measured["dataset"]) if "dataset" in measured else {""}
+    if len(datasets) > 1:
+        raise ValueError(f"measured on several data sets, {sorted(datasets)}: summarise one")
+    paper = published_row(teacher, student, datasets.pop())
     rows = []
     for method in measured["method"].drop_duplicates():
         values = 100 * measured.loc[measured["method"] == method, "accuracy"].to_numpy()
         mean, low, high = paired_interval(values)
-        label = {"teacher": "teacher (plain training)", "CE": "student (plain training)"}
-        paper = _rows(results(), teacher, student, label.get(method, method))
         row = {"method": method, "accuracy": mean, "low": low, "high": high, "seeds": len(values)}
         if "best_test_accuracy" in measured:
             best = measured.loc[measured["method"] == method, "best_test_accuracy"]
             row["best epoch on test"] = 100 * best.mean()
-        row["paper"] = paper["top1"].iloc[0] if len(paper) else np.nan
-        row["paper std"] = paper["std"].iloc[0] if len(paper) else np.nan
+        row["paper"], row["paper std"] = (
+            paper[["top1", "std"]].loc[method] if method in paper.index else (np.nan, np.nan)
+        )
         rows.append(row)
     return pd.DataFrame(rows).set_index("method")
 
@@ -338,14 +434,21 @@ def summarise(measured: pd.DataFrame, teacher: str, student: str) -> pd.DataFram
 def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Dataset) -> None:
     """Keep a table: the measured numbers as CSV, and beside it a JSON file that says how.
 
-    The JSON file has the command, date, hardware, versions, the settings of every method and what
-    the data were.
+    The JSON file (``path`` with the ending .json) has the command, date, hardware, versions, the
+    settings of every method and what the data were. The home folder is written as ``~``.
+
+    Raises ``ValueError`` for a path that does not end in .csv.
     """
     path = Path(path)
+    if path.suffix != ".csv":
+        raise ValueError(f"{path} must end in .csv: beside it goes a file that ends in .json")
     runs.atomic_write(path, measured.to_csv(index=False))
     trained = {s.label: s.settings for s in (row.teacher, *row.students)}
+    environment = dict(runs.environment())
+    home = re.compile(rf"(?<![^\s'=]){re.escape(str(Path.home()))}(?=[/\\])")
+    environment["command"] = home.sub("~", environment["command"])
     note = {
-        "environment": runs.environment(),
+        "environment": environment,
         "data": {"name": data.name, "classes": data.num_classes, "split_seed": data.seed}
         | {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
         "settings": {label: vars(replace(s, label=label)) for label, s in trained.items()},
