@@ -1,12 +1,33 @@
-"""The digits: real pictures, split by seed into parts that share none."""
+"""Real pictures by name, split by seed into parts that share none; what is wrong is said."""
 
+import functools
+import gzip
 import hashlib
+import http.server
+import io
+import os
+import pickle
+import struct
+import tarfile
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision import datasets
+from torchvision.transforms.v2 import functional
 
-from ttm_lab.data import Dataset, Split, load_dataset
+from ttm_lab.data import Dataset, FileSplit, Split, load_dataset
+
+
+@pytest.fixture(autouse=True)
+def downloads(tmp_path, monkeypatch):
+    """Nothing is ever written where a user keeps data."""
+    monkeypatch.setenv("TTM_LAB_DATA", str(tmp_path / "downloads"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "downloads"
 
 
 def test_digits_have_the_promised_shapes_types_and_range():
@@ -59,3 +80,528 @@ def test_labels_out_of_range_are_refused_before_any_training():
         Dataset("mine", 0, ("a", "b"), good, bad, good)
     with pytest.raises(TypeError, match=r"float32; convert"):
         Dataset("mine", 0, ("a", "b"), Split(good.images, torch.zeros(4)), good, good)
+
+
+def test_digits_at_32_are_the_same_digits_as_rgb_pictures():
+    small, large = load_dataset("digits", seed=4), load_dataset("digits", seed=4, size=32)
+    for part in ("train", "validation", "test"):
+        old, new = getattr(small, part), getattr(large, part)
+        assert new.images.shape == (len(old), 3, 32, 32)
+        assert new.images.dtype == torch.uint8
+        assert torch.equal(new.labels, old.labels)
+        assert torch.equal(new.images[:, 0], new.images[:, 2])
+        for image, enlarged in zip(old.images[:20, 0], new.images[:20, 0], strict=True):
+            wanted = Image.fromarray(image.numpy() * 255).resize((32, 32), Image.BILINEAR)
+            assert np.abs(enlarged.numpy() - np.asarray(wanted)).max() <= 0.51
+    pixels = large.train.images.double() / 255
+    np.testing.assert_allclose(large.train.mean, pixels.mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(large.train.std, pixels.std((0, 2, 3), correction=0), rtol=1e-6)
+
+
+def test_digits_refuse_what_they_cannot_follow():
+    with pytest.raises(ValueError, match=r"fixed shares"):
+        load_dataset("digits", validation=0.3)
+    with pytest.raises(ValueError, match=r"leave out root"):
+        load_dataset("digits", root="pictures")
+
+
+@pytest.mark.parametrize(
+    "option", [{"validation": 1.0}, {"validation": -0.1}, {"size": 0}, {"workers": -1}]
+)
+def test_options_out_of_range_are_refused_before_any_file_is_looked_for(option):
+    (name, value), *_ = option.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        load_dataset("folder", root="nowhere", **option)
+
+
+# Sets that torchvision downloads: small archives in the real format, from a server of our own.
+
+
+def cifar_archive(train, test, names):
+    """``cifar-100-python.tar.gz`` of (pixels (N, 3, 32, 32), labels) pairs, and its checksums."""
+    files = {"meta": {"fine_label_names": names}}
+    for part, (pixels, labels) in {"train": train, "test": test}.items():
+        rows = np.asarray(pixels, np.uint8).reshape(len(labels), 3072)
+        files[part] = {"data": rows, "fine_labels": [int(k) for k in labels]}
+    body, checksums = io.BytesIO(), {}
+    with tarfile.open(fileobj=body, mode="w:gz") as archive:
+        for part, content in files.items():
+            data = pickle.dumps(content, protocol=2)
+            checksums[part] = hashlib.md5(data).hexdigest()
+            info = tarfile.TarInfo(f"cifar-100-python/{part}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return body.getvalue(), checksums
+
+
+def offer_cifar100(monkeypatch, folder, archive, checksums, address):
+    """Let torchvision look for this archive, in place of the original one."""
+    (folder / "cifar-100-python.tar.gz").write_bytes(archive)
+    kind = datasets.CIFAR100
+    monkeypatch.setattr(kind, "url", f"{address}/cifar-100-python.tar.gz")
+    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(archive).hexdigest())
+    monkeypatch.setattr(kind, "train_list", [["train", checksums["train"]]])
+    monkeypatch.setattr(kind, "test_list", [["test", checksums["test"]]])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": checksums["meta"]})
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder, and the address at which it is served."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever, args=(0.01,))
+        thread.start()
+        yield folder, f"http://127.0.0.1:{http_server.server_port}"
+        http_server.shutdown()
+        thread.join()
+
+
+def noise(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+
+
+@pytest.fixture
+def small_cifar100(server, monkeypatch):
+    """100 classes with four pictures to train on and one to test."""
+    folder, address = server
+    train = noise(400), np.random.default_rng(1).permutation(np.arange(400) % 100)
+    test = noise(100, seed=2), np.arange(100)[::-1]
+    names = [f"class {k}" for k in range(100)]
+    archive, checksums = cifar_archive(train, test, names)
+    offer_cifar100(monkeypatch, folder, archive, checksums, address)
+    return train, test
+
+
+def test_cifar100_is_downloaded_once_and_every_picture_arrives(
+    small_cifar100, server, downloads, monkeypatch
+):
+    (pixels, labels), (test_pixels, test_labels) = small_cifar100
+    data = load_dataset("cifar100", seed=1, validation=0.25)
+    assert (downloads / "cifar-100-python.tar.gz").is_file()
+    assert (len(data.train), len(data.validation), len(data.test)) == (300, 100, 100)
+    assert data.class_names[7] == "class 7"
+    for part in ("train", "validation"):
+        split, index = getattr(data, part), data.indices[part]
+        assert np.array_equal(split.images, pixels[index])
+        assert np.array_equal(split.labels, labels[index])
+        # The constants of the published recipe, not this archive's own.
+        assert split.mean == (0.5071, 0.4867, 0.4408)
+        assert split.std == (0.2675, 0.2565, 0.2761)
+    assert sorted(np.concatenate([data.indices["train"], data.indices["validation"]])) == list(
+        range(400)
+    )
+    assert np.bincount(data.validation.labels).tolist() == [1] * 100
+    assert np.array_equal(data.test.images, test_pixels)
+    assert np.array_equal(data.test.labels, test_labels)
+    # From now on nothing is asked of the network.
+    monkeypatch.setattr(datasets.CIFAR100, "url", "http://127.0.0.1:9/gone.tar.gz")
+    again = load_dataset("cifar100", seed=1, validation=0.25)
+    assert again.fingerprint == data.fingerprint
+
+
+def test_pictures_of_another_size_on_request(small_cifar100):
+    data = load_dataset("cifar100", validation=0.25, size=16)
+    wanted = functional.resize(torch.from_numpy(small_cifar100[1][0]), [16, 16], antialias=True)
+    assert torch.equal(data.test.images, wanted)
+
+
+def test_a_download_with_another_checksum_is_refused(small_cifar100, server, downloads):
+    (server[0] / "cifar-100-python.tar.gz").write_bytes(b"something else")
+    with pytest.raises(ConnectionError, match=r"cifar-100-python\.tar\.gz.*another or damaged"):
+        load_dataset("cifar100", validation=0.25)
+    assert not (downloads / "cifar-100-python").exists()
+
+
+def test_without_a_network_the_message_says_what_to_put_where(
+    small_cifar100, server, downloads, monkeypatch
+):
+    archive, address = server[0] / "cifar-100-python.tar.gz", datasets.CIFAR100.url
+    body = archive.read_bytes()
+    archive.unlink()
+    with pytest.raises(ConnectionError) as refused:
+        load_dataset("cifar100", validation=0.25)
+    target = downloads / "cifar-100-python.tar.gz"
+    assert f"{address} to {target} (MD5 {hashlib.md5(body).hexdigest()})" in str(refused.value)
+    assert "load_dataset('digits', size=32)" in str(refused.value)
+    # Doing what it says is enough.
+    target.write_bytes(body)
+    assert len(load_dataset("cifar100", validation=0.25).train) == 300
+
+
+def offer_fashion_mnist(monkeypatch, folder, address):
+    """Fashion-MNIST's four files with 40 pictures to train on and 20 to test."""
+    generator, resources, parts = np.random.default_rng(0), [], {}
+    for part, count in (("train", 40), ("t10k", 20)):
+        pixels = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        parts[part] = pixels, labels
+        for name, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            header = struct.pack(f">{array.ndim + 1}i", 0x800 + array.ndim, *array.shape)
+            data = gzip.compress(header + array.tobytes())
+            (folder / f"{part}-{name}-ubyte.gz").write_bytes(data)
+            resources.append((f"{part}-{name}-ubyte.gz", hashlib.md5(data).hexdigest()))
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [f"{address}/"])
+    monkeypatch.setattr(datasets.FashionMNIST, "resources", resources)
+    return parts
+
+
+def test_fashion_mnist_is_grey_at_28_and_rgb_on_request(server, tmp_path, monkeypatch):
+    parts = offer_fashion_mnist(monkeypatch, *server)
+    data = load_dataset("fashion_mnist", root=tmp_path, validation=0.25)
+    pixels, labels = parts["train"]
+    assert np.array_equal(data.train.images[:, 0], pixels[data.indices["train"]])
+    assert np.array_equal(data.train.labels, labels[data.indices["train"]])
+    assert np.array_equal(data.test.images[:, 0], parts["t10k"][0])
+    assert data.class_names[9] == "Ankle boot"
+    scaled = pixels[data.indices["train"]] / 255
+    np.testing.assert_allclose(data.train.mean, [scaled.mean()], rtol=1e-12)
+    np.testing.assert_allclose(data.train.std, [scaled.std()], rtol=1e-12)
+
+    large = load_dataset("fashion_mnist", root=tmp_path, validation=0.25, size=32)
+    assert large.train.images.shape == (30, 3, 32, 32)
+    assert len(large.train.mean) == 3
+    assert torch.equal(large.train.images[:, 0], large.train.images[:, 2])
+
+
+def test_fashion_mnist_without_a_network_names_the_files_that_are_missing(
+    server, tmp_path, monkeypatch
+):
+    offer_fashion_mnist(monkeypatch, *server)
+    (server[0] / "t10k-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(ConnectionError) as refused:
+        load_dataset("fashion_mnist", root=tmp_path)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    assert f"{server[1]}/t10k-images-idx3-ubyte.gz to {raw}/t10k-images" in str(refused.value)
+    assert "train-images" not in str(refused.value).split("Fetch by any other way")[1]
+
+
+# Picture folders
+
+
+def save(path, pixels=None, mode="RGB", size=(8, 8), seed=0, **options):
+    """A picture file of the given or random pixels; gives the pixels."""
+    if pixels is None:
+        shape = (*size, 3) if mode == "RGB" else size
+        pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return pixels
+
+
+def make_folder(root, parts=("train", "test"), classes=("cat", "dog"), count=4, size=(8, 8)):
+    saved, seed = {}, 0
+    for part in parts:
+        for name in classes:
+            for k in range(count):
+                path, seed = f"{part}/{name}/{k}.png", seed + 1
+                saved[path] = save(root / path, size=size, seed=seed)
+    return saved
+
+
+def test_small_pictures_come_into_memory_in_the_order_of_their_paths(tmp_path):
+    saved = make_folder(tmp_path, classes=("dog", "cat", "a cat"))
+    data = load_dataset("folder", root=tmp_path, validation=0)
+    assert data.class_names == ("a cat", "cat", "dog")
+    assert len(data.validation) == 0
+    for part, split in (("train", data.train), ("test", data.test)):
+        wanted = [saved[path] for path in sorted(saved) if path.startswith(part)]
+        assert split.images.dtype == torch.uint8
+        assert np.array_equal(split.images.permute(0, 2, 3, 1), wanted)
+        assert split.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    pixels = data.train.images.double() / 255
+    np.testing.assert_allclose(data.test.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
+    assert list(data.validation.batches(4)) == []
+    assert load_dataset("folder", root=tmp_path, validation=0).fingerprint == data.fingerprint
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    grey = save(tmp_path / "train/a/grey.png", mode="L")
+    rgb = save(tmp_path / "train/a/rgb.BMP")
+    palette = Image.fromarray(rgb).quantize(16)
+    palette.save(tmp_path / "train/a/palette.gif")
+    clear = np.dstack([rgb, grey])
+    save(tmp_path / "train/a/clear.png", clear)
+    deep = np.random.default_rng(0).integers(0, 65536, (8, 8)).astype(np.uint16)
+    save(tmp_path / "train/a/deep.png", deep)
+    save(tmp_path / "train/a/deep.tif", deep)
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "train/a/red.jpg")
+    save(tmp_path / "test/a/1.webp", rgb, lossless=True)
+    data = load_dataset("folder", root=tmp_path, validation=0)
+    found = data.train.images.permute(0, 2, 3, 1).numpy()
+    names = sorted(["grey.png", "rgb.BMP", "palette.gif", "clear.png", "deep.png", "deep.tif"])
+    pictures = dict(zip(sorted([*names, "red.jpg"]), found, strict=True))
+    assert np.array_equal(pictures["grey.png"], np.dstack([grey] * 3))
+    assert np.array_equal(pictures["rgb.BMP"], rgb)
+    assert np.array_equal(pictures["clear.png"], rgb)
+    assert np.array_equal(pictures["palette.gif"], palette.convert("RGB"))
+    for name in ("deep.png", "deep.tif"):
+        assert np.array_equal(pictures[name], np.dstack([deep // 256] * 3))
+    assert np.abs(pictures["red.jpg"].astype(int) - (255, 0, 0)).max() < 10
+    assert np.array_equal(data.test.images[0].permute(1, 2, 0), rgb)
+
+
+def test_hidden_files_other_files_and_depth(tmp_path):
+    make_folder(tmp_path)
+    cats = tmp_path / "train/cat"
+    (cats / ".hidden.png").write_bytes(b"no picture")
+    (cats / "notes.txt").write_text("no picture")
+    (cats / ".cache").mkdir()
+    (cats / ".cache/1.png").write_bytes(b"no picture")
+    (tmp_path / "train/.cache").mkdir()
+    save(cats / "more/of/them.png")
+    data = load_dataset("folder", root=tmp_path, validation=0)
+    assert data.class_names == ("cat", "dog")
+    assert data.train.labels.tolist() == [0] * 5 + [1] * 4
+
+
+def test_validation_pictures_come_from_training_by_seed_in_equal_shares(tmp_path):
+    make_folder(tmp_path, classes=("a", "b", "c"), count=20, size=(4, 4))
+    data, again, other = (
+        load_dataset("folder", root=tmp_path, validation=0.2, seed=seed) for seed in (1, 1, 2)
+    )
+    whole = load_dataset("folder", root=tmp_path, validation=0)
+    train, validation = data.indices["train"], data.indices["validation"]
+    assert sorted([*train, *validation]) == list(range(60))
+    assert np.bincount(data.validation.labels).tolist() == [4, 4, 4]
+    assert torch.equal(data.validation.images, whole.train.images[validation])
+    assert torch.equal(data.train.labels, whole.train.labels[train])
+    assert torch.equal(data.test.images, whole.test.images)
+    assert np.array_equal(again.indices["validation"], validation)
+    assert not np.array_equal(other.indices["validation"], validation)
+    assert again.fingerprint == data.fingerprint != other.fingerprint
+
+
+def test_three_parts_are_taken_as_they_are(tmp_path):
+    saved = make_folder(tmp_path, parts=("train", "val", "test"))
+    data = load_dataset("folder", root=tmp_path, validation=0.5)
+    assert (len(data.train), len(data.validation), len(data.test)) == (8, 8, 8)
+    wanted = [saved[path] for path in sorted(saved) if path.startswith("val")]
+    assert np.array_equal(data.validation.images.permute(0, 2, 3, 1), wanted)
+
+
+def test_val_alone_is_the_test_part(tmp_path):
+    saved = make_folder(tmp_path, parts=("train", "val"))
+    data = load_dataset("folder", root=tmp_path, validation=0.25)
+    assert (len(data.train), len(data.validation), len(data.test)) == (6, 2, 8)
+    assert np.array_equal(data.test.images[0].permute(1, 2, 0), saved["val/cat/0.png"])
+
+
+def test_size_decides_what_is_held_in_memory(tmp_path):
+    make_folder(tmp_path / "large", size=(70, 100))
+    make_folder(tmp_path / "small", size=(20, 30))
+    load = functools.partial(load_dataset, "folder", validation=0.25, workers=0)
+
+    large = load(root=tmp_path / "large")
+    assert isinstance(large.train, FileSplit)
+    assert large.train.mean == (0.485, 0.456, 0.406)
+    images, labels = next(large.train.batches(4, augmentation="resized-crop-flip"))
+    assert images.shape == (4, 3, 224, 224)
+    assert labels.dtype == torch.int64
+    assert len(next(load(root=tmp_path / "large", size=96).test.batches(4))[0][0, 0]) == 96
+    assert load(root=tmp_path / "large", size=32).train.images.shape == (6, 3, 32, 32)
+
+    assert load(root=tmp_path / "small").train.images.shape == (6, 3, 20, 30)
+    assert load(root=tmp_path / "small", size=16).train.images.shape == (6, 3, 16, 16)
+    assert isinstance(load(root=tmp_path / "small", size=65).train, FileSplit)
+
+
+def test_files_and_memory_give_the_same_parts(tmp_path):
+    make_folder(tmp_path, count=10)
+    load = functools.partial(load_dataset, "folder", root=tmp_path, seed=3, workers=0)
+    memory, files = load(validation=0.2), load(validation=0.2, size=65)
+    for part in ("train", "validation", "test"):
+        assert np.array_equal(memory.indices[part], files.indices[part])
+        assert torch.equal(getattr(memory, part).labels, getattr(files, part).labels)
+    listed = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("train/*/*"))
+    assert files.validation.paths == tuple(listed[i] for i in files.indices["validation"])
+
+
+def test_a_picture_of_another_size_is_scaled_and_its_middle_cut_out(tmp_path):
+    make_folder(tmp_path, size=(16, 16))
+    # 32 x 96: red, then a green square in the middle, then blue
+    stripes = np.repeat(np.eye(3, dtype=np.uint8) * 255, 32, axis=0)[None].repeat(32, axis=0)
+    save(tmp_path / "test/cat/0.png", stripes)
+    data = load_dataset("folder", root=tmp_path, validation=0)
+    picture = torch.from_numpy(stripes).permute(2, 0, 1)
+    wanted = functional.center_crop(functional.resize(picture, 16, antialias=True), 16)
+    assert (data.test.images[0].int() - wanted.int()).abs().max() <= 1
+    assert data.test.images[0, :, 8, 8].tolist() == [0, 255, 0]
+
+
+def test_corrupt_pictures_are_named_or_skipped_and_counted(tmp_path):
+    make_folder(tmp_path, count=5, size=(40, 40))
+    broken = ["train/cat/0.png", "train/dog/3.jpg", "test/cat/1.png"]
+    for path in broken:
+        save(tmp_path / path, size=(40, 40))
+        body = (tmp_path / path).read_bytes()
+        (tmp_path / path).write_bytes(body[: len(body) // 2])
+    for size in (None, 96):
+        load = functools.partial(
+            load_dataset, "folder", root=tmp_path, validation=0, size=size, workers=0
+        )
+        with pytest.raises(ValueError, match=r"train/cat/0\.png cannot be decoded.*skip_corrupt"):
+            list(load().train.batches(20))
+        with pytest.warns(UserWarning, match=r"left out 3 pictures.*train/cat/0\.png") as caught:
+            data = load(skip_corrupt=True)
+        assert caught[0].filename == __file__
+        assert data.skipped == 3
+        assert (len(data.train), len(data.test)) == (9, 9)
+        # Positions count every file, so that they name the same one either way.
+        assert data.indices["train"].tolist() == [1, 2, 3, 4, 5, 6, 7, 9, 10]
+        assert data.train.labels.tolist() == [0] * 4 + [1] * 5
+        assert sum(len(labels) for _, labels in data.train.batches(4)) == 9
+
+
+def test_a_class_that_is_corrupt_as_a_whole_is_named(tmp_path):
+    make_folder(tmp_path)
+    for path in (tmp_path / "train/dog").iterdir():
+        path.write_bytes(b"no picture")
+    with (
+        pytest.warns(UserWarning, match="left out 4 pictures.*and 1 more"),
+        pytest.raises(ValueError, match=r"no picture in .*dog can be decoded"),
+    ):
+        load_dataset("folder", root=tmp_path, validation=0, skip_corrupt=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads any file")
+def test_a_file_without_permission_is_not_taken_for_a_corrupt_one(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "train/cat/0.png").chmod(0)
+    with pytest.raises(PermissionError, match=r"train/cat/0\.png"):
+        load_dataset("folder", root=tmp_path, skip_corrupt=True)
+
+
+def test_a_folder_of_another_layout_is_refused_with_the_layout_it_needs(tmp_path):
+    load = functools.partial(load_dataset, "folder", validation=0)
+    with pytest.raises(ValueError, match=r"needs root=.*root/train/<class>/"):
+        load()
+    with pytest.raises(FileNotFoundError, match=r"no folder .*gone: .*gone/train/<class>/"):
+        load(root=tmp_path / "gone")
+    make_folder(tmp_path / "flat", parts=(".",))
+    with pytest.raises(FileNotFoundError, match=r"no folder 'train' \(it holds cat, dog\)"):
+        load(root=tmp_path / "flat")
+    make_folder(tmp_path / "alone", parts=("train",))
+    with pytest.raises(FileNotFoundError, match=r"no folder 'test' or 'val'"):
+        load(root=tmp_path / "alone")
+    make_folder(tmp_path / "loose", classes=(".",))
+    with pytest.raises(ValueError, match=r"loose/train holds no class folders: .*<class>"):
+        load(root=tmp_path / "loose")
+
+
+def test_classes_that_do_not_fit_are_named(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "test/cow").mkdir()
+    (tmp_path / "test/cow/notes.txt").write_text("no picture")
+    with pytest.raises(ValueError, match=r"class folder .*test/cow holds no picture"):
+        load_dataset("folder", root=tmp_path)
+    save(tmp_path / "test/cow/0.png")
+    with pytest.raises(ValueError, match=r"test holds the class 'cow', which .*train lacks"):
+        load_dataset("folder", root=tmp_path)
+
+
+def test_a_class_too_small_for_both_parts_is_named(tmp_path):
+    make_folder(tmp_path, count=10)
+    save(tmp_path / "train/cow/0.png")
+    with pytest.raises(ValueError, match=r"validation=0\.2 .*'cow', has 1\).*validation=0 "):
+        load_dataset("folder", root=tmp_path, validation=0.2)
+
+
+def test_imagenet_says_what_belongs_where():
+    with pytest.raises(ValueError, match=r"ILSVRC2012.*image-net\.org.*root/train/<wnid>/"):
+        load_dataset("imagenet")
+    with pytest.raises(FileNotFoundError, match=r"gone/val/<wnid>/"):
+        load_dataset("imagenet", root="gone")
+
+
+def test_imagenet_reads_files_and_leaves_the_unlabelled_test_folder_alone(tmp_path):
+    wnids = ("n02123045", "n01440764")
+    make_folder(tmp_path, parts=("train", "val"), classes=wnids, size=(30, 40))
+    save(tmp_path / "test/ILSVRC2012_test_00000001.png")
+    with pytest.warns(UserWarning, match="2 classes. ImageNet has 1000") as caught:
+        data = load_dataset("imagenet", root=tmp_path, validation=0.25, workers=0)
+    assert caught[0].filename == __file__
+    assert data.class_names == ("n01440764", "n02123045")
+    assert (len(data.train), len(data.validation), len(data.test)) == (6, 2, 8)
+    assert data.test.paths[0] == "val/n01440764/0.png"
+    images, labels = next(data.test.batches(8))
+    assert images.shape == (8, 3, 224, 224)
+    assert labels.tolist() == [0] * 4 + [1] * 4
+
+
+# Real pictures, where there are any: the folder may hold some of these three files.
+
+
+def shared(name):
+    folder = os.environ.get("TTM_LAB_SHARED_DATA")
+    if not folder:
+        pytest.skip("TTM_LAB_SHARED_DATA names no folder of real pictures")
+    if not (Path(folder) / name).is_file():
+        pytest.skip(f"{folder} holds no {name}")
+    return Path(folder) / name
+
+
+def test_real_cifar10_pictures_from_a_folder(tmp_path):
+    wanted = {"airplane": 60, "automobile": 60}
+    with tarfile.open(shared("cifar10-jpeg.tar.xz"), "r|xz") as archive:
+        for member in archive:  # sorted: the first two classes come first
+            name = Path(member.name).parts[-2] if member.isfile() else None
+            if not wanted.get(name):
+                continue
+            wanted[name] -= 1
+            part = "test" if wanted[name] < 10 else "train"
+            path = tmp_path / part / name / Path(member.name).name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(archive.extractfile(member).read())
+            if not any(wanted.values()):
+                break
+    data = load_dataset("folder", root=tmp_path, validation=0.2)
+    assert (len(data.train), len(data.validation), len(data.test)) == (80, 20, 20)
+    assert data.class_names == ("airplane", "automobile")
+    files = sorted(tmp_path.glob("train/*/*.jpg"))
+    for image, k in zip(data.validation.images, data.indices["validation"], strict=True):
+        assert np.array_equal(image.permute(1, 2, 0), Image.open(files[k]))
+
+
+def test_real_cifar100_pictures_are_pixel_exact(server, monkeypatch):
+    with np.load(shared("cifar100-head.npz")) as head:
+        pixels, labels = head["images"], head["fine"]
+    names = [f"class {k}" for k in range(100)]
+    archive, checksums = cifar_archive((pixels, labels), (pixels[:200], labels[:200]), names)
+    offer_cifar100(monkeypatch, server[0], archive, checksums, server[1])
+    data = load_dataset("cifar100", validation=0)
+    assert np.array_equal(data.train.images, pixels)
+    assert np.array_equal(data.train.labels, labels)
+    ((images, _),) = data.train.batches(2000)
+    # The published constants are those of the whole set: these thousand come close to them.
+    assert images.mean((0, 2, 3)).abs().max() < 0.05
+    assert (images.std((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+def test_real_imagenet_pictures_through_the_real_loader(tmp_path):
+    with tarfile.open(shared("imagenet-one-per-class.tar")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "imagenet").rename(tmp_path / "train")
+    (tmp_path / "val").symlink_to(tmp_path / "train", target_is_directory=True)
+    with pytest.warns(UserWarning, match="91 classes"):
+        data = load_dataset("imagenet", root=tmp_path, validation=0, workers=0)
+    grey = [k for k, p in enumerate(data.train.paths) if Image.open(tmp_path / p).mode == "L"]
+    assert len(grey) == 7
+    chosen = torch.tensor([*grey, *range(4)])
+    ((images, labels),) = data.train.batches(
+        16, order=chosen, augmentation="resized-crop-flip", seed=0
+    )
+    assert images.shape == (len(chosen), 3, 224, 224)
+    assert images.isfinite().all()
+    assert torch.equal(labels, chosen)
+    # Grey stays grey, once the normalisation is taken back.
+    scaled = images[: len(grey)] * torch.tensor(data.train.std).view(3, 1, 1)
+    scaled += torch.tensor(data.train.mean).view(3, 1, 1)
+    torch.testing.assert_close(scaled[:, 0], scaled[:, 2], rtol=0, atol=1e-5)
