@@ -113,9 +113,7 @@ def _train_teacher(options) -> int:
     table = paper.summarise(measured, options.model, "")
     print(_as_text(table.drop(columns=["paper", "paper std"])))
     print(f"\nRun: {trained.folder}")
-    print(
-        f"Distil from it: ttm-lab distill --pair {options.model}:STUDENT --teacher {trained.folder}"
-    )
+    print(f"Distil from it with: ttm-lab distill --teacher {trained.folder} ...")
     return 0
 
 
@@ -127,10 +125,11 @@ def _distill(options) -> int:
     changes = _given(options, (*_TRAINING_FIELDS, *_LOSS_FIELDS))
     _check_device(options.device)
     _check_output(options.output)
+    methods = options.methods or _default_methods(teacher, student, changes)
     paper.check_pair(
         teacher,
         student,
-        options.methods,
+        methods,
         seeds=options.seeds,
         weights=options.teacher,
         changes=changes,
@@ -142,7 +141,7 @@ def _distill(options) -> int:
             data,
             teacher,
             student,
-            options.methods,
+            methods,
             seeds=options.seeds,
             weights=options.teacher,
             folder=runs.runs_folder("-".join(names)),
@@ -173,6 +172,24 @@ def _distill(options) -> int:
         paper.save_results(options.output, row, measured, data)
         print(f"Table: {options.output}")
     return 0
+
+
+def _default_methods(teacher: str, student: str, changes: dict) -> list[str]:
+    """The paper's methods, less KD and TTM where the paper has no settings for them."""
+    from ttm_lab import paper
+
+    methods = ["ce"]
+    for method in ("kd", "ttm", "wttm"):
+        found = paper.published_loss(teacher, student, method, mean_weight=1.0) | changes
+        if method == "wttm" or {"temperature", "distill_weight"} <= found.keys():
+            methods.append(method)
+        else:
+            print(
+                f"ttm-lab: no {method}: its settings for this pair are not published (to run it, "
+                "name --methods, --temperature and --distill-weight)",
+                file=sys.stderr,
+            )
+    return methods
 
 
 def _evaluate(options) -> int:
@@ -449,7 +466,7 @@ def _add_training_commands(commands) -> None:
     teacher.add_argument("--model", required=True, help="a network, such as resnet56")
     teacher.add_argument(
         "--seed",
-        type=int,
+        type=_seed,
         default=0,
         metavar="N",
         help="draws initial weights and order (default: 0)",
@@ -472,8 +489,8 @@ def _add_training_commands(commands) -> None:
     distill.add_argument(
         "--methods",
         type=lambda text: text.lower().split(","),
-        default=["ce", "kd", "ttm", "wttm"],
-        help="of ce, kd, ttm, wttm, dkd, dist (default: ce,kd,ttm,wttm)",
+        metavar="NAMES",
+        help="of ce, kd, ttm, wttm, dkd, dist (default: ce,kd,ttm,wttm, as far as published)",
     )
     distill.add_argument(
         "--seeds",
@@ -560,7 +577,7 @@ def _add_training_commands(commands) -> None:
             metavar="SHARE",
             help="of the training pictures, kept aside (default: 0, as in the paper's code)",
         )
-        parser.add_argument("--split-seed", type=int, metavar="N", help="draws them (default: 0)")
+        parser.add_argument("--split-seed", type=_seed, metavar="N", help="draws them (default: 0)")
         parser.add_argument("--skip-corrupt", action="store_true", help="leave out broken files")
         parser.add_argument("--workers", type=int, metavar="N", help="processes that decode")
         parser.add_argument(
@@ -594,6 +611,12 @@ def _number_of_seeds(text: str) -> list[int]:
 def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
