@@ -211,7 +211,7 @@ def _read_all(
     pictures, kept = [], []
     with (
         ThreadPoolExecutor() as pool,
-        tqdm(total=len(paths), desc=f"read {part}", unit="file", leave=False) as bar,
+        tqdm(total=len(paths), desc=f"read {part}", unit="file", leave=False, disable=None) as bar,
     ):
         for start in range(0, len(paths), 1000):  # a million waiting jobs would fill the memory
             chunk = paths[start : start + 1000]
