@@ -344,6 +344,7 @@ def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
     are not there, ``ConnectionError`` where they cannot be fetched.
     """
     ours, history, folder = model_name(name), pd.DataFrame(), None
+    recipe, seed = teacher_settings(name), 0
     if str(weights) == "published":
         known = 1000 if "/" in ours else 100
         if num_classes != known:
@@ -361,8 +362,11 @@ def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
         path = _weights_file(weights)
         if Path(weights).is_dir():
             folder, history = Path(weights), runs.read_table(path.with_name("metrics.csv"))
+            config = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
+            if config["settings"]["method"] == "ce":
+                recipe, seed = Settings(**config["settings"], label="teacher"), config["seed"]
         model = load_weights(create_model(ours, num_classes), path)
-    return Trained(model.eval(), teacher_settings(name), 0, history, folder)
+    return Trained(model.eval(), recipe, seed, history, folder)
 
 
 def _torchvision_weights(name: str) -> nn.Module:
@@ -443,7 +447,8 @@ def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Datas
     if path.suffix != ".csv":
         raise ValueError(f"{path} must end in .csv: beside it goes a file that ends in .json")
     runs.atomic_write(path, measured.to_csv(index=False))
-    trained = {s.label: s.settings for s in (row.teacher, *row.students)}
+    # how weights from a file were trained is not known
+    trained = {s.label: s.settings for s in (row.teacher, *row.students) if len(s.history)}
     environment = dict(runs.environment())
     home = re.compile(rf"(?<![^\s'=]){re.escape(str(Path.home()))}(?=[/\\])")
     environment["command"] = home.sub("~", environment["command"])
