@@ -4,6 +4,7 @@ import base64
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
@@ -51,6 +52,46 @@ def test_methods_differ_in_more_than_colour():
         styles = [style[key] for style in plots.METHOD_STYLE.values()]
         assert len(set(styles)) == len(styles)
     assert plots.method_style("TTM, tuned") == plots.METHOD_STYLE["TTM"]
+
+
+def test_pictures_are_shown_unchanged_and_named():
+    grey = np.arange(2 * 4).reshape(2, 1, 2, 2) * 30
+    colour = np.arange(3 * 3 * 4).reshape(3, 3, 2, 2) * 7
+    figure = plots.picture_rows({"grey": grey, "colour": colour}, {"grey": ["a", "b"]})
+    axes = np.reshape(figure.axes, (2, 3))
+    assert np.array_equal(axes[0, 1].images[0].get_array(), grey[1, 0])
+    assert np.array_equal(axes[1, 2].images[0].get_array(), colour[2].transpose(1, 2, 0))
+    assert not axes[0, 2].images, "a row may be shorter"
+    assert [ax.get_xlabel() for ax in axes[0, :2]] == ["a", "b"]
+    plots.plt.close(figure)
+
+
+def test_a_row_stands_beside_the_papers_where_the_paper_has_it():
+    table = pd.DataFrame(
+        {"accuracy": [70.0, 71.0], "low": [69.0, 70.5], "high": [71.0, 71.5]}, index=["CE", "KD"]
+    )
+    for published, kinds in (([69.1, 70.7], ["here", "the paper"]), ([np.nan] * 2, ["here"])):
+        ax = plots.beside_the_paper(table.assign(**{"paper": published, "paper std": 0.2}))
+        drawn = np.concatenate([line.get_xdata() for line in ax.lines])
+        expected = [70, 69, 71, 71, 70.5, 71.5]
+        expected += [] if kinds == ["here"] else [69.1, 68.9, 69.3, 70.7, 70.5, 70.9]
+        assert np.allclose(np.sort(drawn[np.isfinite(drawn)]), np.sort(expected))
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == kinds
+        assert [text.get_text() for text in ax.get_yticklabels()] == ["KD", "CE"]
+        plots.plt.close(ax.figure)
+
+
+def test_curves_mark_where_the_learning_rate_drops():
+    history = pd.DataFrame(
+        {"epoch": range(1, 7), "learning_rate": [0.1] * 3 + [0.01] * 2 + [0.001], "accuracy": 0.5}
+    )
+    figure = plots.curves_with_steps(
+        history.assign(method="KD", seed=0), "accuracy", ylabel="accuracy"
+    )
+    for ax in figure.axes:
+        upright = [line.get_xdata() for line in ax.lines if len(set(line.get_xdata())) == 1]
+        assert [x[0] for x in upright] == [3.5, 5.5], "before epochs 4 and 6"
+    plots.plt.close(figure)
 
 
 def test_a_slider_redraws_the_picture_and_its_text():
