@@ -908,22 +908,21 @@ def beside_the_paper(table: pd.DataFrame, *, xlabel: str = "test accuracy, %") -
     interval of the mean; hollow ones are the paper's, with one standard deviation of its runs.
     """
     ax = plt.subplots(figsize=(7.0, 1.1 + 0.5 * len(table)))[1]
+    kinds = ["here", "the paper"] if table["paper"].notna().any() else ["here"]
+    up, down = (0.14, 0.18) if len(kinds) == 2 else (0, 0)
     for y, (method, row) in enumerate(table[::-1].iterrows()):
         look = method_style(method)
         line = {"color": look["color"], "linewidth": 2, "linestyle": "-"}
-        ax.plot([row["low"], row["high"]], [y + 0.14] * 2, **line)
-        ax.plot(row["accuracy"], y + 0.14, color=look["color"], marker=look["marker"], markersize=9)
+        ax.plot([row["low"], row["high"]], [y + up] * 2, **line)
+        ax.plot(row["accuracy"], y + up, color=look["color"], marker=look["marker"], markersize=9)
         low, high = row["paper"] - row["paper std"], row["paper"] + row["paper std"]
-        ax.plot([low, high], [y - 0.18] * 2, **line | {"linewidth": 1})
+        ax.plot([low, high], [y - down] * 2, **line | {"linewidth": 1})
         face = {"marker": look["marker"], "markersize": 9, "markerfacecolor": "white"}
-        ax.plot(row["paper"], y - 0.18, color=look["color"], **face)
+        ax.plot(row["paper"], y - down, color=look["color"], **face)
     ax.set_yticks(range(len(table)), table.index[::-1])
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.set_xlabel(xlabel)
-    kinds = [("here", "#555555")]
-    if table["paper"].notna().any():
-        kinds.append(("the paper", "white"))
-    for name, face in kinds:
+    for name, face in zip(kinds, ("#555555", "white"), strict=False):
         dot = {"marker": "o", "markersize": 8, "linestyle": "", "color": "#555555"}
         ax.plot([], [], markerfacecolor=face, label=name, **dot)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -941,7 +940,8 @@ def curves_with_steps(histories: pd.DataFrame, measure: str, *, ylabel: str) -> 
     learning_curves(histories, measure, ylabel=ylabel, ax=top)
     top.set_xlabel("")
     rates = histories.groupby("epoch")["learning_rate"].max()
-    bottom.plot(rates.index, rates, color="black", linestyle="-", marker=".", drawstyle="steps-mid")
+    look = {"color": "black", "linestyle": "-", "drawstyle": "steps-mid"}
+    bottom.plot(rates.index, rates, marker=".", markersize=3, **look)
     bottom.set(xlabel="epoch", ylabel="learning rate", yscale="log")
     for epoch in rates.index[1:][rates.to_numpy()[1:] < rates.to_numpy()[:-1]]:
         for ax in (top, bottom):
