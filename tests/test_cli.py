@@ -1,9 +1,24 @@
+"""The commands do what they say, go on where they stopped, and refuse in one line."""
+
+import json
+import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from PIL import Image
+from scipy import stats
 
-from ttm_lab import cli, reproduce, runs, studies
+from ttm_lab import cli, data, paper, reproduce, runs, studies
+from ttm_lab.data import Dataset, Split, load_dataset
+from ttm_lab.models import create_model, load_weights
 
 # Imports every module of the library as if only the plain dependencies were installed.
 WITHOUT_EXTRAS = """
@@ -87,3 +102,391 @@ def test_a_search_adds_its_seeds_and_keeps_the_others(tmp_path, monkeypatch, cap
 def test_a_search_of_nothing_is_refused(words):
     with pytest.raises(SystemExit):
         cli.main(["search-digits", *words])
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder to run commands in, with nothing downloaded and no runs yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TTM_LAB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("TTM_LAB_DATA", str(tmp_path / "data"))
+    handler = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
+
+
+def call(command: str) -> int:
+    try:
+        return cli.main(shlex.split(command))
+    except SystemExit as stopped:
+        return stopped.code
+
+
+def refusal(command: str, capsys) -> str:
+    """The one line that a refused command writes."""
+    assert call(command) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1, shown.err
+    assert shown.err.startswith("ttm-lab")
+    return shown.err
+
+
+NAMED = "distill --pair resnet56:resnet20"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("distill --pair x", "'x' is not TEACHER:STUDENT"),
+        ("distill --pair resnet56:resnet21", "unknown model 'resnet21'; available: MobileNetV2,"),
+        ("distill --pair resnet57:resnet20", "unknown model 'resnet57'"),
+        (f"{NAMED} --methods kd,foo", "'foo' must be one of ('ce', 'kd', 'ttm', 'wttm'"),
+        (f"{NAMED} --methods kd,kd", "each different"),
+        (f"{NAMED} --methods dkd", "(on the command line --temperature X --distill-weight X)"),
+        (f"{NAMED} --methods dist --temperature 4", "no distill_weight of DIST"),
+        (f"{NAMED} --seeds 0", "--seeds: '0'"),
+        (f"{NAMED} --seeds 1,1", "each different"),
+        (f"{NAMED} --seeds 5-3", "'5-3' is not like 0-11 or 3,5"),
+        (f"{NAMED} --epochs 0", "--epochs: '0' is not a whole number of at least 1"),
+        (f"{NAMED} --learning-rate -1", "learning_rate=-1.0 must be positive"),
+        (f"{NAMED} --learning-rate nan", "learning_rate=nan must be positive"),
+        (f"{NAMED} --temperature 0", "temperature=0.0 must be positive"),
+        (f"{NAMED} --precision fp16", "choose from"),
+        (f"{NAMED} --augmentation mirror", "must be one of ('none', 'crop', 'crop-flip'"),
+        (f"{NAMED} --split-seed -1", "--split-seed: '-1'"),
+        (f"{NAMED} --device cuda", "--device cuda cannot be used here"),
+        (f"{NAMED} --device gpu", "--device gpu cannot be used here"),
+        (f"{NAMED} --teacher missing.pth", "no missing.pth: give a file of weights, the folder of"),
+        (f"{NAMED} --teacher .", "not the folder of a finished run"),
+        ("distill --pair resnet20:resnet8 --teacher published", "only for wrn_40_2, resnet56"),
+        (f"{NAMED} --output table.json", "must end in .csv"),
+        (f"{NAMED} --output file/table.csv", "--output file/table.csv"),
+        (f"{NAMED} --data folder", "--data folder needs --root DIR: pictures belong in DIR/train/"),
+        (f"{NAMED} --data imagenet", "--data imagenet needs --root DIR"),
+        (f"{NAMED} --data digits --validation 0.1", "leave out --validation and --root"),
+        ("train-teacher --model resnet57", "unknown model 'resnet57'"),
+        ("train-teacher", "--model"),
+        ("train-teacher --model resnet20 --seed -1", "--seed: '-1'"),
+        ("evaluate missing", "there is no file or folder missing"),
+        ("evaluate file", "say whose it is with --model"),
+        ("evaluate . --model resnet20", "not the folder of a finished run"),
+        ("evaluate file --model resnet57", "unknown model 'resnet57'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_loaded(
+    command, words, workplace, monkeypatch, capsys
+):
+    if "--device cuda" in command and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+
+    def never(*_, **__):
+        raise AssertionError("data were loaded")
+
+    monkeypatch.setattr(data, "load_dataset", never)
+    Path("file").write_bytes(b"")
+    assert words in refusal(command, capsys)
+    assert os.listdir() == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("--validation 1.5", "validation=1.5 must be a share from 0 to below 1"),
+        ("--data nonsense", "unknown data set 'nonsense'; available: 'digits', 'cifar10'"),
+        ("--data folder --root nowhere", "there is no folder"),
+        ("--data digits --workers 1 --size 8 --augmentation resized-crop-flip", "augmentation="),
+    ],
+)
+def test_data_that_are_not_there_are_refused_before_a_teacher_is_trained(
+    command, words, workplace, monkeypatch, capsys
+):
+    assert words in refusal(f"{NAMED} {command}", capsys)
+    assert os.listdir() == []
+
+
+def test_weights_of_other_classes_are_refused_with_the_way_out(workplace, capsys):
+    torch.save(create_model("resnet8", 100).state_dict(), "hundred.pth")
+    error = refusal("evaluate hundred.pth --model resnet8 --data digits", capsys)
+    assert "fc.weight: file (100, 64), model (10, 64)" in error
+    assert "digits has 10 classes: name the data that the network was trained on" in error
+
+
+def test_imagenet_s_methods_are_those_with_published_settings(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(paper, "distil_pair", lambda *a, **k: pytest.fail("no data were needed"))
+    assert call("distill --pair ResNet-34:ResNet-18") == 2
+    assert capsys.readouterr().err.startswith("ttm-lab: no ttm: its settings for this pair")
+    asked = cli._default_methods
+    assert asked("ResNet-34", "ResNet-18", {}) == ["ce", "kd", "wttm"]
+    assert asked("ResNet-50", "MobileNet", {}) == ["ce", "wttm"]
+    assert asked("resnet56", "resnet20", {}) == ["ce", "kd", "ttm", "wttm"]
+    assert asked("resnet20", "resnet8", {}) == ["ce", "kd", "ttm", "wttm"]
+    given = {"temperature": 2.0, "distill_weight": 3.0}
+    assert asked("DeiT III-Small", "DeiT-Tiny", given) == ["ce", "kd", "ttm", "wttm"]
+    capsys.readouterr()
+    # WTTM is what the paper is about: it is asked for, never left out
+    assert call("distill --pair 'DeiT III-Small:DeiT-Tiny'") == 2
+    assert "temperature and distill_weight of WTTM" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train-teacher", "distill", "evaluate", "fetch-teacher"])
+def test_help_shows_an_example_that_works(command, capsys):
+    assert call(f"{command} --help") == 0
+    text = capsys.readouterr().out
+    (example,) = re.findall(r"^Example: ttm-lab (.*)$", text, re.MULTILINE)
+    assert cli._parser().parse_args(shlex.split(example)).command == command
+    shown = set(re.findall(r"--[a-z-]+", text))
+    assert set(re.findall(r"--[a-z-]+", example)) <= shown
+
+
+def test_an_unknown_published_teacher_is_answered_with_the_known_ones(workplace, capsys):
+    error = refusal("fetch-teacher resnet21", capsys)
+    for name in ("wrn_40_2", "resnet56", "resnet110", "resnet32x4", "vgg13", "ResNet50"):
+        assert name in error
+    assert os.listdir() == []
+
+
+SMALL = "--data digits --max-steps 2"
+
+
+def numbers(text: str) -> dict[str, list[str]]:
+    """The rows of the first printed table, by method."""
+    rows = [line.split() for line in text.partition("\n\n")[0].splitlines()]
+    return {words[0]: words[1:] for words in rows if words[1:] and words[0] != "method"}
+
+
+def never_trains(*_, **__):
+    raise AssertionError("something was trained")
+
+
+def test_a_row_from_the_command_line(workplace, monkeypatch, capsys):
+    command = f"distill --pair resnet8:resnet8 {SMALL} --size 16 --seeds 2 --output out/row.csv"
+    assert call(command) == 0
+    first = capsys.readouterr()
+    measured = runs.read_table("out/row.csv")
+    students = ["CE", "KD", "TTM", "WTTM"]
+    assert list(measured["method"]) == ["teacher", *students * 2]
+    assert list(measured["seed"]) == [0, 0, 0, 0, 0, 1, 1, 1, 1]
+    assert set(measured["dataset"]) == {"digits"}
+    shown = numbers(first.out)
+    for method in students:
+        values = 100 * measured.loc[measured["method"] == method, "accuracy"]
+        low, high = stats.t.interval(0.95, 1, loc=values.mean(), scale=stats.sem(values) + 1e-300)
+        assert shown[method] == [f"{values.mean():.2f}", f"{low:.2f}", f"{high:.2f}", "2"]
+    assert "paper" not in first.out.splitlines()[1]  # the paper has nothing on digits
+    assert "The paper has no results of this pair on digits." in first.out
+    note = json.loads(Path("out/row.json").read_text())
+    assert note["data"]["name"] == "digits"
+    assert note["settings"]["KD"]["temperature"] == 4
+
+    # every run is there, whole, and with what the command line and the published recipe say
+    folders = sorted(Path("runs/digits-resnet8-resnet8").iterdir())
+    assert len(folders) == 9
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text())
+        made = config["settings"]
+        assert made["model"] == "resnet8"
+        assert (made["max_steps"], made["epochs"], made["batch_size"]) == (2, 240, 64)
+        assert made["augmentation"] == "crop"  # a mirrored digit is no digit
+        assert load_weights(create_model(made["model"], 10), folder / "model.safetensors")
+
+    # the accuracies are those of the weights on disk
+    pictures = load_dataset("digits", seed=0, size=16).test
+    ((images, labels),) = pictures.batches(len(pictures))
+    kept = next(folder for folder in folders if folder.name.startswith("kd-seed1"))
+    network = load_weights(create_model("resnet8", 10), kept / "model.safetensors").eval()
+    with torch.no_grad():
+        accuracy = (network(images).argmax(1) == labels).double().mean().item()
+    row = measured[(measured["method"] == "KD") & (measured["seed"] == 1)]
+    assert row["accuracy"].item() == pytest.approx(accuracy, abs=1e-9)
+
+    # once more: nothing is trained, the same is printed
+    monkeypatch.setattr("ttm_lab.training._Student.step", never_trains)
+    assert call(command) == 0
+    assert capsys.readouterr().out == first.out
+    assert sorted(Path("runs/digits-resnet8-resnet8").iterdir()) == folders
+
+
+def test_a_teacher_is_trained_evaluated_and_distilled_from(workplace, monkeypatch, capsys):
+    train = f"train-teacher --model resnet8 {SMALL} --seed 5"
+    assert call(train) == 0
+    shown = capsys.readouterr().out
+    (folder,) = Path("runs/digits-teachers").iterdir()
+    assert folder.name.startswith("teacher-seed5-")
+    accuracy = float(numbers(shown)["teacher"][0])
+    wanted = load_dataset("digits", size=32).fingerprint  # what CIFAR networks take
+    assert json.loads((folder / "config.json").read_text())["data"]["sha256"] == wanted
+    assert f"--teacher {workplace / folder}" in shown
+
+    # evaluated: on the run's own data, which nobody had to name, and as a bare file
+    assert call(f"evaluate {folder} --output table.csv") == 0
+    by_folder = capsys.readouterr()
+    assert by_folder.err == ""
+    assert "digits, test: 360 pictures" in by_folder.out
+    table = pd.read_csv("table.csv", index_col="weights")
+    assert 100 * table.loc[folder.name, "accuracy"] == pytest.approx(accuracy, abs=0.005)
+    weights = folder / "model.safetensors"
+    assert call(f"evaluate {weights} --model resnet8 --data digits --output file.csv") == 0
+    capsys.readouterr()
+    by_file = pd.read_csv("file.csv", index_col="weights")
+    assert np.array_equal(by_file.to_numpy(), table.to_numpy())
+
+    # distilled from: this teacher is taken and none trained
+    distill = f"distill --pair resnet8:resnet8 --methods kd {SMALL} --teacher {folder}"
+    assert call(distill) == 0
+    assert float(numbers(capsys.readouterr().out)["teacher"][0]) == accuracy
+    made = [run.name for run in Path("runs/digits-resnet8-resnet8").iterdir()]
+    assert [name.partition("-")[0] for name in made] == ["kd"]
+
+    monkeypatch.setattr("ttm_lab.training._Student.step", never_trains)
+    assert call(train) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_what_the_command_line_says_wins_over_the_recipe(workplace, capsys):
+    changes = "--epochs 1 --batch-size 500 --learning-rate 0.02 --augmentation crop-flip"
+    loss = "--temperature 2 --distill-weight 3 --ce-weight 0.5 --precision bfloat16"
+    command = "distill --pair cnn_large:cnn_small --data digits --methods ce,wttm --seeds 3-3"
+    assert call(f"{command} {changes} {loss} --track-test") == 0
+    assert "best epoch on test" in capsys.readouterr().out
+    made = {}
+    for config in Path("runs/digits-cnn_large-cnn_small").glob("*/config.json"):
+        config = json.loads(config.read_text())
+        made[config["settings"]["method"], config["settings"]["model"], config["seed"]] = config
+    assert set(made) == {("ce", "cnn_large", 0), ("ce", "cnn_small", 3), ("wttm", "cnn_small", 3)}
+    for (method, *_), config in made.items():
+        s = config["settings"]
+        assert (s["epochs"], s["batch_size"], s["learning_rate"]) == (1, 500, 0.02)
+        assert (s["augmentation"], s["precision"], s["track_test"]) == (
+            "crop-flip",
+            "bfloat16",
+            True,
+        )
+        wanted = (2, 3, 0.5) if method == "wttm" else (None, None, 1)
+        assert (s["temperature"], s["distill_weight"], s["ce_weight"]) == wanted
+
+
+def noise(name: str, classes: int) -> Dataset:
+    """Random pictures that pass for a data set of 32x32 colour pictures."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (20, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    part = Split(images, torch.arange(20) % classes, mean=(0.5,) * 3, std=(0.25,) * 3)
+    empty = Split(images[:0], part.labels[:0], mean=part.mean, std=part.std)
+    return Dataset(name, 0, tuple(map(str, range(classes))), part, empty, part)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar100", 100), ("cifar10", 10)])
+def test_the_paper_s_column_stands_beside_its_own_data_only(
+    name, classes, workplace, monkeypatch, capsys
+):
+    seen = {}
+    monkeypatch.setattr(
+        data, "load_dataset", lambda name, **k: seen.update(k, name=name) or noise(name, classes)
+    )
+    torch.save(create_model("wrn-40-2", classes, seed=0).state_dict(), "teacher.pth")
+    choice = "" if name == "cifar100" else f" --data {name}"  # the default for CIFAR networks
+    command = "distill --pair wrn-40-2:wrn-16-2 --methods kd,wttm --max-steps 1"
+    assert call(f"{command} --teacher teacher.pth{choice}") == 0
+    shown = capsys.readouterr().out
+    assert (seen["name"], seen["validation"], seen["seed"], seen["size"]) == (name, 0.0, 0, None)
+    if name == "cifar100":  # paper, Tables 1 and 11
+        assert numbers(shown)["teacher"][-2:] == ["75.61", "-"]
+        assert numbers(shown)["KD"][-2:] == ["74.92", "0.28"]
+        assert numbers(shown)["WTTM"][-2:] == ["76.37", "0.10"]
+        assert "paper: Zheng and Yang (ICLR 2024), Table 1\n" in shown
+    else:
+        assert "75.61" not in shown
+        assert "76.37" not in shown
+        assert "The paper has no results of this pair on cifar10." in shown
+
+
+def test_a_folder_of_pictures_goes_by_its_own_name(workplace, monkeypatch, capsys):
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for kind in "ab":
+            folder = Path("cifar100") / part / kind
+            folder.mkdir(parents=True)
+            for number in range(3):
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    made = "train-teacher --model resnet8 --max-steps 1 --epochs 1"
+    assert call(f"{made} --data folder --root cifar100 --workers 0") == 0
+    (run,) = Path("runs/folder-cifar100-teachers").iterdir()  # not the data set of that name
+    capsys.readouterr()
+    error = refusal(f"evaluate {run}", capsys)
+    assert "was trained on pictures of a folder folder-cifar100" in error
+    assert "--data folder --root DIR" in error
+    assert call(f"evaluate {run} --data folder --root cifar100") == 0
+    assert "folder-cifar100, test: 6 pictures" in capsys.readouterr().out
+    # the same pictures, but another split than the one it learned from
+    split = "--data folder --root cifar100 --validation 0.34"
+    assert call(f"evaluate {run} {split} --part validation") == 0
+    assert "was not trained on exactly these data" in capsys.readouterr().err
+    assert "is empty" in refusal(
+        f"evaluate {run} --data folder --root cifar100 --part validation", capsys
+    )
+
+
+# Runs a command that keeps a resume point after every epoch, and sends itself a signal at the end
+# of one epoch, as a user or a batch system would send it in the middle of the work.
+STOPPED = """
+import signal, sys
+from ttm_lab import cli, training
+what, epoch, number, *command = sys.argv[1:]
+training._train.__kwdefaults__["checkpoint_seconds"] = 0.0
+report = training._Progress.epoch_done
+def epoch_done(self, done, students):
+    report(self, done, students)
+    if (self.what, done + 1) == (what, int(epoch)):
+        signal.raise_signal(int(number))
+training._Progress.epoch_done = epoch_done
+sys.exit(cli.main(command))
+"""
+
+
+def stop_in(what: str, epoch: int, number: signal.Signals, command: str) -> str:
+    """Start a command in a process of its own, stopped in an epoch; returns its last words."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    place = [what, str(epoch), str(int(number))]
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, *place, *shlex.split(command)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == ""
+    assert f"{what}: epoch {epoch}/" in done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    files = [p for name in ("metrics.csv", "model.safetensors") for p in Path(folder).rglob(name)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_stopped_twice_it_ends_as_if_never_stopped(workplace, monkeypatch, capsys):
+    command = "distill --pair cnn_small:cnn_small --data digits --methods ce,kd --epochs 6 "
+    command += "--device cpu"
+    last = stop_in("teacher, seed 0", 3, signal.SIGINT, command)
+    assert last == "ttm-lab: stopped. The same command goes on from the last resume point."
+    assert len(list(Path("runs").rglob("checkpoint/step-*.pt"))) == 2
+    assert not list(Path("runs").rglob("model.safetensors"))
+    assert stop_in("2 students, seed 0", 4, signal.SIGTERM, command) == last
+    (teacher,) = Path("runs").rglob("model.safetensors")
+    assert teacher.parent.name.startswith("teacher")
+    assert len(list(Path("runs").rglob("checkpoint"))) == 2
+    assert call(command) == 0
+    resumed = capsys.readouterr()
+    epochs = re.findall(r"^(.*): epoch (\d+)/6", resumed.err, re.MULTILINE)
+    # the teacher is done, and of the students' fourth epoch nothing was kept
+    assert epochs == [("2 students, seed 0", number) for number in "456"]
+    assert not list(Path("runs").rglob("checkpoint"))
+
+    monkeypatch.setenv("TTM_LAB_RUNS", str(workplace / "whole"))
+    assert call(command) == 0
+    assert numbers(capsys.readouterr().out) == numbers(resumed.out)
+    assert len(contents("whole")) == 6
+    assert contents("runs") == contents("whole")

@@ -208,8 +208,9 @@ def _evaluate(options) -> int:
                 "with --model"
             )
     models = [options.model or config["settings"]["model"] for config in sources.values()]
-    for model in models:
+    for source, model in zip(sources, models, strict=True):
         paper.check_model(model)
+        paper.weights_file(source)
     options.data, options.split_seed = _data_of_runs(options, sources)
     data = _load_data(options, models)
     part = getattr(data, options.part)

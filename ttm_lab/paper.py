@@ -233,7 +233,7 @@ def check_pair(
     elif weights == "published" and not ours.startswith("torchvision/"):
         raise ValueError(f"which weights of {teacher} the paper used is unknown: give a file")
     elif weights is not None and weights != "published":
-        _weights_file(weights)
+        weights_file(weights)
 
 
 def check_model(name: str) -> None:
@@ -248,7 +248,7 @@ def _default_weights(teacher: str, weights: str | Path | None) -> str | Path | N
     return "published" if str(weights) == "published" else weights
 
 
-def _weights_file(weights: str | Path) -> Path:
+def weights_file(weights: str | Path) -> Path:
     """The file of weights at a path: the file itself, or a finished run folder's."""
     path = Path(weights)
     if not path.exists():
@@ -359,7 +359,7 @@ def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
         else:
             model = load_weights(create_model(ours, num_classes), fetch_teacher(ours))
     else:
-        path = _weights_file(weights)
+        path = weights_file(weights)
         if Path(weights).is_dir():
             folder, history = Path(weights), runs.read_table(path.with_name("metrics.csv"))
             config = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
