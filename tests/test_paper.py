@@ -241,10 +241,18 @@ def test_wttm_outside_the_tables_is_weighed_by_the_mean_power_sum(row, digits):
 
 
 def test_a_teacher_comes_from_a_run_folder_or_its_file(row, digits):
-    for weights in (row.teacher.folder, row.teacher.folder / "model.safetensors"):
-        loaded = paper.load_teacher("cnn_large", weights, digits.num_classes)
-        trained = row.teacher.model.state_dict()
+    trained = row.teacher.model.state_dict()
+    folder = row.teacher.folder
+    by_folder, by_file = (
+        paper.load_teacher("cnn_large", weights, digits.num_classes)
+        for weights in (folder, folder / "model.safetensors")
+    )
+    for loaded in (by_folder, by_file):
         assert all(torch.equal(w, trained[name]) for name, w in loaded.model.state_dict().items())
+    # a run knows how it was trained, a file does not
+    assert (by_folder.settings, by_folder.seed) == (row.teacher.settings, row.teacher.seed)
+    assert by_folder.history["loss"].to_list() == row.teacher.history["loss"].to_list()
+    assert by_file.history.empty
 
 
 def test_the_loss_s_numbers_do_not_reach_ce_and_teacher(digits):
@@ -318,6 +326,14 @@ def test_imagenet_s_repeated_pair_shows_table_5():
     assert summarise(measured, "ResNet-50", "ResNet-18")["paper"]["KD"] == 71.35
 
 
+def test_a_teacher_alone_stands_beside_the_paper_s():
+    measured = table_of({"teacher": [0.7]})
+    for name in ("wrn-40-2", "wrn_40_2"):
+        assert summarise(measured, name, "")["paper"].to_list() == [75.61]  # Table 1
+    assert summarise(measured, "resnet8", "")["paper"].isna().all()
+    assert summarise(table_of({"teacher": [0.7]}, "digits"), "vgg13", "")["paper"].isna().all()
+
+
 @pytest.mark.parametrize("dataset", ["digits", "cifar10", "cifar10-jpeg", "cifar100", "ImageNet"])
 def test_results_on_other_data_stand_alone(dataset):
     measured = table_of({"KD": [0.5], "WTTM": [0.5]}, dataset)
@@ -387,10 +403,22 @@ def test_a_saved_table_comes_back_and_says_how_it_was_made(row, digits, tmp_path
         "validation": 360,
         "test": 50,
     }
+    # the very teacher that the students' run folders name
+    config = json.loads((row.students[0].folder / "config.json").read_text())
+    assert note["teacher"] == {"model": "cnn_large", "weights": config["teacher"]}
     assert list(note["settings"]) == ["teacher", "CE", "KD", "TTM", "WTTM"]
     for one in (row.teacher, *row.students):
         again = Settings(**note["settings"][one.label])
         assert again == one.settings
+
+
+def test_how_a_foreign_teacher_was_trained_is_not_made_up(row, digits, tmp_path):
+    weights = row.teacher.folder / "model.safetensors"
+    foreign = paper.load_teacher("cnn_large", weights, digits.num_classes)
+    save_results(tmp_path / "t.csv", row._replace(teacher=foreign), pd.DataFrame(), digits)
+    note = json.loads((tmp_path / "t.json").read_text())
+    assert list(note["settings"]) == ["CE", "KD", "TTM", "WTTM"]
+    assert note["teacher"]["model"] == "cnn_large"
 
 
 def test_a_table_needs_a_name_that_leaves_room_for_its_note(row, digits, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from ttm_lab import __version__
 
 _LOSS_FIELDS = ("temperature", "distill_weight", "ce_weight")
+_NETWORK = "a network, such as resnet56 or wrn-40-2 (any other word lists all)"
 _TRAINING_FIELDS = (
     "epochs",
     "batch_size",
@@ -111,7 +112,8 @@ def _train_teacher(options) -> int:
             return 0
     measured = paper.measure(paper.Row(trained, []), data)
     table = paper.summarise(measured, options.model, "")
-    print(_as_text(table.drop(columns=["paper", "paper std"])))
+    print("Top-1 accuracy on the test part in per cent:")
+    print(_as_text(table.dropna(axis="columns", how="all").drop(columns="seeds")))
     print(f"\nRun: {trained.folder}")
     print(f"Distil from it with: ttm-lab distill --teacher {trained.folder} ...")
     return 0
@@ -183,7 +185,7 @@ def _default_methods(teacher: str, student: str, changes: dict) -> list[str]:
         found = paper.published_loss(teacher, student, method, mean_weight=1.0) | changes
         if method == "wttm" or {"temperature", "distill_weight"} <= found.keys():
             methods.append(method)
-        else:
+        elif os.environ.get("RANK", "0") == "0":
             print(
                 f"ttm-lab: no {method}: its settings for this pair are not published (to run it, "
                 "name --methods, --temperature and --distill-weight)",
@@ -298,8 +300,12 @@ def _best_device() -> str:
 def _check_device(device: str | None) -> None:
     import torch
 
+    if device is None:
+        return
     try:
-        torch.empty(1, device=device).cpu()
+        kind = torch.device(device)
+        if "RANK" not in os.environ:  # under torchrun each process has its own GPU, not this one
+            torch.empty(1, device=kind).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {device} cannot be used here: {reason}") from error
@@ -388,6 +394,11 @@ def _search_digits(options) -> int:
     return 0
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28)
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without all options before it."""
 
@@ -454,17 +465,17 @@ def _add_training_commands(commands) -> None:
             help=help,
             description=description,
             epilog=f"Example: {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_HelpFormatter,
         )
 
     teacher = add(
         "train-teacher",
         "train a teacher on the labels",
         "Train one network by the recipe of the paper's code, and print its test accuracy.\n"
-        "Goes on where it was stopped.",
+        "Runs are kept in runs/; the same command goes on where it was stopped.",
         "ttm-lab train-teacher --model resnet56 --data cifar100",
     )
-    teacher.add_argument("--model", required=True, help="a network, such as resnet56")
+    teacher.add_argument("--model", required=True, metavar="NAME", help=_NETWORK)
     teacher.add_argument(
         "--seed",
         type=_seed,
@@ -477,15 +488,15 @@ def _add_training_commands(commands) -> None:
         "distill",
         "make a row of the paper's tables",
         "Train or load the pair's teacher, distil a student for each method and seed with the\n"
-        "published settings, and print the accuracies with intervals beside the paper's. Goes on\n"
-        "where it was stopped. Nothing is chosen on the way: all training pictures are used and\n"
-        "the last epoch counts.",
+        "published settings, and print the accuracies with intervals beside the paper's. Nothing\n"
+        "is chosen on the way: all training pictures are used and the last epoch counts. Runs are\n"
+        "kept in runs/; the same command goes on where it was stopped.",
         "ttm-lab distill --pair resnet56:resnet20 --methods kd,ttm,wttm --seeds 5\n"
         "Several GPUs: torchrun --nproc-per-node 4 -m ttm_lab distill --pair resnet56:resnet20\n"
         "(--batch-size is the batch of all processes together, so the learning rate stays.)",
     )
     distill.add_argument(
-        "--pair", type=_pair, required=True, metavar="TEACHER:STUDENT", help="two networks"
+        "--pair", type=_pair, required=True, metavar="TEACHER:STUDENT", help=f"each {_NETWORK}"
     )
     distill.add_argument(
         "--methods",
@@ -498,51 +509,54 @@ def _add_training_commands(commands) -> None:
         type=_number_of_seeds,
         default=[0],
         metavar="N",
-        help="how many students of each method, with the seeds 0 to N-1; or the seeds as in 3-5",
+        help="how many students of each method, with the seeds 0 to N-1 (default: 1); or which, "
+        "as in 3-5 or 0,7",
     )
     distill.add_argument(
         "--teacher",
         metavar="PATH",
-        help="its weights: a file, a run's folder, or the word published (default: trained "
-        "first; for ImageNet's networks, published)",
+        help="the teacher's weights: a file, a run's folder, or the word published (default: it is "
+        "trained first; for ImageNet's networks, published)",
     )
+    group = distill.add_argument_group("loss, of every method but ce")
     for name in _LOSS_FIELDS:
-        distill.add_argument(
+        group.add_argument(
             f"--{name.replace('_', '-')}",
             type=float,
             metavar="X",
-            help="instead of the published one, for every method but ce",
+            help="instead of the published one",
         )
     for parser in (teacher, distill):
-        parser.add_argument(
+        group = parser.add_argument_group("training")
+        group.add_argument(
             "--epochs",
             type=_positive,
             metavar="N",
             help="instead of the recipe's; the learning rate falls at the same shares of them",
         )
-        parser.add_argument(
+        group.add_argument(
             "--batch-size", type=_positive, metavar="N", help="instead of the recipe's"
         )
-        parser.add_argument(
+        group.add_argument(
             "--learning-rate", type=float, metavar="X", help="instead of the recipe's"
         )
-        parser.add_argument(
+        group.add_argument(
             "--augmentation",
             metavar="KIND",
             help="none, crop, crop-flip or resized-crop-flip (default: the recipe's; digits: crop)",
         )
-        parser.add_argument(
+        group.add_argument(
             "--precision",
             choices=["float32", "bfloat16"],
             help="bfloat16 is autocast: faster on most GPUs, less exact (default: float32)",
         )
-        parser.add_argument(
+        group.add_argument(
             "--track-test",
             action="store_const",
             const=True,
             help="also measure every epoch on test, to show the best beside the last",
         )
-        parser.add_argument(
+        group.add_argument(
             "--max-steps", type=_positive, metavar="N", help="stop each training early, for a trial"
         )
 
@@ -554,33 +568,48 @@ def _add_training_commands(commands) -> None:
         "ttm-lab evaluate runs/cifar100-resnet56-resnet20/wttm-seed0-*",
     )
     evaluate.add_argument("weights", nargs="+", metavar="PATH", help="run folders, or files")
-    evaluate.add_argument("--model", help="the network that files of weights belong to")
-    evaluate.add_argument("--part", choices=["train", "validation", "test"], default="test")
+    evaluate.add_argument(
+        "--model", metavar="NAME", help="whose weights the files hold, such as resnet56"
+    )
+    evaluate.add_argument(
+        "--part",
+        choices=["train", "validation", "test"],
+        default="test",
+        help="of the data (default: test)",
+    )
     for parser in (teacher, distill, evaluate):
-        parser.add_argument(
+        group = parser.add_argument_group("data")
+        group.add_argument(
             "--data",
             metavar="NAME",
             help="cifar100, cifar10, fashion_mnist, imagenet, folder or digits (default: "
             + ("those of the run, else " if parser is evaluate else "")
             + "cifar100, and imagenet for its networks)",
         )
-        parser.add_argument("--root", metavar="DIR", help="where the pictures are, or should go")
-        parser.add_argument(
+        group.add_argument("--root", metavar="DIR", help="where the pictures are, or should go")
+        group.add_argument(
             "--size",
             type=_positive,
             metavar="PIXELS",
             help="side of the pictures (default: their own; 32 where CIFAR networks get small grey "
             "ones; 224 for large ones)",
         )
-        parser.add_argument(
+        group.add_argument(
             "--validation",
             type=float,
             metavar="SHARE",
             help="of the training pictures, kept aside (default: 0, as in the paper's code)",
         )
-        parser.add_argument("--split-seed", type=_seed, metavar="N", help="draws them (default: 0)")
-        parser.add_argument("--skip-corrupt", action="store_true", help="leave out broken files")
-        parser.add_argument("--workers", type=int, metavar="N", help="processes that decode")
+        group.add_argument("--split-seed", type=_seed, metavar="N", help="draws them (default: 0)")
+        group.add_argument(
+            "--skip-corrupt", action="store_true", help="leave out broken picture files"
+        )
+        group.add_argument(
+            "--workers",
+            type=int,
+            metavar="N",
+            help="processes that decode picture files (default: one for each core, at most 8)",
+        )
         parser.add_argument(
             "--device", help="such as cpu or cuda:1 (default: a GPU if there is one)"
         )

@@ -108,10 +108,16 @@ def published_row(teacher: str, student: str, dataset: str) -> pd.DataFrame:
     """The paper's results of a pair on ``"CIFAR-100"`` or ``"ImageNet"``, by method.
 
     The columns of ``results``, with the methods ``"teacher"`` and ``"CE"`` for plain training; no
-    row for a pair or data set that the paper does not have. ResNet-34 to ResNet-18 stands in Table
-    5 and, with another KD accuracy, in Table 7: the row is Table 5's.
+    row for a pair or data set that the paper does not have. With ``student=""`` it is the teacher
+    alone, in whichever pair. ResNet-34 to ResNet-18 stands in Table 5 and, with another KD
+    accuracy, in Table 7: the row is Table 5's.
     """
-    rows = _of_pair(results(), teacher, student)
+    rows = results()
+    if student:
+        rows = _of_pair(rows, teacher, student)
+    else:
+        is_it = rows["teacher"].map(model_name, na_action="ignore") == model_name(teacher)
+        rows = rows[is_it & (rows["method"] == "teacher (plain training)")]
     rows = rows[rows["dataset"] == dataset].sort_values("source", kind="stable")
     rows = rows.drop_duplicates("method").set_index("method")
     return rows.rename({"teacher (plain training)": "teacher", "student (plain training)": "CE"})
@@ -439,7 +445,8 @@ def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Datas
     """Keep a table: the measured numbers as CSV, and beside it a JSON file that says how.
 
     The JSON file (``path`` with the ending .json) has the command, date, hardware, versions, the
-    settings of every method and what the data were. The home folder is written as ``~``.
+    settings of every method, what the data were, and the teacher's ``weights_fingerprint``, as the
+    students' run folders have it. The home folder is written as ``~``.
 
     Raises ``ValueError`` for a path that does not end in .csv.
     """
@@ -456,6 +463,10 @@ def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Datas
         "environment": environment,
         "data": {"name": data.name, "classes": data.num_classes, "split_seed": data.seed}
         | {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
+        "teacher": {
+            "model": row.teacher.settings.model,
+            "weights": runs.weights_fingerprint(row.teacher.model),
+        },
         "settings": {label: vars(replace(s, label=label)) for label, s in trained.items()},
     }
     runs.atomic_write(path.with_suffix(".json"), json.dumps(note, indent=1))
