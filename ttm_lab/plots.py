@@ -960,8 +960,11 @@ def published_accuracies(tables: dict[str, pd.DataFrame], pictures: int) -> Figu
     change. What another training would change is not in them.
     """
     figure, axes = plt.subplots(1, len(tables), figsize=(3.5 * len(tables), 4.2), squeeze=False)
+    span = max(np.ptp(table["top1"]) for table in tables.values()) + 1.2
     for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
         table = table.sort_values("top1")
+        middle = (table["top1"].min() + table["top1"].max()) / 2
+        ax.set_xlim(middle - span / 2, middle + span / 2)  # a point is as long in every panel
         for y, (name, top1) in enumerate(zip(table["method"], table["top1"], strict=True)):
             style = METHOD_STYLE.get(name, METHOD_STYLE["CE"])
             error = 1.96 * np.sqrt(top1 * (100 - top1) / pictures)
@@ -988,6 +991,7 @@ def picture_views(picture, evaluation, views) -> Figure:
         ax.imshow(pixels.clip(0, 1))
     for ax in (*ends, *grid.flat):
         ax.axis("off")
+        ax.set_anchor("N")
     (height, width), side = shown[0].shape[:2], shown[1].shape[0]
     ends[0].set_title(f"the file, {width} x {height}")
     ends[1].set_title(f"evaluation, {side} x {side}")

@@ -64,17 +64,15 @@ def copy_pictures(
 
 
 def _draw(shape: str, colour: tuple[int, int, int], random: np.random.Generator):
-    """One RGB picture: a shape of about half the height before a blurred and noisy background."""
+    """One RGB picture: a shape of about half the height on a blurred background, with noise."""
     from PIL import Image, ImageDraw
 
     width, height = (int(n) for n in random.integers(260, 501, 2))
     blur = random.integers(90, 200, (3, 4, 3)).astype(np.uint8)
-    noise = random.normal(0, 12, (height, width, 3))
-    background = np.asarray(Image.fromarray(blur).resize((width, height), Image.Resampling.BICUBIC))
-    picture = Image.fromarray((background + noise).clip(0, 255).astype(np.uint8))
+    picture = Image.fromarray(blur).resize((width, height), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
 
-    r = random.uniform(0.25, 0.42) * min(width, height)
+    r = random.uniform(0.22, 0.38) * min(width, height)
     x, y = random.uniform(r, width - r), random.uniform(r, height - r)
     fill = tuple(int(c) for c in np.clip(np.array(colour) + random.integers(-20, 21, 3), 0, 255))
     box = (x - r, y - r, x + r, y + r)
@@ -92,4 +90,5 @@ def _draw(shape: str, colour: tuple[int, int, int], random: np.random.Generator)
     else:
         for k in range(-2, 3):
             draw.rectangle((x - r, y + (0.4 * k - 0.1) * r, x + r, y + (0.4 * k + 0.1) * r), fill)
-    return picture
+    pixels = np.asarray(picture) + random.normal(0, 12, (height, width, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
