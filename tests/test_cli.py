@@ -394,6 +394,7 @@ def test_the_paper_s_column_stands_beside_its_own_data_only(
         assert numbers(shown)["KD"][-2:] == ["74.92", "0.28"]
         assert numbers(shown)["WTTM"][-2:] == ["76.37", "0.10"]
         assert "paper: Zheng and Yang (ICLR 2024), Table 1\n" in shown
+        assert "differ from the published recipe: max_steps=1.\n" in shown
     else:
         assert "75.61" not in shown
         assert "76.37" not in shown

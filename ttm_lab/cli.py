@@ -161,6 +161,11 @@ def _distill(options) -> int:
         sources = paper.published_row(teacher, student, measured["dataset"].iloc[0])["source"]
         tables = sources[table.index[known]].str.extract(r"(Table \d+)")[0].unique()
         print(f"paper: Zheng and Yang (ICLR 2024), {', '.join(tables)}")
+        changed = [f"{name}={value}" for name, value in changes.items() if name != "track_test"]
+        if changed:
+            print(f"These runs differ from the published recipe: {', '.join(changed)}.")
+        if "/" in paper.model_name(student):
+            print("The paper does not state its ImageNet recipe: that of its library is assumed.")
     else:
         print(f"The paper has no results of this pair on {data.name}.")
     students = measured[measured["method"] != "teacher"]
