@@ -908,8 +908,8 @@ def beside_the_paper(table: pd.DataFrame, *, xlabel: str = "test accuracy, %") -
     interval of the mean; hollow ones are the paper's, with one standard deviation of its runs.
     """
     ax = plt.subplots(figsize=(7.0, 1.1 + 0.5 * len(table)))[1]
-    kinds = ["here", "the paper"] if table["paper"].notna().any() else ["here"]
-    up, down = (0.14, 0.18) if len(kinds) == 2 else (0, 0)
+    both = table["paper"].notna().any()
+    up, down = (0.14, 0.18) if both else (0, 0)
     for y, (method, row) in enumerate(table[::-1].iterrows()):
         look = method_style(method)
         line = {"color": look["color"], "linewidth": 2, "linestyle": "-"}
@@ -922,10 +922,11 @@ def beside_the_paper(table: pd.DataFrame, *, xlabel: str = "test accuracy, %") -
     ax.set_yticks(range(len(table)), table.index[::-1])
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.set_xlabel(xlabel)
-    for name, face in zip(kinds, ("#555555", "white"), strict=False):
+    if both:
         dot = {"marker": "o", "markersize": 8, "linestyle": "", "color": "#555555"}
-        ax.plot([], [], markerfacecolor=face, label=name, **dot)
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.plot([], [], label="here", **dot)
+        ax.plot([], [], label="the paper", markerfacecolor="white", **dot)
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
