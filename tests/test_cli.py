@@ -246,7 +246,7 @@ def test_an_unknown_published_teacher_is_answered_with_the_known_ones(workplace,
     assert os.listdir() == []
 
 
-SMALL = "--data digits --max-steps 2"
+SMALL = "--data digits --max-steps 2 --device cpu"
 
 
 def numbers(text: str) -> dict[str, list[str]]:

@@ -213,10 +213,8 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def row(digits, tmp_path_factory):
     changes = {"epochs": 2, "augmentation": "crop", "track_test": True}
-    folder = tmp_path_factory.mktemp("runs")
-    return distil_pair(
-        digits, "cnn_large", "cnn_small", seeds=(0, 3), folder=folder, changes=changes
-    )
+    options = {"folder": tmp_path_factory.mktemp("runs"), "device": "cpu"}
+    return distil_pair(digits, "cnn_large", "cnn_small", seeds=(0, 3), changes=changes, **options)
 
 
 def logits_of(trained: Trained, images) -> np.ndarray:
