@@ -133,6 +133,26 @@ def test_broken_off_anywhere_a_run_ends_bit_identical(
         pd.testing.assert_frame_equal(one.history, two.history, check_exact=True)
 
 
+def test_cut_short_at_a_resume_point_the_metrics_still_come(data, teacher, tmp_path, monkeypatch):
+    """A run that dies between its last step and its metrics has them after a resume."""
+    monkeypatch.setattr(training, "_BLOCK", 2)
+    settings = student(max_steps=4)
+    options = {"folder": tmp_path, "progress": False, "checkpoint_seconds": 0}
+    whole = distill(teacher, data, settings, progress=False)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Student, "end_epoch", die)
+        with pytest.raises(KeyboardInterrupt):
+            distill(teacher, data, settings, **options)
+    again = distill(teacher, data, settings, **options)
+    assert same_weights(whole, again)
+    pd.testing.assert_frame_equal(whole.history, again.history, check_exact=True)
+    assert (again.folder / "model.safetensors").exists()
+
+
 def test_autocast_reaches_the_networks_and_spares_the_losses(data, teacher):
     seen = []
 

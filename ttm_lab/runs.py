@@ -227,7 +227,7 @@ class Run:
         """The newest whole checkpoint of this run, or None where there is none.
 
         A damaged file is named in a warning and the one before it is taken. Raises
-        ``RuntimeError`` if files are there and none can be read.
+        ``ValueError`` if files are there and none can be read.
         """
         files = self._checkpoints()
         for file in reversed(files):
@@ -241,7 +241,7 @@ class Run:
                 continue
             return state
         if files:
-            raise RuntimeError(
+            raise ValueError(
                 f"no checkpoint in {files[0].parent} can be read; delete that folder to start over"
             )
         return None

@@ -352,7 +352,8 @@ def _train_together(students, teacher, data, progress, checkpoint_seconds) -> No
                 report.batch_done()
                 if (step + 1) % _BLOCK == 0 and clock.due():
                     for student in takers:
-                        student.save_checkpoint()
+                        if not student.cut:  # it has its last metrics to come, then it is done
+                            student.save_checkpoint()
                     clock.reset()
             for student in active:
                 student.end_epoch(held_out)
