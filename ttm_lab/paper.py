@@ -381,12 +381,13 @@ def _torchvision_weights(name: str) -> nn.Module:
     model = create_model(name)
     weights = get_model_weights(name.removeprefix("torchvision/")).IMAGENET1K_V1
     try:
-        model.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
-    except OSError as error:
+        state = weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:  # torch's word for another checksum is RuntimeError
         raise ConnectionError(
             f"{weights.url} cannot be fetched ({error}): check the network, or download that file "
             "and name it as the teacher's weights"
         ) from error
+    model.load_state_dict(state)
     return model
 
 
