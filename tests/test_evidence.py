@@ -1,12 +1,10 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from ttm_lab import evidence, paper
-from ttm_lab.runs import find_root
 
 
 @pytest.fixture

@@ -249,7 +249,7 @@ def test_weights_with_another_checksum_are_refused(published, trained, tmp_path)
     changed = tmp_path / path.name
     changed.write_bytes(path.read_bytes()[:-1] + b"!")
     published(changed)
-    with pytest.raises(ConnectionError, match="invalid hash value.*download that file"):
+    with pytest.raises(ConnectionError, match=r"invalid hash value.*download that file"):
         paper.load_teacher("ResNet-18", "published", 1000)
     assert not list((tmp_path / "hub").rglob("*.pth")), "kept what was refused"
 
