@@ -1,6 +1,5 @@
 """The published teachers come once, whole and unchanged, or not at all and with what to do."""
 
-import csv
 import hashlib
 import http.server
 import json
@@ -17,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from ttm_lab import paper
 from ttm_lab.models import create_model, fetch_teacher, load_weights, teachers
-from ttm_lab.paths import downloads_folder, find_root
+from ttm_lab.paths import downloads_folder
 
 TRAIN = "ttm-lab train-teacher --model {} --data cifar100"
 
@@ -180,9 +180,9 @@ def test_big_data_goes_where_the_environment_says(tmp_path, monkeypatch, host, c
 
 
 def test_every_teacher_of_the_papers_cifar_table_has_an_address():
-    with open(find_root(__file__) / "data" / "hyperparameters.csv", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["dataset"] == "CIFAR-100"]
-    named = {row["teacher"].replace("-", "_") for row in rows if row["teacher"]}
+    table = paper.hyperparameters()
+    rows = table[table["dataset"] == "CIFAR-100"]
+    named = {name.replace("-", "_") for name in rows["teacher"].dropna()}
     assert named == set(teachers.ADDRESSES)
 
 
