@@ -280,8 +280,8 @@ def test_a_row_from_the_command_line(workplace, monkeypatch, capsys):
     assert note["settings"]["KD"]["temperature"] == 4
 
     # every run is there, whole, and with what the command line and the published recipe say
-    folders = sorted(Path("runs/digits-resnet8-resnet8").iterdir())
-    assert len(folders) == 9
+    folders = sorted(Path("runs").glob("*/*"))
+    assert len(folders) == 9  # a teacher, with others of its kind, and the pair's students
     for folder in folders:
         config = json.loads((folder / "config.json").read_text())
         made = config["settings"]
@@ -304,14 +304,14 @@ def test_a_row_from_the_command_line(workplace, monkeypatch, capsys):
     monkeypatch.setattr("ttm_lab.training._Student.step", never_trains)
     assert call(command) == 0
     assert capsys.readouterr().out == first.out
-    assert sorted(Path("runs/digits-resnet8-resnet8").iterdir()) == folders
+    assert sorted(Path("runs").glob("*/*")) == folders
 
 
 def test_a_teacher_is_trained_evaluated_and_distilled_from(workplace, monkeypatch, capsys):
     train = f"train-teacher --model resnet8 {SMALL} --seed 5"
     assert call(train) == 0
     shown = capsys.readouterr().out
-    (folder,) = Path("runs/digits-teachers").iterdir()
+    (folder,) = Path("runs/digits-resnet8").iterdir()
     assert folder.name.startswith("teacher-seed5-")
     accuracy = float(numbers(shown)["teacher"][0])
     wanted = load_dataset("digits", size=32).fingerprint  # what CIFAR networks take
@@ -338,7 +338,13 @@ def test_a_teacher_is_trained_evaluated_and_distilled_from(workplace, monkeypatc
     made = [run.name for run in Path("runs/digits-resnet8-resnet8").iterdir()]
     assert [name.partition("-")[0] for name in made] == ["kd"]
 
+    # the pair's own teacher has seed 0; once trained by itself, the pair finds it
+    assert call(train.replace("--seed 5", "--seed 0")) == 0
     monkeypatch.setattr("ttm_lab.training._Student.step", never_trains)
+    with pytest.raises(AssertionError):  # at the student, with no new folder for a teacher
+        call(distill.partition(" --teacher")[0])
+    assert len(list(Path("runs/digits-resnet8").iterdir())) == 2
+    capsys.readouterr()
     assert call(train) == 0
     assert capsys.readouterr().out == shown
 
@@ -412,7 +418,7 @@ def test_a_folder_of_pictures_goes_by_its_own_name(workplace, monkeypatch, capsy
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     made = "train-teacher --model resnet8 --max-steps 1 --epochs 1"
     assert call(f"{made} --data folder --root cifar100 --workers 0") == 0
-    (run,) = Path("runs/folder-cifar100-teachers").iterdir()  # not the data set of that name
+    (run,) = Path("runs/folder-cifar100-resnet8").iterdir()  # not the data set of that name
     capsys.readouterr()
     error = refusal(f"evaluate {run}", capsys)
     assert "was trained on pictures of a folder folder-cifar100" in error

@@ -104,7 +104,7 @@ def _train_teacher(options) -> int:
     _check_device(options.device)
     with distributed.processes(options.device) as device:
         data = _load_data(options, [options.model])
-        folder = runs.runs_folder(f"{data.name}-teachers")
+        folder = runs.runs_folder(paper.teacher_folder(data, options.model))
         trained = training.train_teacher(
             data, settings, seed=options.seed, folder=folder, device=device
         )
@@ -138,7 +138,7 @@ def _distill(options) -> int:
     )
     with distributed.processes(options.device) as device:
         data = _load_data(options, options.pair)
-        names = [name.replace("/", "-") for name in (data.name, teacher, student)]
+        networks = [paper.model_name(name).replace("/", "-") for name in (teacher, student)]
         row = paper.distil_pair(
             data,
             teacher,
@@ -146,7 +146,7 @@ def _distill(options) -> int:
             methods,
             seeds=options.seeds,
             weights=options.teacher,
-            folder=runs.runs_folder("-".join(names)),
+            folder=runs.runs_folder("-".join([data.name, *networks])),
             changes=changes,
             device=device,
         )

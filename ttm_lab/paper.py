@@ -206,6 +206,11 @@ def published_loss(
     )
 
 
+def teacher_folder(data: Dataset, model: str) -> str:
+    """The folder's name below ``runs/`` for teachers of one network and data set."""
+    return f"{data.name}-{model_name(model).replace('/', '-')}"
+
+
 def check_pair(
     teacher: str,
     student: str,
@@ -301,7 +306,8 @@ def distil_pair(
         (``load_teacher``). None takes the published ones for ImageNet's networks, and trains
         others by ``teacher_settings``, with ``teacher_seed`` and ``changes``.
     changes: fields of ``Settings`` to override; those of the loss do not reach CE and teacher.
-    folder, options: as in ``training.distill_many``.
+    folder, options: as in ``training.distill_many``. The teacher's run goes beside ``folder``
+        (``teacher_folder``), where other students find it.
 
     Raises what ``check_pair`` and ``training.distill_many`` raise.
 
@@ -318,7 +324,7 @@ def distil_pair(
             data,
             teacher_settings(teacher, **_only_for("ce", changes)),
             seed=teacher_seed,
-            folder=folder,
+            folder=folder and Path(folder).parent / teacher_folder(data, teacher),
             **options,
         )
     else:
