@@ -478,8 +478,8 @@ class _Student:
         if "optimiser" in state:
             self.optimiser.load_state_dict(state["optimiser"])
             self.batch, self.steps = state["batch"], state["steps"]
-            if distributed.rank() == 0:
-                self.meter.restore(state["meter"])
+            totals = {name: x.to(self.device) for name, x in state["meter"]["totals"].items()}
+            self.meter.restore({**state["meter"], "totals": totals})
 
     def start(self) -> None:
         self.network = distributed.wrap(self.model)
@@ -612,12 +612,14 @@ class _Meter:
         """What has been counted, for a resume point; afterwards process 0 holds all of it."""
         self._gather()
         state = {"totals": self.totals, "count": self.count}
-        if distributed.rank() > 0:
-            self.totals, self.count = {name: 0 * x for name, x in self.totals.items()}, 0
+        self.restore(state)
         return state
 
     def restore(self, state: dict) -> None:
-        self.totals, self.count = dict(state["totals"]), state["count"]
+        """Go on from ``state``, which process 0 alone holds: others have the names and zeros."""
+        mine = int(distributed.rank() == 0)
+        self.totals = {name: mine * total for name, total in state["totals"].items()}
+        self.count = mine * state["count"]
 
     def read(self, prefix: str) -> dict[str, float]:
         """Means per sample since the last reading; losses keep their bare names."""
