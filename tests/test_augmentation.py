@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from ttm_lab.data import FileSplit, Split
-from ttm_lab.data.splits import _crop, hash_seed
+from ttm_lab.data.splits import hash_seed
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
@@ -35,7 +35,12 @@ def test_every_crop_and_flip_equals_torchvisions_bit_for_bit(size):
     )
     assert len(moves) == {32: 81 * 2, 8: 9 * 2}[size]
     images = random_pictures(len(moves), size)
-    ours = _crop(images, moves[:, 0], moves[:, 1], moves[:, 2].bool())
+    part = Split(images, torch.arange(len(moves)), (0.0,) * 3, (1.0,) * 3).to("cpu")
+    assert part.count_views("crop-flip") == len(moves)
+    views = torch.arange(len(moves)) * (len(moves) + 1)  # view k of picture k
+    found, labels = part.take(views, "crop-flip")
+    assert torch.equal(labels, part.labels)
+    ours = found.mul(255).round().to(torch.uint8)
     for image, (top, left, mirrored), found in zip(images, moves.tolist(), ours, strict=True):
         wanted = functional.crop(functional.pad(image, [reach] * 4), top, left, size, size)
         wanted = functional.horizontal_flip(wanted) if mirrored else wanted
@@ -86,6 +91,22 @@ def test_moves_of_neighbouring_pictures_and_batches_are_independent():
             pairs = torch.bincount(part[:-1] * 9 + part[1:], minlength=81).reshape(9, 9)
             seen = pairs[pairs.sum(1) > 0][:, pairs.sum(0) > 0]
             assert stats.chi2_contingency(seen).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop", "crop-flip"])
+def test_equal_views_are_equal_images_and_other_views_are_others(augmentation):
+    part = Split(PLACES[None].repeat(3, 1, 1, 1), torch.arange(3), (0.0,) * 3, (1.0,) * 3)
+    count = part.count_views(augmentation)
+    assert count == {"none": 1, "crop": 81, "crop-flip": 162}[augmentation]
+    images, labels = part.take(torch.arange(3 * count), augmentation)
+    assert torch.equal(labels, torch.arange(3).repeat_interleave(count))
+    assert len(set(map(tuple, images[:count].flatten(1).tolist()))) == count
+    options = {"order": torch.tensor([2, 0, 1]), "augmentation": augmentation, "seed": 4}
+    for views, (batch, names) in zip(
+        part.views(2, **options), part.batches(2, **options), strict=True
+    ):
+        assert torch.equal(batch, images[views])
+        assert torch.equal(names, views // count)
 
 
 def test_crop_alone_never_mirrors():

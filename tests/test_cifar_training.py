@@ -57,7 +57,7 @@ def test_one_step_sees_the_pictures_that_torchvision_would_make(data):
     got = train_teacher(data, settings, seed=3, progress=False)
 
     order = torch.randperm(90, generator=torch.Generator().manual_seed(hash_seed(3, "order", 0)))
-    moves = _draw_moves(90, (32, 32), True, hash_seed(3, "augmentation", 0))
+    moves = _draw_moves(90, (9, 9), True, hash_seed(3, "augmentation", 0))
     views = []
     for index, top, left, mirrored in zip(order, *moves, strict=True):
         padded = v2.functional.pad(data.train.images[index], [4, 4, 4, 4])

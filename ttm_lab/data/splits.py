@@ -48,7 +48,9 @@ class Split:
         return len(self.labels)
 
     def to(self, device) -> "Split":
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        """The same on a device, laid out channels last: whole pixels are then copied at once."""
+        images = self.images.to(device, memory_format=torch.channels_last)
+        return replace(self, images=images, labels=self.labels.to(device))
 
     def batches(
         self,
@@ -70,27 +72,72 @@ class Split:
         share: ``(k, n)`` gives picture k, k + n, ... of each batch, for process k of n; a batch
             with fewer than n pictures, at the end, is given whole.
         """
+        for views in self.views(
+            batch_size, order=order, augmentation=augmentation, seed=seed, start=start, share=share
+        ):
+            yield self.take(views, augmentation)
+
+    def count_views(self, augmentation: str) -> int:
+        """How many different pictures the augmentation makes of one: 162 for crop-flip at 32x32."""
         _check_augmentation(self, augmentation)
-        order = torch.arange(len(self)) if order is None else order
+        height, width = self._moves()
+        return {"none": 1, "crop": height * width, "crop-flip": 2 * height * width}[augmentation]
+
+    def _moves(self) -> tuple[int, int]:
+        """How many first rows, and first columns, a crop of the padded picture can have."""
+        return tuple(2 * (size // 8) + 1 for size in self.images.shape[-2:])
+
+    def views(
+        self,
+        batch_size: int,
+        *,
+        order: Tensor | None = None,
+        augmentation: str = "none",
+        seed: int = 0,
+        start: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> Iterator[Tensor]:
+        """What ``batches`` would give, as whole numbers (B,) that ``take`` makes images of.
+
+        View v of picture i is ``i * count_views(augmentation) + v``; equal numbers are equal
+        images, bit for bit.
+        """
+        count = self.count_views(augmentation)
+        order = torch.arange(len(self)) if order is None else order.cpu()
         batches = order.split(batch_size) if len(order) else ()
         for step in range(start, len(batches)):
-            part = _share(len(batches[step]), share)
-            index = batches[step][part].to(self.labels.device)
-            images = self.images[index]
+            view = 0
             if augmentation != "none":
-                moves = _draw_moves(
-                    len(batches[step]), images.shape[-2:], augmentation == "crop-flip", seed + step
+                top, left, mirrored = _draw_moves(
+                    len(batches[step]), self._moves(), augmentation == "crop-flip", seed + step
                 )
-                images = _crop(images, *(m[part].to(images.device) for m in moves))
-            yield self._normalised(images), self.labels[index]
+                view = top * self._moves()[1] + left
+                view = 2 * view + mirrored if augmentation == "crop-flip" else view
+            yield (batches[step] * count + view)[_share(len(batches[step]), share)]
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def take(self, views: Tensor, augmentation: str) -> tuple[Tensor, Tensor]:
+        """The images (B, C, H, W) float32 and labels (B,) of ``views`` (B,), on this device."""
+        views = views.to(self.labels.device)
+        count = self.count_views(augmentation)
+        picture, view = views // count, views % count
+        pixels = self.images.permute(0, 2, 3, 1).index_select(0, picture)
+        if augmentation != "none":
+            mirrored = view % 2 if augmentation == "crop-flip" else None
+            view = view // 2 if augmentation == "crop-flip" else view
+            columns = self._moves()[1]
+            pixels = _crop(pixels, view // columns, view % columns, mirrored)
+        return self._normalised(pixels).permute(0, 3, 1, 2), self.labels[picture]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, H, W, C) as networks take them: row by row, since rows of 3 are slow."""
         if self.mean is None:
-            return images
+            return pixels
         mean, std = (
-            torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std)
+            torch.tensor(v, device=pixels.device).repeat(pixels.shape[2])
+            for v in (self.mean, self.std)
         )
-        return images.float().div_(255).sub_(mean).div_(std)
+        rows = pixels.flatten(2).float()
+        return torch.addcmul(-mean / std, rows, 1 / (255 * std)).view_as(pixels)
 
     def update(self, digest) -> None:
         """Add every image and label to a hash."""
@@ -114,26 +161,32 @@ def _share(size: int, share: tuple[int, int]) -> slice:
 
 
 def _draw_moves(
-    count: int, size: tuple[int, int], flip: bool, seed: int
+    count: int, moves: tuple[int, int], flip: bool, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each picture: first row and column of the crop in the padded picture, and mirrored?"""
     generator = torch.Generator().manual_seed(seed)
-    top, left = (torch.randint(2 * (n // 8) + 1, (count,), generator=generator) for n in size)
+    top, left = (torch.randint(n, (count,), generator=generator) for n in moves)
     mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
     return top, left, mirrored
 
 
-def _crop(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-    """Crop each padded picture at its own place, and mirror some, in one indexing operation."""
-    count, _, height, width = images.shape
-    padded = F.pad(images, [width // 8, width // 8, height // 8, height // 8])
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.arange(width, device=images.device)
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    picture = torch.arange(count, device=images.device)[:, None, None]
-    # channels last: whole pixels are copied, and networks here want that layout anyway
-    pixels = padded.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]]
-    return pixels.permute(0, 3, 1, 2)
+def _crop(pixels: Tensor, top: Tensor, left: Tensor, mirrored: Tensor | None) -> Tensor:
+    """Crop each padded picture (B, H, W, C) at its own place, and mirror some (0 or 1)."""
+    count, height, width, channels = pixels.shape
+    padded = F.pad(pixels, [0, 0, width // 8, width // 8, height // 8, height // 8])
+    # every possible crop as a view on the padded picture, a row of pixels in one piece
+    picture, row, pixel, _ = padded.stride()
+    moves = (2 * (height // 8) + 1, 2 * (width // 8) + 1)
+    crops = padded.as_strided(
+        (count, *moves, height, width * channels), (picture, row, pixel, row, 1)
+    )
+    number = torch.arange(count, device=pixels.device)
+    cropped = crops[number, top, left].view_as(pixels)
+    if mirrored is None:
+        return cropped
+    # torch mirrors channels-last pictures fast, but only along their last dimension
+    other = cropped.permute(0, 3, 1, 2).flip(-1).permute(0, 2, 3, 1)
+    return torch.cat([cropped, other]).index_select(0, number + count * mirrored)
 
 
 @dataclass(frozen=True, eq=False)
