@@ -237,7 +237,7 @@ def check_pair(
         raise ValueError(f"seeds={list(seeds)} must not be negative")
     for method in methods:
         settings(teacher, student, method, mean_weight=1.0, **_only_for(method, changes or {}))
-    teacher_settings(teacher, **_only_for("ce", changes or {}))
+    teacher_settings(teacher, **_only_for("teacher", changes or {}))
     ours, weights = model_name(teacher), _default_weights(teacher, weights)
     if weights == "published" and "/" not in ours:
         fetch_teacher(ours)
@@ -318,17 +318,9 @@ def distil_pair(
     outside = "wttm" in methods and not published_loss(teacher, student, "wttm").get(
         "distill_weight"
     )
-    weights = _default_weights(teacher, weights)
-    if weights is None:
-        trained = train_teacher(
-            data,
-            teacher_settings(teacher, **_only_for("ce", changes)),
-            seed=teacher_seed,
-            folder=folder and Path(folder).parent / teacher_folder(data, teacher),
-            **options,
-        )
-    else:
-        trained = load_teacher(teacher, weights, data.num_classes)
+    trained = obtain_teacher(
+        data, teacher, weights, seed=teacher_seed, folder=folder, changes=changes, **options
+    )
     mean_weight = None
     if outside and "/" not in model_name(student) and changes.get("distill_weight") is None:
         mean_weight = mean_power_sum(trained, data, changes.get("temperature", TEMPERATURE))
@@ -339,10 +331,34 @@ def distil_pair(
     return Row(trained, distill_many(trained, data, wanted, seeds=seeds, folder=folder, **options))
 
 
+def obtain_teacher(
+    data: Dataset,
+    teacher: str,
+    weights: str | Path | None = None,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    changes: dict | None = None,
+    **options,
+) -> Trained:
+    """The teacher of ``distil_pair``, with its arguments: loaded, found, or trained now.
+
+    Taught in notebooks/07_cifar100.ipynb.
+    """
+    weights = _default_weights(teacher, weights)
+    if weights is not None:
+        return load_teacher(teacher, weights, data.num_classes)
+    folder = folder and Path(folder).parent / teacher_folder(data, teacher)
+    settings = teacher_settings(teacher, **_only_for("teacher", changes or {}))
+    return train_teacher(data, settings, seed=seed, folder=folder, **options)
+
+
 def _only_for(method: str, changes: dict) -> dict:
-    """The changes that concern a method: CE and teachers have no temperature and weights."""
-    loss_fields = ("temperature", "distill_weight", "ce_weight")
-    return {k: v for k, v in changes.items() if method != "ce" or k not in loss_fields}
+    """The changes that concern a method; "teacher" is what learns from nobody."""
+    asks = ("remember", "fold_batch_norm")
+    loss = ("temperature", "distill_weight", "ce_weight")
+    out = {"teacher": loss + asks, "ce": loss}.get(method, ())
+    return {k: v for k, v in changes.items() if k not in out}
 
 
 def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:

@@ -36,6 +36,7 @@ _TRAINING_CODE = (
     "data/*.py",
     "models/*.py",
     "distributed.py",
+    "memory.py",
     "training.py",
 )
 

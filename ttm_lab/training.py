@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +32,7 @@ from ttm_lab import distributed, runs
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.data.splits import hash_seed
 from ttm_lab.losses import dist_loss, dkd_loss, kd_loss, ttm_loss, wttm_loss
+from ttm_lab.memory import TeacherMemory, memory_file
 from ttm_lab.models import create_model
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -47,6 +48,9 @@ _CHOICES = {
     "augmentation": tuple(dict.fromkeys(Split.augmentations + FileSplit.augmentations)),
     "precision": ("float32", "bfloat16"),
     "track_test": (False, True),
+    "remember": (False, True),
+    "fold_batch_norm": (False, True),
+    "compiled": (False, True),
 }
 
 
@@ -71,6 +75,12 @@ class Settings:
     losses are computed in float32 either way. ``track_test`` adds test columns to the history,
     for the habit of published code to report the best epoch on test; nothing here chooses by it.
 
+    Three switches are for speed and change rounding only. ``remember`` keeps the teacher's logits
+    for each view of each picture (``memory.TeacherMemory``; pictures held in memory only).
+    ``fold_batch_norm`` lets the teacher's convolutions do the work of the batch norms after them.
+    ``compiled`` runs the student through ``torch.compile``, which takes half a minute or more at
+    first. ``fast`` chooses those that help on a device.
+
     Raises ``ValueError`` naming the field that makes no sense.
     """
 
@@ -92,6 +102,9 @@ class Settings:
     augmentation: str = "none"
     precision: str = "float32"
     track_test: bool = False
+    remember: bool = False
+    fold_batch_norm: bool = True
+    compiled: bool = False
     max_steps: int | None = None
     label: str = field(default="", compare=False)
 
@@ -142,6 +155,27 @@ class Settings:
             return self.learning_rate * (1 + math.cos(math.pi * part)) / 2
         passed = sum(epoch >= round(m * self.epochs) for m in self.milestones)
         return self.learning_rate * self.learning_rate_decay**passed
+
+
+def fast(device: str | torch.device | None = None) -> dict:
+    """Fields of ``Settings`` that make training faster on a device at the same accuracy.
+
+    bfloat16 where the hardware multiplies it, remembered teacher logits, folded batch norm. What
+    each brings is measured in ``benchmarks/results``; ``compiled`` is not among them, since on a
+    CPU it did not pay. By default for the device that training would take.
+    """
+    device = _device(device)
+    if device.type == "cuda":
+        hardware = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = torch.cpu.get_capabilities()
+        hardware = device.type == "cpu" and any(able.get(k) for k in ("amx_bf16", "avx512_bf16"))
+    precision = "bfloat16" if hardware else "float32"
+    return {"precision": precision, "remember": True, "fold_batch_norm": True}
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @dataclass(frozen=True)
@@ -226,6 +260,8 @@ def distill_many(
     device: ``"cpu"``, ``"cuda"``, ...; default: a GPU if there is one.
     progress: True, False, or None: a bar at a screen, a line an epoch in a batch.
     checkpoint_seconds: least time between two resume points (default 30; 0: every epoch).
+    remembered: the folder of files with remembered logits, for settings with ``remember``
+        (default: ``remembered`` beside ``folder``; in memory if that is None).
 
     Returns the students in the order seeds x settings. Their ``history`` has one row an epoch:
     loss, ce_loss, distill_loss; accuracy, entropy (mean Shannon entropy of q, nats), confidence
@@ -244,6 +280,42 @@ def distill_many(
     return _train(teacher, data, settings, seeds, folder, **options)
 
 
+def remember_teacher(
+    teacher: nn.Module | Trained,
+    data: Dataset,
+    settings: Settings,
+    *,
+    remembered: str | Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+) -> TeacherMemory:
+    """Ask a teacher about every view of every training picture, ahead of training with it.
+
+    ``settings`` are those of any student: augmentation, precision and ``fold_batch_norm`` count.
+    What the folder ``remembered`` already has is not asked again; broken off, it goes on from
+    there. Raises what ``distill_many`` raises for data and teacher, and ``TeacherMemory`` for the
+    file.
+
+    Taught in notebooks/07_cifar100.ipynb.
+    """
+    settings = replace(settings, remember=True)
+    network = teacher.model if isinstance(teacher, Trained) else teacher
+    device = _device(device)
+    _check_data(data, [settings])
+    fingerprint = runs.weights_fingerprint(network)
+    data = data.to(device)
+    _check_logits(network.to(device), [], data)
+    asked = _Teacher(network, fingerprint, device)
+    asked.prepare([settings], data, remembered)
+    (memory,) = asked.memories.values()
+    total = len(data.train) * data.train.count_views(settings.augmentation)
+    hidden = None if progress is None else not progress
+    with tqdm(total=total, desc="remember", unit="view", unit_scale=True, disable=hidden) as bar:
+        for done in memory.fill():
+            bar.update(done - bar.n)
+    return memory
+
+
 def _train(
     teacher: nn.Module | None,
     data: Dataset,
@@ -254,6 +326,7 @@ def _train(
     device: str | torch.device | None = None,
     progress: bool | None = None,
     checkpoint_seconds: float = 30.0,
+    remembered: str | Path | None = None,
 ) -> list[Trained]:
     settings, seeds = list(settings), [_whole("seed", seed) for seed in seeds]
     if any(seed < 0 for seed in seeds):
@@ -263,14 +336,16 @@ def _train(
     if len(set(settings)) < len(settings) or len(set(seeds)) < len(seeds):
         labels = [s.label for s in settings]
         raise ValueError(f"settings {labels} and seeds {seeds} must each be different")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     _check_data(data, settings)
     fingerprint = data.fingerprint if folder is not None else None
     data = data.to(device)
     teacher_id = None
     if teacher is not None:
-        teacher = teacher.to(device, memory_format=torch.channels_last).eval()
         teacher_id = runs.weights_fingerprint(teacher)
+        teacher = _Teacher(teacher, teacher_id, device)
+        if folder is not None and remembered is None:
+            remembered = Path(folder).parent / "remembered"
     source = {"name": data.name, "seed": data.seed, "sha256": fingerprint}
     students = [
         _Student(s, seed, data.num_classes, source, teacher_id, device, folder)
@@ -280,11 +355,13 @@ def _train(
     folders = [student.run.folder for student in students if student.run]
     if len(set(folders)) < len(folders):
         raise ValueError("two settings hold losses with the same source and values: keep one")
-    _check_logits(teacher, students, data)
+    _check_logits(teacher and teacher.network, students, data)
+    if teacher is not None:
+        teacher.prepare(settings, data, remembered)
 
     def group_key(student):
         s = student.settings
-        return student.seed, s.batch_size, s.augmentation, s.precision
+        return student.seed, s.batch_size, *_way_of_asking(s)
 
     # Nothing random that happens in here reaches the caller. On a GPU, cuDNN keeps to algorithms
     # that give the same bits each time, in float32 where float32 was asked for.
@@ -314,9 +391,9 @@ def _train_together(students, teacher, data, progress, checkpoint_seconds) -> No
         if not waiting:
             return
         train, settings, seed = data.train, students[0].settings, students[0].seed
-        device, precision = students[0].device, settings.precision
+        device = students[0].device
         first, last = min(s.epoch for s in waiting), max(s.settings.epochs for s in waiting)
-        held_out = _held_out(data, teacher, precision, any(s.settings.track_test for s in waiting))
+        held_out = _held_out(data, teacher, settings, any(s.settings.track_test for s in waiting))
         clock = _Clock(checkpoint_seconds, device)
         report = _Progress(progress, waiting, math.ceil(len(train) / settings.batch_size))
         for student in waiting:
@@ -330,21 +407,21 @@ def _train_together(students, teacher, data, progress, checkpoint_seconds) -> No
             report.epoch_starts(epoch, start)
             for student in active:
                 student.begin_epoch()
-            batches = train.batches(
-                settings.batch_size,
-                order=_order(len(train), seed, epoch),
-                augmentation=settings.augmentation,
-                seed=hash_seed(seed, "augmentation", epoch),
-                start=start,
-                share=distributed.share(),
-            )
-            for step, (images, labels) in enumerate(batches, start):
+            options = {
+                "order": _order(len(train), seed, epoch),
+                "augmentation": settings.augmentation,
+                "seed": hash_seed(seed, "augmentation", epoch),
+                "start": start,
+                "share": distributed.share(),
+            }
+            left = max(min(max(s.stops_before for s in active), report.batches) - start, 0)
+            if teacher is None:
+                batches = islice(train.batches(settings.batch_size, **options), left)
+                batches = ((*batch, None) for batch in batches)
+            else:
+                batches = teacher.batches(train, settings, options, left)
+            for step, (images, labels, teacher_logits) in enumerate(batches, start):
                 takers = [s for s in active if s.takes(step)]
-                if not takers and all(s.cut for s in active):
-                    break
-                if takers:
-                    with _autocast(device, precision):
-                        teacher_logits = _logits(teacher, images)
                 for student in takers:
                     _seed_noise(noise + step * distributed.count() + distributed.rank(), device)
                     size = min(settings.batch_size, len(train) - step * settings.batch_size)
@@ -366,7 +443,8 @@ def _train_together(students, teacher, data, progress, checkpoint_seconds) -> No
                     student.save_checkpoint()
             if due:
                 clock.reset()
-        report.close()
+        memory = teacher and teacher.memories.get(_way_of_asking(settings))
+        report.close(memory)
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:
@@ -374,17 +452,14 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def _held_out(data: Dataset, teacher, precision: str, track_test: bool) -> dict:
+def _held_out(data: Dataset, teacher, settings: Settings, track_test: bool) -> dict:
     """By prefix: a part measured after each epoch, and the teacher's logits on it."""
     parts = {"validation_": data.validation} if len(data.validation) else {}
     if track_test:
         parts["test_"] = data.test
     found = {}
     for prefix, part in parts.items():
-        logits = []
-        for images, _, _ in _all_of(part):
-            with _autocast(images.device, precision):
-                logits.append(_logits(teacher, images))
+        logits = [teacher and teacher.ask(images, settings) for images, _, _ in _all_of(part)]
         found[prefix] = part, logits
     return found
 
@@ -399,6 +474,75 @@ def _all_of(part: Split | FileSplit):
 
 def _autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _way_of_asking(settings: Settings) -> tuple:
+    """What decides the teacher's logits, the teacher and the picture aside."""
+    s = settings
+    return s.augmentation, s.precision, s.fold_batch_norm, s.remember
+
+
+class _Teacher:
+    """The network that students learn from, ready on its device, and what it is known to say."""
+
+    def __init__(self, network: nn.Module, fingerprint: str, device: torch.device):
+        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.fingerprint, self.device = fingerprint, device
+        self.folded, self.memories = None, {}
+
+    def prepare(self, settings: Sequence[Settings], data: Dataset, folder) -> None:
+        """Fold and open memories as the settings want it, before any long work."""
+        if any(s.fold_batch_norm for s in settings):
+            probe, _ = next(data.train.batches(2))
+            self.folded = _fold(self.network, probe)
+        for s in settings:
+            key = _way_of_asking(s)
+            if s.remember and key not in self.memories:
+                path = folder and memory_file(
+                    folder,
+                    teacher=self.fingerprint,
+                    part=data.train,
+                    augmentation=s.augmentation,
+                    precision=s.precision,
+                    folded=s.fold_batch_norm,
+                )
+                ask = functools.partial(self.ask, settings=s)
+                self.memories[key] = TeacherMemory(
+                    ask, data.train, s.augmentation, data.num_classes, path
+                )
+
+    def ask(self, images: Tensor, settings: Settings) -> Tensor:
+        network = self.folded if settings.fold_batch_norm else self.network
+        with _autocast(self.device, settings.precision):
+            return _logits(network, images)
+
+    def batches(self, train: Split | FileSplit, settings: Settings, options: dict, count: int):
+        """``count`` batches at most, of images, labels and the teacher's logits."""
+        size, memory = settings.batch_size, self.memories.get(_way_of_asking(settings))
+        if memory is None:
+            for images, labels in islice(train.batches(size, **options), count):
+                yield images, labels, self.ask(images, settings)
+        else:
+            for views, logits in memory.answers(islice(train.views(size, **options), count)):
+                yield *train.take(views, settings.augmentation), logits
+
+
+def _fold(network: nn.Module, probe: Tensor) -> nn.Module:
+    """A copy in which convolutions do the work of the batch norms that follow them.
+
+    What cannot be traced, or would give other logits for ``probe``, comes back as it is.
+    """
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
+        return network
+    from torch.fx.experimental.optimization import fuse  # slow to import
+
+    try:
+        folded = fuse(network).to(memory_format=torch.channels_last).eval()
+        before, after = _logits(network, probe), _logits(folded, probe)
+    except Exception:  # each kind of network fails to be traced in its own way
+        return network
+    close = torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
+    return folded if close else network
 
 
 class _Clock:
@@ -454,6 +598,12 @@ class _Student:
         return self.settings.max_steps is not None and self.steps >= self.settings.max_steps
 
     @property
+    def stops_before(self) -> float:
+        """The first batch of this epoch that ``max_steps`` leaves no step for."""
+        s = self.settings
+        return math.inf if s.max_steps is None else self.batch + s.max_steps - self.steps
+
+    @property
     def done(self) -> bool:
         return bool(self.diverged) or self.cut or self.epoch >= self.settings.epochs
 
@@ -482,7 +632,8 @@ class _Student:
             self.meter.restore({**state["meter"], "totals": totals})
 
     def start(self) -> None:
-        self.network = distributed.wrap(self.model)
+        network = torch.compile(self.model) if self.settings.compiled else self.model
+        self.network = distributed.wrap(network)
 
     def begin_epoch(self) -> None:
         self.model.train()
@@ -668,8 +819,11 @@ class _Progress:
             line = f"{self.what}: epoch {epoch + 1}/{self.last}{self.text}"
             print(line, file=sys.stderr, flush=True)
 
-    def close(self) -> None:
+    def close(self, memory: TeacherMemory | None) -> None:
         self.bar.close()
+        if memory is not None and (self.lines or not self.bar.disable):
+            share = f"{memory.hit_rate:.0%} of {memory.asked:,} teacher answers remembered"
+            print(f"{self.what}: {share}", file=sys.stderr, flush=True)
 
 
 def _loss_function(settings: Settings) -> Loss | None:
@@ -762,6 +916,11 @@ def _logits(model: nn.Module | None, images: Tensor, batch_size: int = 1024) -> 
 def _check_data(data: Dataset, settings: Sequence[Settings]) -> None:
     """Whether these settings fit these data, and both the number of processes."""
     for s in settings:
+        if s.remember and isinstance(data.train, FileSplit):
+            raise ValueError(
+                f"remember=True does not fit {data.name}: only pictures held in memory (of at most "
+                "64x64 pixels) are cropped in finitely many ways"
+            )
         if s.augmentation not in data.train.augmentations:
             raise ValueError(
                 f"augmentation={s.augmentation!r} does not fit {data.name}, whose pictures offer "

@@ -1,0 +1,176 @@
+"""A teacher's logits, remembered for each view of each picture.
+
+Crop and flip make finitely many views of a picture (162 at 32x32), so what a teacher says to one
+can be kept and used again: by other methods, seeds, epochs and later runs with that teacher. Over
+240 epochs that start from nothing, about 48 % of the answers come from memory; a second run of that
+length with the same teacher starts with 77 % of all views known.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import filelock
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttm_lab.data import Split
+
+# How many pictures the teacher sees at once. It is always exactly so many, because another number
+# may mean another algorithm, and so another rounding of the same logits.
+CHUNK = {"cpu": 64, "cuda": 256}
+# How many batches are looked at together, so that full chunks come about.
+AHEAD = 8
+
+
+class TeacherMemory:
+    """Logits (K,) float32 by view number, in memory or in a file that outlives the process.
+
+    A row is the K logits and their checksum. A row whose checksum does not fit counts as not
+    known: an empty one, one that a power cut tore, one that another process is just writing. So
+    several processes can share a file, and no second file says what the first one holds.
+
+    Parameters
+    ----------
+    ask: the teacher in its final form: images (CHUNK, C, H, W) to logits (CHUNK, K).
+    part: the pictures. augmentation: which views there are (``Split.count_views``).
+    num_classes: K.
+    path: the file, made if it is not there (sparse: it takes the room of what is known). None
+        keeps the rows in memory. Both take ``size_in_bytes`` when full: 3.3 GB for CIFAR-100.
+
+    Raises ``ValueError`` for a file of another size, ``OSError`` if the disk has too little room.
+
+    Taught in notebooks/07_cifar100.ipynb.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Tensor], Tensor],
+        part: Split,
+        augmentation: str,
+        num_classes: int,
+        path: str | Path | None = None,
+    ):
+        self.ask, self.part, self.augmentation = ask, part, augmentation
+        self.chunk = CHUNK.get(part.labels.device.type, CHUNK["cuda"])
+        self.asked = self.computed = 0
+        self.path = None if path is None else Path(path)
+        # kept as bits: a checksum that looks like NaN must come back as it was
+        shape = (len(part) * part.count_views(augmentation), num_classes + 1)
+        if self.path is None:
+            self._rows = np.zeros(shape, np.uint32)
+        else:
+            _make_file(self.path, 4 * shape[0] * shape[1])
+            self._rows = np.memmap(self.path, np.uint32, "r+", shape=shape)
+
+    @property
+    def size_in_bytes(self) -> int:
+        """The size when every view is known."""
+        return self._rows.nbytes
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of all answers so far that were not computed for the occasion."""
+        return 1 - self.computed / max(self.asked, 1)
+
+    def answers(self, batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch of view numbers (B,): these, and the logits (B, K) on the part's device.
+
+        ``AHEAD`` batches are taken at a time, and what is not known of them is computed first.
+        """
+        while block := list(islice(batches, AHEAD)):
+            views = torch.cat(block)
+            logits = self.look_up(views)
+            yield from zip(block, logits.split([len(b) for b in block]), strict=True)
+
+    def look_up(self, views: Tensor) -> Tensor:
+        """Logits (B, K) float32 of views (B,), from memory as far as they are known."""
+        numbers = views.cpu().numpy()
+        rows = self._rows[numbers]
+        unknown = np.flatnonzero(~_fits(rows))
+        missing = np.unique(numbers[unknown])
+        self.asked += len(numbers)
+        self.computed += len(missing)
+        if len(missing):
+            found = self._compute(missing)
+            rows[unknown] = found[np.searchsorted(missing, numbers[unknown])]
+        logits = rows[:, :-1].copy().view(np.float32)
+        return torch.from_numpy(logits).to(self.part.labels.device)
+
+    def _compute(self, numbers: np.ndarray) -> np.ndarray:
+        """Rows of these views, computed in chunks of one size and written down."""
+        found = np.empty((len(numbers), self._rows.shape[1]), np.uint32)
+        for start in range(0, len(numbers), self.chunk):
+            some = numbers[start : start + self.chunk]
+            filled = np.resize(some, self.chunk)  # the last chunk is filled up with repetitions
+            images, _ = self.part.take(torch.from_numpy(filled), self.augmentation)
+            logits = self.ask(images)[: len(some)].float()
+            found[start : start + len(some), :-1] = logits.cpu().numpy().view(np.uint32)
+        found[:, -1] = _checksum(found[:, :-1])
+        self._rows[numbers] = found
+        return found
+
+    def fill(self) -> Iterator[int]:
+        """Compute every view that is not known, and give after each chunk how many are done.
+
+        Breaking it off loses nothing.
+        """
+        for start in range(0, len(self._rows), self.chunk):
+            numbers = np.arange(start, min(start + self.chunk, len(self._rows)))
+            missing = numbers[~_fits(self._rows[numbers])]
+            self.asked += len(numbers)
+            self.computed += len(missing)
+            if len(missing):
+                self._compute(missing)
+            yield numbers[-1] + 1
+
+
+def memory_file(folder: str | Path, *, teacher: str, part: Split, **how) -> Path:
+    """Where a memory lies: named after all that decides its values.
+
+    ``teacher`` is the network's ``runs.weights_fingerprint``; ``how`` names augmentation and
+    precision.
+    """
+    digest = hashlib.sha256(repr((teacher, sorted(how.items()))).encode())
+    part.update(digest)
+    return Path(folder) / f"{digest.hexdigest()[:16]}.f32"
+
+
+def _make_file(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{path}.lock"):
+        there = path.stat() if path.exists() else None
+        if there is not None and there.st_size != size:
+            raise ValueError(
+                f"{path} has {there.st_size:,} bytes instead of {size:,}: it was cut off or is "
+                "something else; delete it, and the teacher is asked again"
+            )
+        # a sparse file takes room only where something was written
+        taken = getattr(there, "st_blocks", 0) * 512 if there else 0
+        free = shutil.disk_usage(path.parent).free
+        if free < size - taken:
+            raise OSError(
+                f"remembering a teacher takes up to {size / 1e9:.1f} GB in {path.parent}, where "
+                f"{free / 1e9:.1f} GB are free: make room, set TTM_LAB_RUNS to a folder on a "
+                "larger disk, or train with remember=False"
+            )
+        if there is None:
+            with open(path, "xb") as file:
+                file.truncate(size)
+
+
+def _checksum(words: np.ndarray) -> np.ndarray:
+    """A 32-bit number per row, made of all its bits, that an empty row does not have.
+
+    Each word is multiplied by an odd number of its own place, so that words which changed places
+    are noticed, too.
+    """
+    places = 2 * np.arange(words.shape[1], dtype=np.uint32) + 1
+    return (words * places).sum(1, dtype=np.uint32) + np.uint32(0x9E3779B9)
+
+
+def _fits(rows: np.ndarray) -> np.ndarray:
+    return _checksum(rows[:, :-1]) == rows[:, -1]
