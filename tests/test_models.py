@@ -86,6 +86,23 @@ def test_unknown_model_is_named_with_the_remedy(name):
         create_model(name)
 
 
+@pytest.mark.parametrize("name", ["cnn_small", "cnn_large"])
+def test_pooling_before_relu_changes_no_bit(name):
+    network, images = create_model(name, 10, seed=0), torch.rand(8, 1, 8, 8)
+    images[:4] = images[:4].round()  # many equal neighbours
+    state, x = network.state_dict(keep_vars=True), images
+    for k in (0, 3):  # the usual order: convolution, ReLU, pooling
+        x = F.conv2d(x, state[f"features.{k}.weight"], state[f"features.{k}.bias"], padding=1)
+        x = F.max_pool2d(F.relu(x), 2)
+    usual = F.linear(x.flatten(1), state["classifier.weight"], state["classifier.bias"])
+    ours, labels = network(images), torch.arange(8)
+    assert torch.equal(ours, usual)
+    weights = list(network.parameters())
+    pairs = [torch.autograd.grad(F.cross_entropy(x, labels), weights) for x in (ours, usual)]
+    for a, b in zip(*pairs, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("name", ["cnn_small", "vgg8", "torchvision/resnet18"])
 def test_fewer_than_two_classes_are_refused(name):
     with pytest.raises(ValueError, match="num_classes=1 must be at least 2"):

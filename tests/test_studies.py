@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import torch
 
 from ttm_lab import runs, studies
 
@@ -91,3 +92,63 @@ def test_finished_seeds_are_forgotten_when_the_training_code_changes(tmp_path, m
     assert studies.finished_seeds(tmp_path, 2) == []
     monkeypatch.setattr(runs, "code_fingerprint", lambda: "other")
     assert studies.finished_seeds(tmp_path, None) == []
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def contents(folder):
+    files = [p for p in folder.rglob("*") if p.name in ("model.safetensors", "metrics.csv")]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+def test_seeds_in_processes_are_those_of_a_loop_byte_for_byte(tmp_path, monkeypatch, one_thread):
+    families = ["published", "appendix"]
+    serial, parallel = tmp_path / "serial", tmp_path / "parallel"
+    with monkeypatch.context() as patch:
+        patch.setattr(studies, "_train_in_processes", None)  # one worker starts no process
+        one_by_one = studies.train_seeds([0, 3], families, serial, max_steps=2, workers=1)
+    at_once = studies.train_seeds([0, 3], families, parallel, max_steps=2, workers=2)
+    assert len(contents(serial)) == 2 * 2 * (1 + 4 + 2)
+    assert contents(parallel) == contents(serial)
+    config = next(parallel.glob("kd-seed3-*")) / "environment.json"
+    assert '"torch_threads": 1' in config.read_text()
+    assert list(at_once) == list(one_by_one) == [0, 3]
+    for family in families:
+        for a, b in zip(at_once[3].students[family], one_by_one[3].students[family], strict=True):
+            pd.testing.assert_frame_equal(a.history, b.history, check_exact=True)
+
+    monkeypatch.setattr(studies, "_train_in_processes", None)  # all is finished: none started
+    again = studies.train_seeds([0, 3], families, parallel, max_steps=2, workers=2)
+    assert again[3].students["published"][0].folder.parent == parallel
+
+
+def test_what_is_unfinished_decides_how_many_processes_start(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(studies, "_train_in_processes", lambda todo, *_: asked.append(todo))
+    studies.train_students(0, ["no-ce"], tmp_path, max_steps=2)
+    studies.train_seeds([0, 3], ["no-ce"], tmp_path, max_steps=2, workers=4)
+    studies.train_seeds([0, 3], ["appendix"], tmp_path, max_steps=2, workers=4)
+    studies.train_seeds([0, 3], ["appendix"], None, max_steps=2, workers=4)
+    assert asked == [[0, 3]]  # first only seed 3 was missing, at last there is nothing to share
+
+
+def test_a_failure_in_a_process_surfaces_with_seed_and_message(tmp_path):
+    with pytest.raises(RuntimeError, match=r"seed 999: ValueError: .*search-digits --seeds 999"):
+        studies._train_in_processes([999], ["tuned"], tmp_path, 2, 1)
+
+
+def test_processes_share_the_cores_with_threads_and_other_notebooks(monkeypatch, one_thread):
+    monkeypatch.setattr(studies.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert studies._free_cores() == 4
+    torch.set_num_threads(4)
+    assert studies._free_cores() == 2
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert studies._free_cores() == 1

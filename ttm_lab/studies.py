@@ -9,8 +9,13 @@ seed takes part in the choice of that seed's settings.
 """
 
 import json
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -218,6 +223,109 @@ def train_students(
     students = distill_many(teacher, data, different, seeds=[seed], folder=folder, progress=False)
     trained = dict(zip(different, students, strict=True))
     return SeedRuns(teacher, data, {f: [trained[s] for s in wanted[f]] for f in wanted})
+
+
+def train_seeds(
+    seeds: Sequence[int],
+    families: Sequence[str],
+    folder: Path | None,
+    *,
+    max_steps: int | None = None,
+    workers: int | None = None,
+) -> dict[int, SeedRuns]:
+    """``train_students`` for each seed, several seeds at once, each in a process of its own.
+
+    The processes write the usual runs to ``folder`` and this one loads them, so the results are
+    those of a loop over ``train_students``, bit for bit. ``workers`` is the number of processes,
+    by default what the cores allow. None is started where that is 1, where all runs are finished,
+    and where ``folder`` is None. Ctrl-C ends them at once; the next call resumes their runs.
+
+    Raises ``RuntimeError`` with seed and message where the training of a seed fails. In a script,
+    call it below ``if __name__ == "__main__":``, since each process imports the script.
+    """
+    todo = [] if folder is None else _unfinished(seeds, families, Path(folder), max_steps)
+    workers = min(_free_cores() if workers is None else workers, len(todo))
+    if workers > 1:
+        _train_in_processes(todo, families, folder, max_steps, workers)
+    return {
+        seed: train_students(seed, families, folder, max_steps=max_steps)
+        for seed in tqdm(seeds, desc="seeds", disable=workers > 1 or None)
+    }
+
+
+def _free_cores() -> int:
+    """How many processes with the present number of threads may run at once; 4 at most."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    share = os.environ.get("OMP_NUM_THREADS", "")  # set where several notebooks share the cores
+    if share.isdecimal():
+        cores = min(cores, int(share))
+    return min(max(cores // torch.get_num_threads(), 1), 4)
+
+
+def _unfinished(
+    seeds: Sequence[int], families: Sequence[str], folder: Path, max_steps: int | None
+) -> list[int]:
+    """The seeds that still want training, judged by the runs' configs.
+
+    Only a guess at whether processes pay: ``train_students`` itself decides what is loaded.
+    """
+    code, finished = runs.code_fingerprint(), set()
+
+    def key(seed: int, settings: dict) -> str:
+        values = {k: v for k, v in settings.items() if k not in ("method", "milestones", "label")}
+        return json.dumps([seed, values], sort_keys=True)
+
+    for file in folder.glob("*/config.json"):
+        config = json.loads(file.read_text(encoding="utf-8") or "{}")
+        if config.get("training_code") == code and (file.parent / "model.safetensors").exists():
+            finished.add(key(config["seed"], config["settings"]))
+    todo = []
+    for seed in seeds:
+        wanted = [s for f in families for s in student_settings(seed, f, max_steps=max_steps)]
+        wanted.append(replace(TEACHER, max_steps=max_steps))
+        if any(key(seed, asdict(s)) not in finished for s in wanted):
+            todo.append(seed)
+    return todo
+
+
+def _train_in_processes(seeds, families, folder, max_steps, workers) -> None:
+    """Train each seed in one of ``workers`` processes; what they made lies in ``folder``."""
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),  # torch's threads do not survive a fork
+        initializer=_start_worker,
+        initargs=(torch.get_num_threads(),),
+    )
+    try:
+        work = [pool.submit(_train_one, seed, families, folder, max_steps) for seed in seeds]
+        for done in tqdm(as_completed(work), total=len(work), desc="seeds"):
+            done.result()
+    except BaseException:  # Ctrl-C too: nothing goes on in the background
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
+    torch.set_num_threads(threads)  # another number could change the last bits of a sum
+
+    def end_with_parent() -> None:  # where that process was killed
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _train_one(seed, families, folder, max_steps) -> None:
+    try:
+        train_students(seed, families, folder, max_steps=max_steps)
+    except Exception as error:  # as text: Diverged holds networks and does not survive pickling
+        raise RuntimeError(f"seed {seed}: {type(error).__name__}: {error}") from error
 
 
 def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:

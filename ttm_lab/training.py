@@ -198,7 +198,10 @@ class Diverged(FloatingPointError):
 
     def __init__(self, messages: Sequence[str], trained: list[Trained]):
         super().__init__("; ".join(messages) + ". Lower the learning rate or the distill weight.")
-        self.trained = trained
+        self.messages, self.trained = messages, trained
+
+    def __reduce__(self):  # to another process goes what happened, without the networks
+        return type(self), (self.messages, [])
 
 
 def train_teacher(
@@ -567,11 +570,6 @@ class _Student:
         model = create_model(settings.model, num_classes, seed=seed)
         # Convolutions of many channels run up to twice as fast in this memory layout.
         self.model = model.to(device, memory_format=torch.channels_last)
-        values = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-        if settings.optimiser == "sgd":
-            values["momentum"] = settings.momentum
-        kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[settings.optimiser]
-        self.optimiser = kind(self.model.parameters(), fused=True, **values)
         self.method = _loss_function(settings)
         # epochs finished, batches of the next one behind us, and all steps so far
         self.epoch, self.batch, self.steps, self.rows = 0, 0, 0, []
@@ -592,6 +590,15 @@ class _Student:
             }
             config["settings"].pop("label")
             self.run = runs.Run(folder, f"{_slug(settings.label)}-seed{seed}", config)
+
+    @functools.cached_property
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Made on first use: torch takes seconds to load what a finished run never needs."""
+        s = self.settings
+        values = {"lr": s.learning_rate, "weight_decay": s.weight_decay, "fused": True}
+        if s.optimiser == "adamw":
+            return torch.optim.AdamW(self.model.parameters(), **values)
+        return torch.optim.SGD(self.model.parameters(), momentum=s.momentum, **values)
 
     @property
     def cut(self) -> bool:
@@ -652,7 +659,7 @@ class _Student:
         if self.method is not None:
             extra = self.method(logits, teacher_logits, labels)
             loss = loss + self.settings.distill_weight * extra
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)  # the optimiser's own takes several times as long
         (loss * distributed.weight(len(labels), size)).backward()
         self.optimiser.step()
         self.steps += 1
