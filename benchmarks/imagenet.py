@@ -1,270 +1,369 @@
-"""What limits training on ImageNet: reading pictures, or the distillation step? On the CPU.
+"""What limits training on ImageNet here: preparing the pictures, or the step that uses them.
 
-Pictures per second of the loader alone, of the step alone on pictures already in memory, and of
-both together. Every round measures all rows in turn, the table gives medians and quartiles over
-the rounds, and ratios are taken within a round: a shared machine shifts neighbours alike, so
-ratios hold where times do not. A loader's clock starts once each process has given a batch and
-stops while all are still at work, so neither their start nor an emptying queue counts. Files are
-read again and again and so come from the system's cache: this measures decoding, not a disk.
+Both are measured alone, then together. The loader decodes JPEG files, cuts out and scales a random
+part to 224 pixels and mirrors every second picture; the step is the one of ``distill``, teacher
+included. All rows of a round are measured in turn in this one process, ratios are taken within a
+round, and tables give the median and the quartiles over rounds. Rates are wall-clock and want an
+idle machine; "CPU time" is that of one process on one thread, which other processes disturb little.
+Every file is read before the clock starts: a slow disk would come on top.
 
-    python benchmarks/imagenet.py               two to three minutes on two idle cores; draws files
-    python benchmarks/imagenet.py --root DIR    pictures in DIR/train/<class>/, DIR/test/<class>/
-    python benchmarks/imagenet.py --save        also writes benchmarks/results/imagenet_<date>.md
+    python benchmarks/imagenet.py                      about two minutes on two cores
+    python benchmarks/imagenet.py --root ~/imagenet    real pictures, at any depth below a folder
+    python benchmarks/imagenet.py --pair "ResNet-50:MobileNet"          needs timm
+    python benchmarks/imagenet.py --save               also writes results/imagenet_<date>.md
+
+Without ``--root`` it draws pictures of ImageNet's most frequent size, 500 x 375 pixels.
 """
 
 import argparse
 import datetime
+import math
 import os
 import platform
 import statistics
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import replace
-from itertools import repeat
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
-import torch.nn.functional as F
 import torchvision
-from PIL import Image
+from losses import processor
+from PIL import Image, features
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
-from ttm_lab.data import load_dataset
-from ttm_lab.losses import wttm_loss
+from ttm_lab import paper, training
+from ttm_lab.data import FileSplit
+from ttm_lab.data.folders import IMAGENET_SCALE
+from ttm_lab.data.splits import _Pictures, read_picture
 from ttm_lab.models import create_model
 
-BATCH = 8
-LOADED = 16  # batches in a round of the loader alone
-PICTURES = 200  # of a folder at most: copies of all of ImageNet would take hours
-STORED_SIDE = 256
-TEMPERATURE = 4.0  # any: it costs the same
+SIZE, CLASSES, PICTURES = 224, 1000, 96
+AUGMENTATION = "resized-crop-flip"
+STORED = "0, copies stored at shorter side 256"
 
 
-def draw_folder(root, count=48):
-    """JPEG files of ImageNet's usual size: noise on all scales, weaker on finer ones.
+# Pictures
 
-    The weights give about half a byte per pixel at quality 90, as photographs have.
-    """
+
+def draw(root, count):
+    """Coarse and fine noise, which as JPEG take about as many bytes as ImageNet's pictures."""
     random = np.random.default_rng(0)
-    for k in range(count + 1):  # one more for test/, which a data set cannot do without
-        pixels = np.full((375, 500, 3), 120.0)
-        for octave, width in enumerate((4, 8, 16, 32, 64, 128, 256, 500)):
-            shape = (width * 3 // 4, width)
-            grey = random.normal(0, 1, shape)
-            for channel in range(3):
-                noise = (grey + random.normal(0, 0.3, shape)).astype(np.float32)
-                large = Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC)
-                pixels[..., channel] += 60 * 0.88 ** (2 * octave) * np.asarray(large)
-        folder = root / ("train" if k < count else "test") / "noise"
-        folder.mkdir(parents=True, exist_ok=True)
+    for k in range(count):
+        pixels = random.normal(0, 8, (375, 500, 3))
+        for scale in (5, 25, 125):
+            coarse = random.integers(0, 256, (375 // scale, 500 // scale, 3), dtype=np.uint8)
+            pixels += np.asarray(Image.fromarray(coarse).resize((500, 375), Image.BICUBIC)) / 3
         picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        picture.save(folder / f"{k:03}.jpg", quality=90)
+        picture.save(root / f"{k:03}.jpg", quality=90)
+    return [f"{k:03}.jpg" for k in range(count)]
 
 
-def some_pictures(split):
-    """The part itself, or ``PICTURES`` of it drawn at random."""
-    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:PICTURES]
-    paths = tuple(split.paths[i] for i in chosen.tolist())
-    return replace(split, paths=paths, labels=split.labels[chosen])
+def find(root, count):
+    """The first few pictures of each folder below ``root``, without listing all of ImageNet."""
+    found = []
+    for where, folders, files in os.walk(root, followlinks=True):
+        folders.sort()
+        pictures = [f for f in sorted(files) if f.lower().endswith((".jpeg", ".jpg"))]
+        found += [os.path.relpath(os.path.join(where, f), root) for f in pictures[:4]]
+        if len(found) >= count:
+            return found[:count]
+    if not found:
+        raise SystemExit(f"there is no JPEG picture below {root}")
+    return found
 
 
-def store_smaller(split, root):
-    """The same part from copies whose shorter side is 256 (smaller pictures keep their size)."""
-    for path in split.paths:
-        with Image.open(split.root / path) as file:
-            picture = file.convert("RGB")
-        scale = min(1, STORED_SIDE / min(picture.size))
+def split_of(root, paths, device):
+    labels = torch.arange(len(paths)) % CLASSES
+    return FileSplit(root, tuple(paths), labels, **IMAGENET_SCALE, size=SIZE, device=device)
+
+
+def store_small(split, root):
+    """Copies whose shorter side is 256 pixels, if it was longer: what many keep in place."""
+    for k, path in enumerate(split.paths):
+        picture = read_picture(split.root / path)
+        scale = min(1.0, 256 / min(picture.size))
         size = [round(scale * side) for side in picture.size]
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        small = picture.resize(size, Image.Resampling.BICUBIC)
-        small.save(root / path, format="JPEG", quality=95)
-    return replace(split, root=root)
+        picture.resize(size, Image.BICUBIC).save(root / f"{k:03}.jpg", quality=95)
+    names = tuple(f"{k:03}.jpg" for k in range(len(split)))
+    return replace(split, root=root, paths=names)
 
 
-def describe(split):
-    """Median width, height and file size."""
-    sizes = []
-    for path in split.paths:
-        with Image.open(split.root / path) as picture:
-            sizes.append((*picture.size, (split.root / path).stat().st_size / 1000))
-    width, height, kilobytes = (statistics.median(column) for column in zip(*sizes, strict=True))
-    return f"{width:.0f}x{height:.0f} and {kilobytes:.0f} kB"
+# Measuring
 
 
-def make_step():
-    """A step of training: ResNet-34 teaches ResNet-18, as ``train_student`` does it."""
-    teacher = create_model("torchvision/resnet34", seed=0)
-    student = create_model("torchvision/resnet18", seed=1)
-    teacher = teacher.to(memory_format=torch.channels_last).eval()
-    student = student.to(memory_format=torch.channels_last).train()
-    optimiser = torch.optim.SGD(
-        student.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True
+def finish(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def use_up(split, workers, batch_size, first, batches, seed, use):
+    """Pictures a second while ``use`` is handed ``batches`` batches, after the ``first`` ones.
+
+    More are asked for than taken, so that at the end workers have as much to do as before.
+    """
+    count = (first + batches + 2 * workers) * batch_size
+    stream = replace(split, workers=workers).batches(
+        batch_size, order=torch.arange(count) % len(split), augmentation=AUGMENTATION, seed=seed
     )
+    with closing(stream):
+        for images, labels in islice(stream, first):
+            use(images, labels)
+        finish(images.device)
+        start = time.perf_counter()
+        for images, labels in islice(stream, batches):
+            use(images, labels)
+        finish(images.device)
+        return batches * batch_size / (time.perf_counter() - start)
+
+
+def time_worker(split, seed):
+    """CPU seconds that a worker spends on a picture."""
+    pictures = _Pictures(split, augment=True)
+    start = time.process_time()
+    for batch in torch.arange(64).split(32):
+        keys = [(k % len(split), seed, k) for k in batch.tolist()]
+        torch.utils.data.default_collate([pictures[key] for key in keys])
+    return (time.process_time() - start) / 64
+
+
+def prepare_step(names, settings, device):
+    """A function that takes a step of ``distill`` on a batch."""
+    teacher = create_model(paper.model_name(names[0]), CLASSES, seed=1)
+    teacher = teacher.to(device, memory_format=torch.channels_last).eval()
+    student = training._Student(settings, 0, CLASSES, None, None, device, None)
+    student.start()
+    student.begin_epoch()
 
     def step(images, labels):
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            teacher_logits = teacher(images)
-        logits = student(images)
-        loss = F.cross_entropy(logits, labels) + wttm_loss(logits, teacher_logits, TEMPERATURE)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
+        with training._autocast(device, settings.precision):
+            teacher_logits = training._logits(teacher, images)
+        student.step(images, labels, teacher_logits, len(labels))
 
     return step
 
 
-def load(split, workers, count):
-    """Batches from ``workers`` processes, enough that these stay busy while ``count`` are timed."""
-    needed = BATCH * (count + 4 * workers + 1)
-    order = torch.arange(len(split)).repeat(-(-needed // len(split)))[:needed]
-    split = replace(split, workers=workers)
-    return split.batches(BATCH, order=order, augmentation="resized-crop-flip")
+def time_step(step, images, labels, repeats):
+    """Pictures a second of the step alone, and CPU seconds a picture of all threads."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        step(images, labels)
+    finish(images.device)
+    pictures = repeats * len(labels)
+    seconds = (time.process_time() - start_cpu) / pictures
+    return pictures / (time.perf_counter() - start), seconds
 
 
-def speed(batches, count, step=None, skip=0):
-    """Pictures per second over ``count`` batches, and per second of this process's CPU time.
+def time_parts(split, rounds):
+    """CPU milliseconds of each part of preparing a picture: one list a part."""
+    crop = v2.RandomResizedCrop(SIZE)
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (split.mean, split.std))
+    times = {}
 
-    The first ``skip`` batches are not timed: until then processes start and caches fill.
-    """
-    batches = iter(batches)
-    for number in range(skip + count):
-        if number == skip:
-            start, cpu_start = time.perf_counter(), time.process_time()
-        images, labels = next(batches)
-        if step is not None:
-            step(images, labels)
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    if hasattr(batches, "close"):
-        batches.close()  # ends the processes
-    return BATCH * count / seconds, BATCH * count / cpu_seconds
+    def timed(part, function, *arguments, **options):
+        start = time.process_time()
+        result = function(*arguments, **options)
+        times.setdefault(part, []).append(1e3 * (time.process_time() - start))
+        return result
 
+    def seeded(picture):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return crop.make_params([picture])
 
-def measure(split, smaller, step, rounds):
-    """For each row of the table: one pair of speeds (wall clock, CPU time) for each round."""
-    memory = next(load(split, 0, 1))
-    step(*memory)  # warm up
-    cases = {
-        "loader, in the training process": lambda: speed(load(split, 0, LOADED), LOADED, skip=1),
-        "loader, 1 process": lambda: speed(load(split, 1, LOADED), LOADED, skip=1),
-        "loader, 2 processes": lambda: speed(load(split, 2, LOADED), LOADED, skip=2),
-        "loader, 1 process, stored at 256": lambda: speed(load(smaller, 1, LOADED), LOADED, skip=1),
-        "step, pictures in memory": lambda: speed(repeat(memory), 1, step),
-        "both, 1 process": lambda: speed(load(split, 1, 2), 1, step, skip=1),
-        "both, 2 processes": lambda: speed(load(split, 2, 2), 1, step, skip=1),
-    }
-    found = {name: [] for name in cases}
     for number in range(rounds):
-        for name in list(cases)[:: -1 if number % 2 else 1]:
-            found[name].append(cases[name]())
-        print(f"round {number + 1} of {rounds}", flush=True)
-    return found
+        torch.manual_seed(number)
+        for path in split.paths:
+            timed("read the file", (split.root / path).read_bytes)
+            picture = timed("read and decode", read_picture, split.root / path)
+            timed("seed and draw the place", seeded, picture)
+            place = crop.make_params([picture])
+            part = timed("cut out", functional.crop, picture, **place)
+            pixels = timed("Pillow to tensor", functional.pil_to_tensor, part)
+            pixels = timed("scale", functional.resize, pixels, [SIZE, SIZE], antialias=True)
+            timed("mirror (every second)", functional.horizontal_flip, pixels)
+        batch = torch.stack([pixels.permute(1, 2, 0)] * 32).permute(0, 3, 1, 2)
+
+        def normalise(batch):
+            images = batch.to(torch.float32, memory_format=torch.contiguous_format)
+            return images.mul_(1 / 255).sub_(mean).div_(std)
+
+        for _ in range(4):
+            timed("normalise (on the device)", normalise, batch)
+            times["normalise (on the device)"][-1] /= len(batch)
+    return times
 
 
-def spread(values, form=".1f"):
-    """Median (quartiles)."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{median:{form}} ({low:{form}} to {high:{form}})"
+def spread(values, digits=0):
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}"
+    low, median, high = (f"{v:.{digits}f}" for v in statistics.quantiles(values, n=4))
+    return f"{median} ({low} to {high})"
 
 
-def table(found):
+def measure(split, stored, step, device, options):
+    """Pictures a second of every row, and CPU seconds a picture in a worker: one a round."""
+    rates, cpu = {}, {}
+    threads, most = torch.get_num_threads(), options.workers[-1]
+    images = torch.randn(options.batch_size, 3, SIZE, SIZE, device=device)
+    labels = torch.arange(options.batch_size, device=device) % CLASSES
+    parts = [(str(w), split, w) for w in options.workers] + [(STORED, stored, 0)]
+
+    time_step(step, images, labels, 1)  # the first step also prepares
+    for number in range(options.rounds):
+        torch.set_num_threads(1)  # as in a worker
+        for name, source, workers in parts if number % 2 else parts[::-1]:
+            # the clock starts when each worker has delivered once
+            plan = 32, max(workers, 1), 4 * (1 + workers), number
+            rate = use_up(source, workers, *plan, lambda *batch: None)
+            rates.setdefault(name, []).append(rate)
+            if workers == 0:
+                cpu.setdefault(name, []).append(time_worker(source, number))
+        torch.set_num_threads(threads)
+        rate, seconds = time_step(step, images, labels, options.steps)
+        rates.setdefault("step", []).append(rate)
+        cpu.setdefault("step", []).append(seconds)
+        # a step on the CPU is slow: during the first one the workers fill their queue
+        plan = options.batch_size, most if device.type == "cuda" else 1, options.steps, number
+        rates.setdefault("both", []).append(use_up(split, most, *plan, step))
+        print(f"round {number + 1} of {options.rounds} done", flush=True)
+    return rates, cpu
+
+
+# The tables
+
+
+def ratios(above, below):
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def report(rates, cpu, times, device, options):
+    most = str(options.workers[-1])
     rows = [
-        "| what | pictures/s: median (quartiles) | CPU ms a picture, in this process |",
-        "| --- | --- | --- |",
+        "| loader alone: worker processes | pictures/s | times those of no worker "
+        "| CPU ms a picture, in a worker |",
+        "| --- | --- | --- | --- |",
     ]
-    for name, speeds in found.items():
-        # what decoding costs in other processes does not show in this one's CPU time
-        alone = "process" not in name or "training process" in name
-        cpu = spread([1000 / cpu for _, cpu in speeds]) if alone else ""
-        rows.append(f"| {name} | {spread([wall for wall, _ in speeds])} | {cpu} |")
+    for name in [*map(str, options.workers), STORED]:
+        seconds = spread([1e3 * s for s in cpu[name]], 2) if name in cpu else ""
+        relative = spread(ratios(rates[name], rates["0"]), 2)
+        rows.append(f"| {name} | {spread(rates[name])} | {relative} | {seconds} |")
+    rows += ["", "| part of preparing a picture | CPU ms: median (quartiles) |", "| --- | --- |"]
+    rows += [f"| {part} | {spread(values, 2)} |" for part, values in times.items()]
+    alone = [1 / (1 / a + 1 / b) for a, b in zip(rates[most], rates["step"], strict=True)]
+    rows += [
+        "",
+        f"| batches of {options.batch_size} | pictures/s | loader's rate over this "
+        "| CPU ms a picture |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, title in (("step", "step alone"), ("both", f"both, {most} workers")):
+        relative = spread(ratios(rates[most], rates[name]), 1)
+        seconds = spread([1e3 * s for s in cpu[name]]) if name in cpu else ""
+        rows.append(f"| {title} | {spread(rates[name], 1)} | {relative} | {seconds} |")
+    rows.append(f"| both, if their times added up | {spread(alone, 1)} | | |")
+
+    loader, step = statistics.median(rates[most]), statistics.median(rates["step"])
+    limit, factor = ("step", loader / step) if loader > step else ("loader", step / loader)
+    other = "loader" if limit == "step" else "step"
+    one = 1 / statistics.median(cpu["0"])
+    rows += [
+        "",
+        f"**The {limit} limits**: with {most} workers the {other} alone is {factor:.1f} times as "
+        f"fast. Together they reach {spread(ratios(rates['both'], rates['step']), 2)} of the "
+        f"step's rate.",
+    ]
+    if device.type == "cpu":  # both use the same cores
+        share = 100 * statistics.median(ratios(cpu["0"], cpu["step"]))
+        rows.append(f"A picture's preparation takes {share:.1f} % of the CPU time of its step.")
+    rows += [
+        "",
+        f"One process prepares {one:.0f} pictures a second of its CPU time. Kept fed, if the CPU "
+        "has nothing else to do:",
+        "",
+        "| step, pictures/s | loader processes |",
+        "| --- | --- |",
+        f"| {step:.1f} (measured, {device.type}) | {math.ceil(step / one)} |",
+    ]
+    rows += [f"| {rate} | {math.ceil(rate / one)} |" for rate in (500, 1000, 2000, 4000)]
     return rows
 
 
-def conclude(found):
-    """What the table means, in sentences."""
-    wall = {name: np.array([speed for speed, _ in speeds]) for name, speeds in found.items()}
-    one, two = wall["loader, 1 process"], wall["loader, 2 processes"]
-    step, both = wall["step, pictures in memory"], wall["both, 2 processes"]
-    ratio = two / step
-    if statistics.median(ratio) >= 1:
-        limit = f"The step limits: two loader processes give {spread(ratio)} times what it takes."
-    else:
-        limit = f"The loader limits: the step takes {spread(1 / ratio)} times what it gives."
-    rate = statistics.median(one)
-    cpu_rate = statistics.median(cpu for _, cpu in found["loader, in the training process"])
-    return [
-        f"{limit} Together they reach {spread(both / step, '.2f')} of the step's own speed; here "
-        "loader and step share the same cores.",
-        "",
-        "Elsewhere, such as on a GPU: measure X, the pictures per second of your step alone. It "
-        f"needs X / {rate:.0f} loader processes like the one here, or {100 / rate:.1f} for each "
-        f"100 pictures/s, as long as each has a core; by CPU time, which leaves out waiting for a "
-        f"core that others use, X / {cpu_rate:.0f}. (The step above needs "
-        f"{statistics.median(step / one):.2g}.) Two processes gave {spread(two / one, '.2f')} "
-        "times the pictures of one: where that is far from 2, cores were shared, and X divided by "
-        "the speed of one holds only for cores of your own.",
-        "",
-        f"Copies at a shorter side of {STORED_SIDE} (quality 95) are read "
-        f"{spread(wall['loader, 1 process, stored at 256'] / one, '.2f')} times as fast. They are "
-        "other pictures, though: compressed twice, and small crops are enlarged from fewer pixels.",
-    ]
-
-
-def processor():
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def busy():
-    """How many processes wanted a core before this one began, where the system tells it."""
-    if not hasattr(os, "getloadavg"):
-        return "not known"
-    return f"{os.getloadavg()[0]:.1f}"
+def describe(split):
+    sizes = [Image.open(split.root / path).size for path in split.paths]
+    width, height = (statistics.median(side) for side in zip(*sizes, strict=True))
+    kilobytes = [(split.root / path).stat().st_size / 1000 for path in split.paths]
+    return f"{width:.0f} x {height:.0f} pixels (median), {statistics.mean(kilobytes):.0f} kB (mean)"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", help="folder with train/ and test/ (default: drawn pictures)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, at least 2 (default 5)")
-    parser.add_argument("--save", action="store_true", help="write the table to results/")
+    parser.add_argument("--root", type=Path, help="folder of JPEG pictures (default: draw some)")
+    parser.add_argument("--pair", default="ResNet-34:ResNet-18", help="teacher:student")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--batch-size", type=int, help="default 8 on a CPU, 128 on a GPU")
+    parser.add_argument("--workers", type=int, help="most loader processes (default: 2; GPU: all)")
+    parser.add_argument("--rounds", type=int, default=5, help="default 5")
+    parser.add_argument("--save", action="store_true", help="write the tables to results/")
     options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error(f"--rounds {options.rounds}: quartiles need at least 2")
-    today, load_before = datetime.date.today().isoformat(), busy()
-    with tempfile.TemporaryDirectory() as temporary:
-        root, kind = options.root, "pictures of the given folder"
-        if root is None:
-            root, kind = Path(temporary) / "drawn", "drawn pictures (noise smoothed)"
-            draw_folder(root)
-        data = load_dataset("folder", root=root, size=224, validation=0)
-        split = some_pictures(data.train)
-        smaller = store_smaller(split, Path(temporary) / "smaller")
+    device = torch.device(options.device)
+    gpu = device.type == "cuda"
+    options.batch_size = options.batch_size or (128 if gpu else 8)
+    most = options.workers or (os.cpu_count() if gpu else 2)
+    options.workers = sorted({0, 1, 2, most} & set(range(most + 1)))
+    options.steps = 20 if gpu else 1
+    names = options.pair.split(":")
+    changes = {"batch_size": options.batch_size, "precision": options.precision}
+    if names[1].startswith("DeiT"):  # published nowhere; any will do here
+        changes |= {"temperature": 2.0, "distill_weight": 1.0}
+    settings = paper.settings(*names, "wttm", **changes)
+
+    # As in training: cuDNN keeps to algorithms that give the same bits each time.
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+    today = datetime.date.today().isoformat()
+    with tempfile.TemporaryDirectory() as folder:
+        drawn, small = Path(folder) / "drawn", Path(folder) / "small"
+        drawn.mkdir()
+        small.mkdir()
+        root = options.root or drawn
+        paths = find(root, PICTURES) if options.root else draw(root, PICTURES)
+        split = split_of(root, paths, device)
+        stored = store_small(split, small)
+        turbo = features.version("libjpeg_turbo")
         header = [
-            f"# Loader and distillation step on ImageNet's pictures, {today}",
+            f"# Loader and step on ImageNet's pictures, {today}",
             "",
-            f"{processor()}, {torch.get_num_threads()} of {os.cpu_count()} threads, "
-            f"{platform.system()}, load average before the start {load_before}; Python "
-            f"{platform.python_version()}, torch {torch.__version__}, torchvision "
-            f"{torchvision.__version__}, Pillow {PIL.__version__}.",
-            f"{len(split)} {kind}, typically {describe(split)} (stored at {STORED_SIDE}: "
-            f"{describe(smaller)}), from the system's cache, random crops to 224. ResNet-34 "
-            f"teaches ResNet-18, WTTM and cross-entropy, SGD, float32, batch {BATCH}.",
-            f"{options.rounds} rounds, wall-clock time; a round is {LOADED} batches of the loader "
-            "and one step.",
+            f"{processor()}, {os.cpu_count()} cores, {platform.system()}"
+            f"{', ' + torch.cuda.get_device_name(device) if gpu else ''}; "
+            f"Python {platform.python_version()}, torch {torch.__version__}, torchvision "
+            f"{torchvision.__version__}, Pillow {PIL.__version__} with "
+            f"{f'libjpeg-turbo {turbo}' if turbo else 'libjpeg'}; {options.rounds} rounds.",
+            f"{len(paths)} {'real' if options.root else 'drawn'} pictures, {describe(split)}; "
+            f"copies at shorter side 256, JPEG quality 95: {describe(stored)}.",
+            f"Step: {names[0]} to {names[1]}, WTTM, {settings.precision}, on "
+            f"{'the GPU' if gpu else f'the CPU with {torch.get_num_threads()} threads'}. Loader: "
+            "batches of 32. Median (quartiles) over rounds.",
             "",
         ]
-        print(*header, sep="\n", flush=True)
-        found = measure(split, smaller, make_step(), options.rounds)
-    result = [*table(found), "", *conclude(found)]
-    print("", *result, sep="\n")
+        print(*header, sep="\n")
+        torch_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        times = time_parts(split, 1)  # also reads every file once before the rounds
+        torch.set_num_threads(torch_threads)
+        step = prepare_step(names, settings, device)
+        rates, cpu = measure(split, stored, step, device, options)
+    rows = report(rates, cpu, times, device, options)
+    print("", *rows, sep="\n")
     if options.save:
         path = Path(__file__).parent / "results" / f"imagenet_{today}.md"
         path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join([*header, *result]) + "\n", encoding="utf-8")
+        path.write_text("\n".join([*header, *rows]) + "\n", encoding="utf-8")
         print(f"\nSaved {path}")
 
 
