@@ -10,8 +10,8 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ttm_lab.data import FileSplit, Split
-from ttm_lab.data.splits import hash_seed
+from ttm_lab.data import FileSplit, Split, splits
+from ttm_lab.data.splits import _Pictures, hash_seed
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
@@ -200,6 +200,38 @@ def test_batches_from_files_equal_torchvisions_transforms_by_hand(files):
                 torch.manual_seed(hash_seed(40 + step, k))
                 wanted = by_hand(files, position, transform)
                 torch.testing.assert_close(images[k], wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (300, 20), (20, 300), (7, 5)])
+def test_cutting_out_before_converting_changes_no_pixel(tmp_path, size):
+    """Also where no crop fits and RandomResizedCrop falls back on the middle of the picture."""
+    noise = random_pictures(1, 300)[0, :, : size[1], : size[0]]
+    Image.fromarray(noise.permute(1, 2, 0).numpy()).save(tmp_path / "0.png")
+    one = FileSplit(tmp_path, ("0.png",), torch.zeros(1).long(), MEAN, STD, size=28)
+    order = torch.zeros(60, dtype=torch.int64)
+    ((images, _),) = one.batches(60, order=order, augmentation="resized-crop-flip", seed=9)
+    augment = v2.Compose([v2.RandomResizedCrop(28, antialias=True), v2.RandomHorizontalFlip()])
+    for k, found in enumerate(images):
+        torch.manual_seed(hash_seed(9, k))
+        torch.testing.assert_close(found, by_hand(one, 0, augment), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_workers_hand_over_bytes(files, augment):
+    for position in range(9):
+        pixels, label = _Pictures(files, augment)[position, 3, 0]
+        assert pixels.dtype == torch.uint8
+        assert pixels.shape == (28, 28, 3)
+        assert label == position
+
+
+def test_an_epoch_starts_without_preparing_all_of_it(files, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(splits, "hash_seed", lambda *parts: seeds.append(parts) or 0)
+    order = torch.zeros(1000, dtype=torch.int64)
+    batches = files.batches(2, order=order, augmentation="resized-crop-flip", seed=4, start=3)
+    next(batches)
+    assert seeds == [(7, 0), (7, 1)]
 
 
 def test_evaluation_from_files_is_torchvisions_preset_for_imagenet(files):
