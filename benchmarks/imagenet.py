@@ -200,8 +200,8 @@ def time_parts(split, rounds):
 
 
 def spread(values, digits=0):
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
+    if len(values) < 3:
+        return f"{statistics.median(values):.{digits}f}"
     low, median, high = (f"{v:.{digits}f}" for v in statistics.quantiles(values, n=4))
     return f"{median} ({low} to {high})"
 
@@ -312,7 +312,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="default 5")
     parser.add_argument("--save", action="store_true", help="write the tables to results/")
     options = parser.parse_args()
-    device = torch.device(options.device)
+    device, gets_load = torch.device(options.device), hasattr(os, "getloadavg")
     gpu = device.type == "cuda"
     options.batch_size = options.batch_size or (128 if gpu else 8)
     most = options.workers or (os.cpu_count() if gpu else 2)
@@ -336,6 +336,7 @@ def main():
         split = split_of(root, paths, device)
         stored = store_small(split, small)
         turbo = features.version("libjpeg_turbo")
+        load = f"; load of the machine before: {os.getloadavg()[0]:.1f}" if gets_load else ""
         header = [
             f"# Loader and step on ImageNet's pictures, {today}",
             "",
@@ -343,7 +344,7 @@ def main():
             f"{', ' + torch.cuda.get_device_name(device) if gpu else ''}; "
             f"Python {platform.python_version()}, torch {torch.__version__}, torchvision "
             f"{torchvision.__version__}, Pillow {PIL.__version__} with "
-            f"{f'libjpeg-turbo {turbo}' if turbo else 'libjpeg'}; {options.rounds} rounds.",
+            f"{f'libjpeg-turbo {turbo}' if turbo else 'libjpeg'}; {options.rounds} rounds{load}.",
             f"{len(paths)} {'real' if options.root else 'drawn'} pictures, {describe(split)}; "
             f"copies at shorter side 256, JPEG quality 95: {describe(stored)}.",
             f"Step: {names[0]} to {names[1]}, WTTM, {settings.precision}, on "
