@@ -12,7 +12,7 @@ help:
 	@echo "make lab        open the course in JupyterLab"
 	@echo "make reproduce  run every notebook and write runs/reproduce/quick/report.html"
 	@echo "make test       check style, run the tests and all notebooks, cut short"
-	@echo "make bench      time the losses against the textbook sequence"
+	@echo "make bench      time losses and training side by side with plain code (ARGS=--save keeps it)"
 	@echo "Options: PYTHON=python3.12 for a new .venv, ARGS=\"...\" for the command itself."
 
 # Jupyter makes a new token at each start and prints the address that holds it.
@@ -33,6 +33,9 @@ test: setup
 
 bench: setup
 	@$(VENV_PYTHON) benchmarks/losses.py $(ARGS)
+	@$(VENV_PYTHON) benchmarks/speed.py $(ARGS)
+	@$(VENV_PYTHON) benchmarks/imagenet.py --rounds 2 $(ARGS)
+	@$(VENV_PYTHON) benchmarks/notebook5.py
 
 # .venv/made-from says which folder and which pyproject.toml the environment was made from. It is
 # written last, so that an interrupted set-up starts again from nothing.

@@ -32,7 +32,7 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from losses import processor
+from machine import processor
 from PIL import Image, features
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional

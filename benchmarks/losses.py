@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import processor
 
 from ttm_lab.losses import kd_loss, ttm_loss, wttm_loss
 
@@ -118,19 +119,6 @@ def measure(rounds, clock):
                 )
                 print(rows[-1], flush=True)
     return rows
-
-
-def processor():
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
-    return (
-        names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
-    )
 
 
 def main():
