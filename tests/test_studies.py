@@ -60,13 +60,24 @@ def test_a_broken_off_search_goes_on_and_ends_the_same(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         real = studies.teacher_and_data
-        answers = iter([real(3, None)])  # the second call finds nothing and stops the search
-        patch.setattr(studies, "teacher_and_data", lambda *_args, **_kwargs: next(answers))
-        with pytest.raises(StopIteration):
+        answers = [real(3, None)]  # the second call finds nothing and stops the search
+        patch.setattr(studies, "teacher_and_data", lambda *_args, **_kwargs: answers.pop())
+        with pytest.raises(IndexError):
             studies.search([3], tmp_path / "broken.csv", trials=1)
     assert len(runs.read_table(tmp_path / "broken.csv")) == 2
     studies.search([3], tmp_path / "broken.csv", trials=1)
     pd.testing.assert_frame_equal(runs.read_table(tmp_path / "broken.csv"), whole)
+
+
+def test_a_search_in_processes_writes_the_same_table(tmp_path, monkeypatch, one_thread):
+    tables = {}
+    for workers in (1, 2):
+        monkeypatch.setattr(studies, "_free_cores", lambda workers=workers: workers)
+        monkeypatch.setattr(studies, "FAMILIES", {"appendix": studies.FAMILIES["appendix"]})
+        file = tmp_path / f"{workers}.csv"
+        studies.search([1, 3], file, trials=1)
+        tables[workers] = file.read_bytes()
+    assert tables[1] == tables[2]
 
 
 def test_settings_by_family():
@@ -140,7 +151,7 @@ def test_what_is_unfinished_decides_how_many_processes_start(tmp_path, monkeypat
 
 def test_a_failure_in_a_process_surfaces_with_seed_and_message(tmp_path):
     with pytest.raises(RuntimeError, match=r"seed 999: ValueError: .*search-digits --seeds 999"):
-        studies._train_in_processes([999], ["tuned"], tmp_path, 2, 1)
+        studies._train_in_processes([999, 998], ["tuned"], tmp_path, 2, 2)
 
 
 def test_processes_share_the_cores_with_threads_and_other_notebooks(monkeypatch, one_thread):

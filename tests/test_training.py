@@ -232,6 +232,13 @@ def test_a_finished_run_is_read_back_not_trained_again(data, teacher, tmp_path):
         assert (two.folder / "model.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_a_finished_run_is_read_without_an_optimiser(data, teacher, tmp_path, monkeypatch):
+    first = distill(teacher, data, student(), folder=tmp_path, progress=False)
+    monkeypatch.setattr(torch.optim, "SGD", None)  # torch.optim takes seconds to load
+    again = distill(teacher, data, student(), folder=tmp_path, progress=False)
+    assert same_weights(first.model, again.model)
+
+
 def test_everything_that_decides_the_result_decides_the_folder(data, teacher, tmp_path):
     def own(factor):
         def scaled(z, v, y):

@@ -13,8 +13,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -119,42 +120,50 @@ def search(seeds: Sequence[int], path: str | Path, *, trials: int = 24) -> pd.Da
     """Random search on validation data: ``trials`` settings for every method, family and seed.
 
     Adds a row a trial to the CSV file at ``path`` after each seed and family, and leaves out what
-    is there already, so a search that was broken off goes on where it stopped. CE is searched
+    is there already, so a search that was broken off goes on where it stopped. Several seeds take
+    turns on as many cores as torch's threads leave, each in a process of its own. CE is searched
     once, in ``tuned``. A trial whose loss became infinite or NaN keeps its row without a score.
     """
     path = Path(path)
     tables = [runs.read_table(path)] if path.exists() else []
     done = {pair for t in tables for pair in zip(t["seed"], t["family"], strict=True)}
     wanted = [(seed, family) for seed in seeds for family in FAMILIES if (seed, family) not in done]
-    for seed, family in tqdm(wanted, desc="search", unit="family"):
-        teacher, data = teacher_and_data(seed, folder=None)
-        methods = [m for m in FAMILIES[family] if (family, m) != ("published", "ce")]
-        drawn = {m: draw_trials(m, family, trials, teacher, data) for m in methods}
-        try:
-            settings = [s for several in drawn.values() for s in several]
-            students = distill_many(teacher, data, settings, seeds=[seed], progress=False)
-        except Diverged as error:
-            students = error.trained
-        scores = {s.label: evaluate(s, data.validation) for s in students}
-        rows = [
-            {
-                "seed": seed,
-                "family": family,
-                "method": method,
-                "learning_rate": s.learning_rate,
-                "epochs": s.epochs,
-                "temperature": s.temperature,
-                "ce_weight": s.ce_weight,
-                "distill_weight": s.distill_weight,
-                "validation_accuracy": scores[s.label]["accuracy"] if s.label in scores else None,
-                "validation_nll": scores[s.label]["nll"] if s.label in scores else None,
-            }
-            for method, several in drawn.items()
-            for s in several
-        ]
-        tables.append(pd.DataFrame(rows))
-        runs.atomic_write(path, pd.concat(tables).to_csv(index=False))
+    workers = min(_free_cores(), len({seed for seed, _ in wanted}))
+    tasks = [(seed, family, trials) for seed, family in wanted]
+    with closing(_in_processes(_search_one, tasks, workers)) as found:
+        for rows in tqdm(found, total=len(wanted), desc="search", unit="family"):
+            tables.append(pd.DataFrame(rows))
+            runs.atomic_write(path, pd.concat(tables).to_csv(index=False))
     return runs.read_table(path)
+
+
+def _search_one(seed: int, family: str, trials: int) -> list[dict]:
+    """The trials of one seed and family, a row each."""
+    teacher, data = teacher_and_data(seed, folder=None)
+    methods = [m for m in FAMILIES[family] if (family, m) != ("published", "ce")]
+    drawn = {m: draw_trials(m, family, trials, teacher, data) for m in methods}
+    try:
+        settings = [s for several in drawn.values() for s in several]
+        students = distill_many(teacher, data, settings, seeds=[seed], progress=False)
+    except Diverged as error:
+        students = error.trained
+    scores = {s.label: evaluate(s, data.validation) for s in students}
+    return [
+        {
+            "seed": seed,
+            "family": family,
+            "method": method,
+            "learning_rate": s.learning_rate,
+            "epochs": s.epochs,
+            "temperature": s.temperature,
+            "ce_weight": s.ce_weight,
+            "distill_weight": s.distill_weight,
+            "validation_accuracy": scores[s.label]["accuracy"] if s.label in scores else None,
+            "validation_nll": scores[s.label]["nll"] if s.label in scores else None,
+        }
+        for method, several in drawn.items()
+        for s in several
+    ]
 
 
 def choose(table: pd.DataFrame) -> pd.DataFrame:
@@ -291,6 +300,20 @@ def _unfinished(
 
 def _train_in_processes(seeds, families, folder, max_steps, workers) -> None:
     """Train each seed in one of ``workers`` processes; what they made lies in ``folder``."""
+    tasks = [(seed, families, folder, max_steps) for seed in seeds]
+    with closing(_in_processes(_train_one, tasks, workers)) as done:
+        for _ in tqdm(done, total=len(tasks), desc="seeds"):
+            pass
+
+
+def _in_processes(function: Callable, tasks: Sequence[tuple], workers: int) -> Iterator:
+    """``function(*task)`` for each task in turn; more than one worker are processes of their own.
+
+    With one worker all happens here. Close it when done with it: that ends the processes at once.
+    """
+    if workers <= 1:
+        yield from (function(*task) for task in tasks)
+        return
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         workers,
@@ -299,9 +322,8 @@ def _train_in_processes(seeds, families, folder, max_steps, workers) -> None:
         initargs=(torch.get_num_threads(),),
     )
     try:
-        work = [pool.submit(_train_one, seed, families, folder, max_steps) for seed in seeds]
-        for done in tqdm(as_completed(work), total=len(work), desc="seeds"):
-            done.result()
+        for done in [pool.submit(function, *task) for task in tasks]:
+            yield done.result()
     except BaseException:  # Ctrl-C too: nothing goes on in the background
         for process in set(multiprocessing.active_children()) - before:
             process.terminate()

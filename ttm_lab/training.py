@@ -198,10 +198,7 @@ class Diverged(FloatingPointError):
 
     def __init__(self, messages: Sequence[str], trained: list[Trained]):
         super().__init__("; ".join(messages) + ". Lower the learning rate or the distill weight.")
-        self.messages, self.trained = messages, trained
-
-    def __reduce__(self):  # to another process goes what happened, without the networks
-        return type(self), (self.messages, [])
+        self.trained = trained
 
 
 def train_teacher(
@@ -659,7 +656,7 @@ class _Student:
         if self.method is not None:
             extra = self.method(logits, teacher_logits, labels)
             loss = loss + self.settings.distill_weight * extra
-        self.model.zero_grad(set_to_none=True)  # the optimiser's own takes several times as long
+        self.optimiser.zero_grad(set_to_none=True)
         (loss * distributed.weight(len(labels), size)).backward()
         self.optimiser.step()
         self.steps += 1
