@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -370,6 +371,34 @@ def test_what_the_command_line_says_wins_over_the_recipe(workplace, capsys):
         )
         wanted = (2, 3, 0.5) if method == "wttm" else (None, None, 1)
         assert (s["temperature"], s["distill_weight"], s["ce_weight"]) == wanted
+
+
+def test_a_remembered_teacher_is_not_asked_again(workplace, monkeypatch, capsys):
+    """Ahead by one command, then used by another; four pictures keep the 162 views few."""
+    part = noise("digits", 10)
+    few = replace(part.train, images=part.train.images[:4], labels=part.train.labels[:4])
+    part = replace(part, train=few)
+    monkeypatch.setattr(data, "load_dataset", lambda name, **_: part)
+    teacher = "--augmentation crop-flip --epochs 1 --max-steps 2"
+    command = f"remember-teacher --model resnet8 --data digits {teacher} --device cpu"
+    assert call(command) == 0
+    shown = capsys.readouterr().out
+    assert "648 views: 4 pictures, 162 views each" in shown
+    assert "computed now: 648, known before: 0" in shown
+    assert call(command) == 0
+    assert "computed now: 0, known before: 648" in capsys.readouterr().out
+
+    monkeypatch.setattr("ttm_lab.memory.TeacherMemory._compute", never_trains)
+    distill = f"distill --pair resnet8:resnet8 --data digits {teacher} --methods kd,wttm"
+    assert call(f"{distill} --fast --precision float32 --device cpu") == 0
+    shown = capsys.readouterr()
+    assert "100% of 4 teacher answers remembered" in shown.err
+    found = [json.loads(p.read_text()) for p in Path("runs").glob("digits-resnet8*/*/config.json")]
+    asked = {(c["settings"]["method"], c["settings"]["remember"]) for c in found}
+    assert asked == {("ce", False), ("kd", True), ("wttm", True)}  # the teacher's run is one
+    assert len(list(Path("runs/digits-resnet8").iterdir())) == 1
+    assert call(f"{distill} --no-remember --seeds 1-1") == 0
+    assert "remembered" not in capsys.readouterr().err
 
 
 def noise(name: str, classes: int) -> Dataset:
