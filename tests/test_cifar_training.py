@@ -171,6 +171,28 @@ def test_autocast_reaches_the_networks_and_spares_the_losses(data, teacher):
     assert low["loss"] == pytest.approx(high["loss"], rel=0.02)
 
 
+def test_a_compiled_student_is_the_student(data, teacher, tmp_path, monkeypatch):
+    """Through torch.compile's own tracing and its backward pass, without the C++ compiler."""
+    compiled = []
+
+    def trace(model):
+        compiled.append(type(model).__name__)
+        return original(model, backend="aot_eager")
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", trace)
+    options = {"progress": False, "checkpoint_seconds": 0}
+    plain = distill(teacher, data, student(max_steps=3), **options)
+    assert not compiled
+    other = distill(teacher, data, student(max_steps=3, compiled=True), folder=tmp_path, **options)
+    assert compiled == ["ResNet"]
+    assert other.model.state_dict().keys() == plain.model.state_dict().keys()
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(other.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    again = distill(teacher, data, student(max_steps=3, compiled=True), folder=tmp_path, **options)
+    assert same_weights(again, other)
+
+
 def test_without_a_validation_part_everything_trains_and_test_can_be_followed(data, teacher):
     nothing = replace(
         data.validation, images=data.validation.images[:0], labels=data.validation.labels[:0]

@@ -145,7 +145,7 @@ def test_notebooks_run_after_those_they_build_on(course):
         course.run()
 
 
-@pytest.mark.parametrize(("timeout", "grace"), [(3, 60), (60, -57)], ids=["cell", "notebook"])
+@pytest.mark.parametrize(("timeout", "grace"), [(3, 60), (60, -45)], ids=["cell", "notebook"])
 def test_time_out_ends_the_notebook_and_its_kernel(course, monkeypatch, timeout, grace):
     write = "import os\nopen('kernel', 'w').write(str(os.getpid()))"
     course.add("01_hangs", write, "import threading\nthreading.Event().wait()")

@@ -132,12 +132,16 @@ class Split:
         """Pixels (B, H, W, C) as networks take them: row by row, since rows of 3 are slow."""
         if self.mean is None:
             return pixels
-        mean, std = (
-            torch.tensor(v, device=pixels.device).repeat(pixels.shape[2])
-            for v in (self.mean, self.std)
+        return torch.addcmul(self._scale[0], pixels.flatten(2).float(), self._scale[1]).view_as(
+            pixels
         )
-        rows = pixels.flatten(2).float()
-        return torch.addcmul(-mean / std, rows, 1 / (255 * std)).view_as(pixels)
+
+    @cached_property
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        """What to add to a row of pixels, and to multiply it with before; on this device."""
+        width, device = self.images.shape[-1], self.labels.device
+        mean, std = (torch.tensor(v, device=device).repeat(width) for v in (self.mean, self.std))
+        return -mean / std, 1 / (255 * std)
 
     def update(self, digest) -> None:
         """Add every image and label to a hash."""
