@@ -2,8 +2,8 @@
 
 Plain asks the teacher about every batch, as it is; fast is ``training.fast`` (remembered answers,
 folded batch norm, bfloat16 where the hardware has it). Both start from the same weights and see
-the same pictures in the same order, so a difference is rounding that training has blown up: as
-large as another seed's noise at most, and of no direction.
+the same pictures in the same order, so what differs is rounding, which training blows up. The
+question is whether that is more than another seed's noise, and whether it has a direction.
 
     python benchmarks/accuracy.py --root DIR          DIR/train/<class>/, DIR/test/<class>/
     python benchmarks/accuracy.py --root DIR --save   writes benchmarks/results/accuracy_<date>.md

@@ -312,7 +312,7 @@ def _remember_teacher(options) -> int:
     print(f"{memory.asked:,} views: {len(data.train):,} pictures, {views} views each")
     print(f"computed now: {memory.computed:,}, known before: {memory.asked - memory.computed:,}")
     print(f"{memory.size_in_bytes / 1e9:.2f} GB: {memory.path}")
-    print("It serves every: ttm-lab distill --remember ... with this teacher, data and precision")
+    print("ttm-lab distill --remember (or --fast) reads it, with the same teacher and precision.")
     return 0
 
 
