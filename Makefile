@@ -35,7 +35,7 @@ bench: setup
 	@$(VENV_PYTHON) benchmarks/losses.py $(ARGS)
 	@$(VENV_PYTHON) benchmarks/speed.py $(ARGS)
 	@$(VENV_PYTHON) benchmarks/imagenet.py --rounds 2 $(ARGS)
-	@$(VENV_PYTHON) benchmarks/notebook5.py
+	@$(VENV_PYTHON) benchmarks/notebook5.py $(ARGS)
 
 # .venv/made-from says which folder and which pyproject.toml the environment was made from. It is
 # written last, so that an interrupted set-up starts again from nothing.

@@ -13,10 +13,9 @@ import argparse
 import datetime
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from machine import machine
+from machine import machine, save
 
 from ttm_lab import training
 from ttm_lab.analysis import evaluate, paired_interval
@@ -91,9 +90,7 @@ def main():
     ]
     print(*lines, sep="\n")
     if options.save:
-        path = Path(__file__).parent / "results" / f"accuracy_{datetime.date.today()}.md"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"\nSaved {path}")
+        save("accuracy", lines)
 
 
 if __name__ == "__main__":

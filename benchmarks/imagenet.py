@@ -10,7 +10,7 @@ Every file is read before the clock starts: a slow disk would come on top.
     python benchmarks/imagenet.py                      about two minutes on two cores
     python benchmarks/imagenet.py --root ~/imagenet    real pictures, at any depth below a folder
     python benchmarks/imagenet.py --pair "ResNet-50:MobileNet"          needs timm
-    python benchmarks/imagenet.py --save               also writes results/imagenet_<date>.md
+    python benchmarks/imagenet.py --save               also writes the tables to results/
 
 Without ``--root`` it draws pictures of ImageNet's most frequent size, 500 x 375 pixels.
 """
@@ -32,7 +32,7 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from machine import processor
+from machine import processor, save
 from PIL import Image, features
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
@@ -362,10 +362,7 @@ def main():
     rows = report(rates, cpu, times, device, options)
     print("", *rows, sep="\n")
     if options.save:
-        path = Path(__file__).parent / "results" / f"imagenet_{today}.md"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join([*header, *rows]) + "\n", encoding="utf-8")
-        print(f"\nSaved {path}")
+        save("imagenet", [*header, *rows])
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ import os
 import platform
 import statistics
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from machine import processor
+from machine import processor, save
 
 from ttm_lab.losses import kd_loss, ttm_loss, wttm_loss
 
@@ -145,10 +144,7 @@ def main():
     rows = measure(options.rounds, clock)
     if options.save:
         suffix = "" if options.threads == 1 else f"_{options.threads}_threads"
-        path = Path(__file__).parent / "results" / f"losses_{today}{suffix}.md"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join([*header, *rows]) + "\n", encoding="utf-8")
-        print(f"\nSaved {path}")
+        save(f"losses{suffix}", [*header, *rows])
 
 
 if __name__ == "__main__":

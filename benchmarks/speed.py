@@ -8,7 +8,7 @@ shifts both sides alike. "limit" is the ratio that would be reached if all multi
 fast side ran at the speed of a large matrix product and everything else took no time.
 
     python benchmarks/speed.py                  several minutes on two cores
-    python benchmarks/speed.py --save           also writes benchmarks/results/speed_<date>.md
+    python benchmarks/speed.py --save           also writes the table to results/
     python benchmarks/speed.py --device cuda    the same on a GPU
 """
 
@@ -17,12 +17,11 @@ import datetime
 import statistics
 import time
 from itertools import count, islice
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from losses import textbook_kd, textbook_wttm
-from machine import machine
+from machine import machine, save
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -182,9 +181,9 @@ def text(values):
     return f"{median:.2f} ({low:.2f} to {high:.2f})"
 
 
-def matrix_speed(device):
-    """Operations per second of a large float32 matrix product: the best of ten."""
-    a = torch.randn(2048, 2048, device=device)
+def matrix_speed(device, precision):
+    """Operations per second of a large matrix product: the best of ten."""
+    a = torch.randn(2048, 2048, device=device, dtype=getattr(torch, precision))
     best = float("inf")
     for _ in range(10):
         start = time.perf_counter()
@@ -216,13 +215,13 @@ def main():
     device, steps, rounds = torch.device(options.device), options.steps, options.rounds
     data, precision = pictures(), training.fast(device)["precision"]
     plain_data = PlainLoader(data.train)
-    speed = matrix_speed(device)
+    speed = matrix_speed(device, precision)
     lines = [
         f"# Distillation beside a plain loop, {datetime.date.today()}",
         "",
         machine(),
-        f"Large float32 matrix product: {speed / 1e9:.0f} GFLOP/s. Precision of the fast side: "
-        f"{precision}. Batch {BATCH}, {steps} batches a round, {rounds} rounds; 2.0 is twice as "
+        f"Precision of the fast side: {precision}, large matrix product {speed / 1e9:.0f} GFLOP/s. "
+        f"Batch {BATCH}, {steps} batches a round, {rounds} rounds; 2.0 is twice as "
         "fast as the plain loop: median (quartiles).",
         "",
         "| pair | what | faster | wanted | limit | plain, pictures/s |",
@@ -292,9 +291,7 @@ def main():
     lines += ["", f"Crop, flip and normalise, CPU time of the PIL loader over ours: {text(values)}"]
     print(*lines, sep="\n")
     if options.save:
-        path = Path(__file__).parent / "results" / f"speed_{datetime.date.today()}.md"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"\nSaved {path}")
+        save("speed", lines)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from functools import partial
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, relu
+from torch import Tensor, nn, relu_
+from torch.nn.functional import avg_pool2d
 
 from ttm_lab.models.network import Network
 
@@ -51,7 +51,7 @@ def numbered(name: str, layers: list[nn.Module], start: int = 1) -> dict[str, nn
 def stem(width: int, size: int) -> dict[str, nn.Module]:
     """The first convolution, from RGB to ``width`` channels."""
     conv1, bn1 = conv_bn(3, width, size)
-    return {"conv1": conv1, "bn1": bn1, "relu": nn.ReLU()}
+    return {"conv1": conv1, "bn1": bn1, "relu": nn.ReLU(inplace=True)}
 
 
 def pool() -> nn.Sequential:
@@ -83,8 +83,8 @@ class BasicBlock(nn.Module):
         self.downsample = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = relu(self.bn1(self.conv1(x)))
-        return relu(self.bn2(self.conv2(out)) + self.downsample(x))
+        out = relu_(self.bn1(self.conv1(x)))
+        return relu_(self.bn2(self.conv2(out)) + self.downsample(x))
 
 
 class Bottleneck(nn.Module):
@@ -98,9 +98,9 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = relu(self.bn1(self.conv1(x)))
-        out = relu(self.bn2(self.conv2(out)))
-        return relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+        out = relu_(self.bn1(self.conv1(x)))
+        out = relu_(self.bn2(self.conv2(out)))
+        return relu_(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
 class ResNet(Network):
@@ -149,8 +149,8 @@ class WideBlock(nn.Module):
         self.convShortcut = None if inputs == outputs else conv(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = relu(self.bn1(x))
-        out = self.conv2(relu(self.bn2(self.conv1(active))))
+        active = relu_(self.bn1(x))
+        out = self.conv2(relu_(self.bn2(self.conv1(active))))
         # the identity carries the raw input, a convolution the normalised and activated one
         return out + (x if self.convShortcut is None else self.convShortcut(active))
 
@@ -165,7 +165,7 @@ class WideResNet(Network):
             conv1=conv(3, 16, 3),
             **numbered("block", [nn.Sequential(OrderedDict(layer=row)) for row in rows]),
             bn1=nn.BatchNorm2d(widths[-1]),
-            relu=nn.ReLU(),
+            relu=nn.ReLU(inplace=True),
             pool=pool(),
             fc=nn.Linear(widths[-1], num_classes),
         )
@@ -182,7 +182,11 @@ class VGG(Network):
 
     def __init__(self, counts: tuple[int, ...], num_classes: int):
         def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-            layers = (nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+            layers = (
+                nn.Conv2d(inputs, outputs, 3, padding=1),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(inplace=True),
+            )
             return nn.Sequential(*layers)
 
         rows = stages(block, counts, (3, 64, 128, 256, 512, 512), [1] * 5)
@@ -202,9 +206,9 @@ class InvertedResidual(nn.Module):
         width = inputs * expansion
         self.conv = nn.Sequential(
             *conv_bn(inputs, width, 1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             *conv_bn(width, width, 3, stride, groups=width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             *conv_bn(width, outputs, 1),
         )
         self.same = stride == 1 and inputs == outputs
@@ -229,9 +233,9 @@ class MobileNetV2(Network):
             strides=(1, 2, 2, 1, 2, 1),
         )
         super().__init__(
-            conv1=nn.Sequential(*conv_bn(3, 16, 3, stride=2), nn.ReLU()),
+            conv1=nn.Sequential(*conv_bn(3, 16, 3, stride=2), nn.ReLU(inplace=True)),
             blocks=nn.Sequential(*first, *rest),
-            conv2=nn.Sequential(*conv_bn(160, 1280, 1), nn.ReLU()),
+            conv2=nn.Sequential(*conv_bn(160, 1280, 1), nn.ReLU(inplace=True)),
             pool=pool(),
             classifier=nn.Sequential(nn.Linear(1280, num_classes)),
         )
@@ -259,10 +263,10 @@ class ShuffleV1Block(nn.Module):
         self.conv3, self.bn3 = conv_bn(width, outputs, 1, groups=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = shuffle(relu(self.bn1(self.conv1(x))), self.groups)
-        out = relu(self.bn2(self.conv2(out)))
+        out = shuffle(relu_(self.bn1(self.conv1(x))), self.groups)
+        out = relu_(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return relu(torch.cat([out, avg_pool2d(x, 3, 2, 1)], 1) if self.halves else out + x)
+        return relu_(torch.cat([out, avg_pool2d(x, 3, 2, 1)], 1) if self.halves else out + x)
 
 
 class ShuffleNetV1(Network):
@@ -288,8 +292,8 @@ class ShuffleV2Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         passed, out = x.chunk(2, dim=1)
-        out = self.bn2(self.conv2(relu(self.bn1(self.conv1(out)))))
-        return shuffle(torch.cat([passed, relu(self.bn3(self.conv3(out)))], 1), 2)
+        out = self.bn2(self.conv2(relu_(self.bn1(self.conv1(out)))))
+        return shuffle(torch.cat([passed, relu_(self.bn3(self.conv3(out)))], 1), 2)
 
 
 class ShuffleV2Down(nn.Module):
@@ -304,9 +308,9 @@ class ShuffleV2Down(nn.Module):
         self.conv5, self.bn5 = conv_bn(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        first = relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
-        second = self.bn4(self.conv4(relu(self.bn3(self.conv3(x)))))
-        second = relu(self.bn5(self.conv5(second)))
+        first = relu_(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
+        second = self.bn4(self.conv4(relu_(self.bn3(self.conv3(x)))))
+        second = relu_(self.bn5(self.conv5(second)))
         return shuffle(torch.cat([first, second], 1), 2)
 
 
@@ -324,7 +328,7 @@ class ShuffleNetV2(Network):
             **numbered("layer", stages(block, (4, 8, 4), (24, 116, 232, 464), (2, 2, 2))),
             conv2=conv2,
             bn2=bn2,
-            relu2=nn.ReLU(),
+            relu2=nn.ReLU(inplace=True),
             pool=pool(),
             linear=nn.Linear(1024, num_classes),
         )

@@ -19,10 +19,10 @@ class TinyConvNet(Network):
             features=nn.Sequential(
                 nn.Conv2d(1, widths[0], 3, padding=1),
                 nn.MaxPool2d(2),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
                 nn.Conv2d(widths[0], widths[1], 3, padding=1),
                 nn.MaxPool2d(2),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
                 nn.Flatten(),
             ),
             classifier=nn.Linear(4 * widths[1], num_classes),
