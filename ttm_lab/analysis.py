@@ -3,7 +3,10 @@
 Everything works on plain arrays of logits (N, K) and labels (N,), from any framework.
 """
 
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +15,7 @@ from scipy import optimize, special, stats
 from torch import nn
 
 from ttm_lab.data import FileSplit, Split
+from ttm_lab.runs import atomic_write
 
 MEASURES = ("accuracy", "nll", "brier", "ece", "entropy", "confidence")
 
@@ -39,6 +43,98 @@ def predict(
         for module, mode in modes.items():
             module.training = mode
     return torch.cat(parts).numpy()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Logits of several networks on the same pictures, with what tells the networks apart.
+
+    ``models`` has a row for each network with the columns method, temperature, distill_weight
+    (both nan where a method has none) and seed; the teacher's method is ``"teacher"``. ``logits``
+    (M, N, K), ``labels`` (N,), ``class_names`` K words, ``pictures`` (N,) the pictures' file names
+    or numbers in their data set.
+
+    Raises ``ValueError`` or ``TypeError`` where these do not fit together.
+
+    Taught in notebooks/06_what_the_students_learned.ipynb.
+    """
+
+    models: pd.DataFrame
+    logits: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    pictures: np.ndarray
+
+    COLUMNS = ("method", "temperature", "distill_weight", "seed")
+
+    def __post_init__(self):
+        shape = np.shape(self.logits)
+        wanted = (len(self.models), len(self.labels), len(self.class_names))
+        if shape != wanted or len(self.pictures) != len(self.labels):
+            raise ValueError(
+                f"logits have shape {shape}; {wanted[0]} models, {wanted[1]} labels, "
+                f"{len(self.pictures)} pictures and {wanted[2]} class names want {wanted}"
+            )
+        missing = set(self.COLUMNS) - set(self.models.columns)
+        if missing:
+            raise ValueError(f"models lack the columns {sorted(missing)}")
+        for row in self.logits:
+            _labels(self.labels, _logits(row).shape)
+
+    def teacher(self) -> np.ndarray:
+        """The teacher's logits (N, K)."""
+        rows = np.flatnonzero(self.models["method"] == "teacher")
+        if not len(rows):
+            raise ValueError("no row of these outputs is a teacher's")
+        return self.logits[rows[0]]
+
+    def kinds(self) -> dict[str, np.ndarray]:
+        """The students' rows by kind: a method with its temperature and weight, over all seeds."""
+        found: dict[str, list[int]] = {}
+        for row, model in enumerate(self.models.to_dict("records")):
+            if model["method"] == "teacher":
+                continue
+            name = model["method"]
+            if pd.notna(model["temperature"]):
+                name += f", T = {model['temperature']:g}, weight {model['distill_weight']:.3g}"
+            found.setdefault(name, []).append(row)
+        return {name: np.array(rows) for name, rows in found.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write a compressed ``.npz`` with the logits in float16: no pickle, no code."""
+        buffer = io.BytesIO()
+        columns = {f"model_{name}": self.models[name].to_numpy() for name in self.COLUMNS}
+        columns["model_method"] = columns["model_method"].astype(str)
+        np.savez_compressed(
+            buffer,
+            logits=self.logits.astype(np.float16),
+            labels=self.labels.astype(np.min_scalar_type(len(self.class_names))),
+            class_names=np.array(self.class_names, dtype=str),
+            pictures=self.pictures,
+            **columns,
+        )
+        atomic_write(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Outputs":
+        """Read what ``save`` wrote; logits come back as float32.
+
+        Raises ``FileNotFoundError``, or ``ValueError`` where the file is damaged or another kind.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = dict(file)
+            models = pd.DataFrame({name: found[f"model_{name}"] for name in cls.COLUMNS})
+            names = tuple(map(str, found["class_names"]))
+            logits, labels = found["logits"].astype(np.float32), found["labels"].astype(np.int64)
+            return cls(models, logits, labels, names, found["pictures"])
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a torn archive fails in many ways
+            raise ValueError(
+                f"{path} is no file of outputs, or it is damaged ({error}); make it again or take "
+                "it from the repository again"
+            ) from error
 
 
 def _array(values) -> np.ndarray:

@@ -1,14 +1,18 @@
-"""Widgets: sliders above a picture that is drawn anew by a pure function.
+"""Widgets: controls above a picture that a pure function draws anew.
 
 No ``interact``, ``interactive_output`` or ``Output``: those make batch runs hang now and then.
-A slider's ``observe`` callback renders the figure to PNG and puts it into one HTML widget, which
-keeps its size and carries a text alternative.
+A control's ``observe`` callback renders a figure to PNG and puts it into one HTML widget, which
+keeps its size and carries a text alternative. Below it stand the numbers that move, in words.
+Controls are reached by Tab and moved by the arrow keys, or by a mouse.
 """
 
-from collections.abc import Callable
+import html
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
+from scipy import special
 
 try:
     import ipywidgets as widgets
@@ -18,32 +22,29 @@ except ModuleNotFoundError as missing:
         f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'"
     ) from missing
 
-from ttm_lab.plots import (
-    bars_and_triangle,
-    gradient_arrows,
-    image_html,
-    picture_and_bars,
-    teacher_captions,
-    to_png,
-    weights_and_digits,
+from ttm_lab import analysis, plots
+from ttm_lab.losses import decompose_ttm
+from ttm_lab.probability import (
+    kl_divergence,
+    power_sum,
+    renyi_entropy,
+    shannon_entropy,
+    temperature_softmax,
 )
-from ttm_lab.probability import power_sum, shannon_entropy, temperature_softmax
 
 _LAYOUT = {
-    "layout": widgets.Layout(width="480px"),
-    "style": {"description_width": "120px"},
+    "layout": widgets.Layout(width="460px"),
+    "style": {"description_width": "130px"},
 }
 
 
-def log_slider(label: str, low: float, high: float, value: float, steps: int = 60):
-    """A slider whose steps are equal ratios, for quantities such as a temperature."""
-    ratio = (high / low) ** (1 / steps)
-    options = [low * ratio**k for k in range(steps + 1)]
-    nearest = min(range(steps + 1), key=lambda k: abs(options[k] - value))
-    options[nearest] = value  # the value asked for lies exactly on the scale
+def temperature_slider(low: float, high: float, value: float, label: str = "temperature T"):
+    """A slider of equal ratios: eight steps double T, and 1, 2, 4 and 8 lie on it exactly."""
+    steps = range(round(8 * np.log2(low)) + 1, round(8 * np.log2(high)))
+    options = [low, *(2.0 ** (k / 8) for k in steps), high]
     return widgets.SelectionSlider(
-        options=[(f"{option:.3g}", option) for option in options],
-        value=value,
+        options=[(f"{option:.3g}", float(option)) for option in options],
+        value=min(options, key=lambda option: abs(option - value)),
         description=label,
         **_LAYOUT,
     )
@@ -55,35 +56,73 @@ def linear_slider(label: str, low: float, high: float, value: float, step: float
     return kind(value=value, min=low, max=high, step=step, description=label, **_LAYOUT)
 
 
+def choice(label: str, options, value=None) -> widgets.Dropdown:
+    """A list to choose one entry from."""
+    options = list(options)
+    return widgets.Dropdown(
+        options=options, value=value or options[0], description=label, **_LAYOUT
+    )
+
+
 def panel(
     figure: Callable[..., Figure],
-    describe: Callable[..., str],
-    **controls: widgets.ValueWidget,
+    numbers: Callable[..., dict[str, str]],
+    controls: Mapping[str, widgets.ValueWidget],
+    buttons: Mapping[str, Callable[[], None]] | None = None,
 ) -> widgets.VBox:
     """Controls above a picture: moving one draws ``figure(**values)`` anew.
 
-    ``describe(**values)`` gives the sentence under the picture with the numbers that move; it is
-    also the picture's text alternative. Make the returned box a cell's last value.
+    ``numbers(**values)`` names the numbers that move, as text with their units; they stand below
+    the picture and are its text alternative. ``buttons`` maps a label to what a press does, such
+    as setting a control. Make the returned box a cell's last value.
     """
     picture, words = widgets.HTML(), widgets.HTML()
 
     def redraw(_change=None) -> None:
         values = {name: control.value for name, control in controls.items()}
-        drawn, text = figure(**values), describe(**values)
-        width = round(drawn.get_figwidth() * 100)
-        picture.value = image_html(to_png(drawn, scale=1.5), text, width)
-        words.value = f'<p style="font-size: 1.05em">{text}</p>'
+        drawn, found = figure(**values), numbers(**values)
+        width, height = (round(100 * side) for side in drawn.get_size_inches())
+        alt = "; ".join(f"{name} {value}" for name, value in found.items())
+        # The height is fixed too, so that nothing below jumps while the picture is exchanged.
+        picture.value = (
+            f'<div style="min-height: {height}px">'
+            f"{plots.image_html(plots.to_png(drawn, scale=1.5), alt, width)}</div>"
+        )
+        cells = "".join(
+            f'<div style="min-width: 7em"><div style="font-size: 0.9em; opacity: 0.75">'
+            f'{html.escape(name)}</div><div style="font-size: 1.25em; font-weight: 600">'
+            f"{html.escape(value)}</div></div>"
+            for name, value in found.items()
+        )
+        words.value = (
+            f'<div style="display: flex; flex-wrap: wrap; gap: 0.3em 2em; line-height: 1.4; '
+            f'padding: 0.3em">{cells}</div>'
+        )
+
+    def press(action: Callable[[], None]) -> Callable[[widgets.Button], None]:
+        return lambda _button: action()
 
     for control in controls.values():
         control.observe(redraw, names="value")
+    row = []
+    for label, action in (buttons or {}).items():
+        button = widgets.Button(description=label, layout=widgets.Layout(width="150px"))
+        button.on_click(press(action))
+        row.append(button)
+    columns = widgets.Layout(grid_template_columns="repeat(auto-fit, minmax(470px, max-content))")
+    grid = widgets.GridBox(list(controls.values()), layout=columns)
     redraw()
-    return widgets.VBox([*controls.values(), picture, words])
+    return widgets.VBox([grid, *([widgets.HBox(row)] if row else []), picture, words])
+
+
+def _listed(p) -> str:
+    return ", ".join(f"{x:.3f}" for x in p)
 
 
 # Notebook 1
 
 
-def temperature_explorer(class_names=("7", "1", "9")) -> widgets.VBox:
+def path(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
     """Three classes, their logits and a temperature to move: bars, triangle and entropy follow.
 
     Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
@@ -95,66 +134,93 @@ def temperature_explorer(class_names=("7", "1", "9")) -> widgets.VBox:
         return temperature_softmax(logits, temperature)
 
     def figure(temperature, first, second):
-        path = np.stack([tempered(first, second, t).numpy() for t in temperatures])
+        way = np.stack([tempered(first, second, t).numpy() for t in temperatures])
         p, p_t = tempered(first, second, 1.0), tempered(first, second, temperature)
-        return bars_and_triangle(p, p_t, path, temperatures, temperature, class_names)
+        return plots.bars_and_triangle(p, p_t, way, temperatures, temperature, class_names)
 
-    def describe(temperature, first, second):
+    def numbers(temperature, first, second):
         p, p_t = tempered(first, second, 1.0), tempered(first, second, temperature)
-        bars = ", ".join(f"{name}: {x:.3f}" for name, x in zip(class_names, p_t, strict=True))
-        before, after = shannon_entropy(p), shannon_entropy(p_t)
-        return (
-            f"At T = {temperature:.3g} the probabilities are {bars}. "
-            f"Entropy {after:.3f} nats (at T = 1 it is {before:.3f})."
-        )
+        return {
+            "temperature T": f"{temperature:.3g}",
+            f"p_T of {', '.join(class_names)}": _listed(p_t),
+            "entropy of p_T": f"{shannon_entropy(p_t):.3f} nats",
+            "entropy of p, at T = 1": f"{shannon_entropy(p):.3f} nats",
+        }
 
     return panel(
         figure,
-        describe,
-        temperature=log_slider("temperature T", 0.1, 40, 1.0),
-        first=linear_slider(f"logit of {class_names[0]}", -6.0, 6.0, 4.0, 0.25),
-        second=linear_slider(f"logit of {class_names[1]}", -6.0, 6.0, 2.0, 0.25),
+        numbers,
+        {
+            "temperature": temperature_slider(0.125, 40, 1.0),
+            "first": linear_slider(f"logit of {class_names[0]}", -6.0, 6.0, 4.0, 0.25),
+            "second": linear_slider(f"logit of {class_names[1]}", -6.0, 6.0, 2.0, 0.25),
+        },
     )
 
 
 # Notebook 2
 
 
-def digit_explorer(images, labels, logits, class_names) -> widgets.VBox:
-    """Step through pictures and move T: the picture, bars of p and p_T, and the second guess.
+def temperature(logits, labels, class_names: Sequence[str], images=None) -> widgets.VBox:
+    """Step through pictures and move T: the picture, its p and p_T as bars, and their numbers.
 
-    ``images`` (N, 1, H, W), ``labels`` (N,), teacher ``logits`` (N, K).
+    Teacher ``logits`` (N, K), ``labels`` (N,), ``images`` (N, C, H, W) with C 1 or 3, as bytes or
+    from 0 to 1; without them a card with the label stands in. Buttons go to the pictures of which
+    the teacher is most and least certain, by its largest probability.
+
+    Raises ``ValueError`` where the shapes do not fit.
+
     Taught in notebooks/02_knowledge_distillation.ipynb.
     """
-    logits = torch.as_tensor(logits).double()
+    logits = _float64(logits)
+    labels = _labels_of(labels, logits, images)
+    top = logits.softmax(-1).max(-1).values
 
-    def figure(picture, temperature):
+    def figure(picture, temperature, log):
         v = logits[picture]
         p, p_t = temperature_softmax(v, 1.0), temperature_softmax(v, temperature)
-        title = f"a {class_names[int(labels[picture])]}, T = {temperature:.3g}"
-        return picture_and_bars(images[picture], p, p_t, class_names, title=title)
-
-    def describe(picture, temperature):
-        p_t = temperature_softmax(logits[picture], temperature)
-        (first, second), best = p_t.topk(2).values.tolist(), p_t.topk(2).indices.tolist()
-        return (
-            f"A {class_names[int(labels[picture])]}. At T = {temperature:.3g} the teacher says "
-            f"{class_names[best[0]]} with {first:.3f}, then {class_names[best[1]]} with "
-            f"{second:.3f}. Entropy {shannon_entropy(p_t):.3f} nats."
+        return plots.picture_and_bars(
+            None if images is None else images[picture],
+            p,
+            p_t,
+            class_names,
+            title=f"label: {class_names[labels[picture]]}",
+            log=log,
         )
+
+    def numbers(picture, temperature, log):
+        p_t = temperature_softmax(logits[picture], temperature)
+        first, second = p_t.topk(2).indices.tolist()
+        p = temperature_softmax(logits[picture], 1.0)
+        return {
+            "temperature T": f"{temperature:.3g}",
+            "entropy of p_T": f"{shannon_entropy(p_t):.3f} nats",
+            "top probability": f"{p_t[first]:.3f} ({class_names[first]})",
+            "second": f"{p_t[second]:.3f} ({class_names[second]})",
+            "power sum U of p, exponent 1/T": f"{power_sum(p, 1 / temperature):.3f}",
+        }
+
+    picture = linear_slider("picture", 0, len(logits) - 1, 0, 1)
+
+    def go_to(number: int) -> Callable[[], None]:
+        return lambda: setattr(picture, "value", number)
 
     return panel(
         figure,
-        describe,
-        picture=linear_slider("picture", 0, len(images) - 1, 0, 1),
-        temperature=log_slider("temperature T", 0.5, 20, 1.0),
+        numbers,
+        {
+            "picture": picture,
+            "temperature": temperature_slider(0.25, 20, 1.0),
+            "log": widgets.Checkbox(False, description="logarithmic axis", **_LAYOUT),
+        },
+        {"most certain": go_to(int(top.argmax())), "least certain": go_to(int(top.argmin()))},
     )
 
 
 # Notebook 3
 
 
-def gradient_explorer(class_names=("7", "1", "9")) -> widgets.VBox:
+def arrows(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
     """A temperature and a student to move: the two arrows of the TTM gradient on the triangle.
 
     Taught in notebooks/03_from_kd_to_ttm.ipynb.
@@ -167,54 +233,271 @@ def gradient_explorer(class_names=("7", "1", "9")) -> widgets.VBox:
         return temperature_softmax(logits, 1.0), *softened
 
     def figure(**values):
-        return gradient_arrows(
-            *points(**values), class_names, title=f"T = {values['temperature']:.3g}"
-        ).figure
+        title = f"T = {values['temperature']:.3g}"
+        return plots.gradient_arrows(*points(**values), class_names, title=title).figure
 
-    def describe(**values):
+    def numbers(**values):
         q, q_t, p_t = points(**values)
-        kd, entropy, total = ((b - a).norm() for a, b in ((q_t, p_t), (q, q_t), (q, p_t)))
-        return (
-            f"At T = {values['temperature']:.3g} the arrows have the lengths {kd:.3f} (KD term), "
-            f"{entropy:.3f} (entropy term) and {total:.3f} (TTM, their sum)."
-        )
+        return {
+            "temperature T": f"{values['temperature']:.3g}",
+            "KD arrow": f"length {(p_t - q_t).norm():.3f}",
+            "entropy arrow": f"length {(q_t - q).norm():.3f}",
+            "TTM, their sum": f"length {(p_t - q).norm():.3f}",
+        }
 
     return panel(
         figure,
-        describe,
-        temperature=log_slider("temperature T", 1.0, 100, 4.0),
-        first=linear_slider(f"student's {class_names[0]}", -3.0, 6.0, 0.0, 0.25),
-        third=linear_slider(f"student's {class_names[2]}", -3.0, 6.0, 2.5, 0.25),
+        numbers,
+        {
+            "temperature": temperature_slider(1, 64, 4.0),
+            "first": linear_slider(f"student's {class_names[0]}", -3.0, 6.0, 0.0, 0.25),
+            "third": linear_slider(f"student's {class_names[2]}", -3.0, 6.0, 2.5, 0.25),
+        },
+    )
+
+
+_LOSSES = "KD", "TTM", "WTTM"
+_STEPS, _STEP = 600, 0.5  # stable for all three losses: their curvature is at most 3 / 2
+
+
+def triangle(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
+    """Where KD, TTM and WTTM drive a student that is free to move, side by side.
+
+    The teacher's logits and T on sliders; a star is p, a dashed line the path of p_T over all
+    temperatures, a circle p_T. Arrows show how the student's q moves under each loss's gradient,
+    and a line its descent from the chosen start.
+
+    Taught in notebooks/03_from_kd_to_ttm.ipynb.
+    """
+    starts = {
+        f"near {class_names[2]}": (0.0, 1.0, 3.5),
+        f"near {class_names[1]}": (0.5, 3.5, 0.0),
+        f"near {class_names[0]}": (5.5, 0.0, 1.0),
+        "the centre": (0.0, 0.0, 0.0),
+    }
+    spots = plots.triangle_spots(9)
+    scales = 1 / np.geomspace(0.05, 200, 81)[:, None]
+
+    def downhill(z, v, temperature):
+        """Minus the losses' gradients in z (3, ..., 3), one loss after the other."""
+        p_t, q, q_t = (special.softmax(x, -1) for x in (v / temperature, z, z[0] / temperature))
+        weight = np.sum(special.softmax(v) ** (1 / temperature))
+        return np.stack([temperature * (p_t - q_t), p_t - q[1], weight * (p_t - q[2])])
+
+    @lru_cache(maxsize=8)  # the picture and the numbers ask for the same one
+    def descents(temperature, first, second, start):
+        v = np.array([first, second, 0.0])
+        ways = [np.tile(starts[start], (3, 1))]
+        for _ in range(_STEPS):
+            ways.append(ways[-1] + _STEP * downhill(ways[-1], v, temperature))
+        return special.softmax(np.stack(ways, axis=1), -1)
+
+    def figure(temperature, first, second, start):
+        v = np.array([first, second, 0.0])
+        push = downhill(np.log(np.stack([spots] * 3)), v, temperature)
+        field = spots * (push - np.sum(spots * push, axis=-1, keepdims=True))
+        p, p_t, path = (special.softmax(x, -1) for x in (v, v / temperature, v * scales))
+        ways = descents(temperature, first, second, start)
+        return plots.loss_fields(_LOSSES, spots, field, ways, path, p, p_t, class_names)
+
+    def numbers(temperature, first, second, start):
+        v = torch.tensor([first, second, 0.0], dtype=torch.float64)
+        ends = descents(temperature, first, second, start)[:, -1]
+        p = temperature_softmax(v, 1.0)
+        return {
+            "temperature T": f"{temperature:.3g}",
+            "teacher p": _listed(p),
+            "softened p_T": _listed(temperature_softmax(v, temperature)),
+            **{f"{name} ends at": _listed(q) for name, q in zip(_LOSSES, ends, strict=True)},
+            "WTTM's weight U": f"{power_sum(p, 1 / temperature):.3f}",
+        }
+
+    return panel(
+        figure,
+        numbers,
+        {
+            "temperature": temperature_slider(1, 20, 4.0),
+            "start": choice("student starts", starts),
+            "first": linear_slider(f"teacher's {class_names[0]}", -6.0, 6.0, 4.0, 0.25),
+            "second": linear_slider(f"teacher's {class_names[1]}", -6.0, 6.0, 2.0, 0.25),
+        },
+    )
+
+
+def decomposition(teacher_logits=(4.0, 2.0, 0.0), student_logits=(0.0, 1.0, 2.5)) -> widgets.VBox:
+    """T and the student's sharpness to move: the three terms of the TTM loss, and their sum.
+
+    ``teacher_logits`` and ``student_logits`` (K,); sharpness multiplies the student's. The Rényi
+    term can be exchanged for entropies that sound as good; then the sum misses D(p_T || q).
+
+    Taught in notebooks/03_from_kd_to_ttm.ipynb.
+    """
+    teacher_logits, student_logits = _float64(teacher_logits), _float64(student_logits)
+    entropies = {
+        "Rényi, order 1/T": lambda z, t: renyi_entropy(z.softmax(-1), 1 / t),
+        "Shannon, order 1": lambda z, t: shannon_entropy(z.softmax(-1)),
+        "Rényi, order T": lambda z, t: renyi_entropy(z.softmax(-1), t),
+        "Shannon of q_T": lambda z, t: shannon_entropy(temperature_softmax(z, t)),
+    }
+
+    def terms(temperature, sharpness, entropy):
+        z = sharpness * student_logits
+        parts = decompose_ttm(z, teacher_logits, temperature)
+        reward = -(temperature - 1) * entropies[entropy](z, temperature)
+        # The target by its definition, so that the agreement is seen and not assumed.
+        p_t = temperature_softmax(teacher_logits, temperature)
+        target = kl_divergence(p_t, temperature_softmax(z, 1.0))
+        return [float(x) for x in (parts.kd, reward, parts.teacher_entropy, target)]
+
+    def figure(temperature, sharpness, entropy):
+        values = terms(temperature, sharpness, entropy)
+        return plots.sum_of_terms(values, entropy)
+
+    def numbers(temperature, sharpness, entropy):
+        kd, reward, constant, target = terms(temperature, sharpness, entropy)
+        return {
+            "temperature T": f"{temperature:.3g}",
+            "T D(p_T || q_T)": f"{kd:+.3f} nats",
+            "−(T − 1) entropy": f"{reward:+.3f} nats",
+            "(T − 1) H(p_T)": f"{constant:+.3f} nats",
+            "their sum": f"{kd + reward + constant + 0.0:+.3f} nats",
+            "D(p_T || q)": f"{target:+.3f} nats",
+            "left over": f"{kd + reward + constant - target + 0.0:+.3f} nats",
+        }
+
+    return panel(
+        figure,
+        numbers,
+        {
+            "temperature": temperature_slider(1, 16, 4.0),
+            "sharpness": linear_slider("student sharpness", 0.0, 4.0, 1.0, 0.125),
+            "entropy": choice("entropy used", entropies),
+        },
     )
 
 
 # Notebook 4
 
 
-def weight_explorer(teacher_logits, images, labels) -> widgets.VBox:
+def weights(logits, labels, class_names: Sequence[str], images=None) -> widgets.VBox:
     """A temperature to move: the WTTM weights of a teacher's outputs, and who weighs most.
 
-    ``teacher_logits`` (N, K), ``images`` (N, 1, 8, 8), ``labels`` (N,).
+    Arguments as for ``temperature``; without ``images`` cards with the labels stand in.
     Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
     """
-    p = torch.as_tensor(teacher_logits).double().softmax(-1)
-    captions = teacher_captions(p, labels)
-
-    def weights(temperature):
-        return power_sum(p, 1 / temperature)
+    logits = _float64(logits)
+    labels = _labels_of(labels, logits, images)
+    p = logits.softmax(-1)
+    captions = plots.teacher_captions(p, labels, class_names)
+    most = p.shape[-1]
 
     def figure(temperature):
-        bound = p.shape[-1] ** (1 - 1 / temperature)
-        title = f"T = {temperature:.3g}"
-        u, largest = weights(temperature), p.shape[-1]
-        return weights_and_digits(u, images, captions, bound, title=title, largest=largest)
+        u, bound = power_sum(p, 1 / temperature), most ** (1 - 1 / temperature)
+        return plots.weights_and_pictures(u, images, captions, bound, largest=most)
 
-    def describe(temperature):
-        u = weights(temperature)
-        return (
-            f"At T = {temperature:.3g} weights run from {u.min():.3f} to {u.max():.3f}, mean "
-            f"{u.mean():.3f}. The heaviest counts {u.max() / u.min():.2f} times the lightest; "
-            f"the standard deviation is {u.std() / u.mean():.1%} of the mean."
-        )
+    def numbers(temperature):
+        u = power_sum(p, 1 / temperature)
+        return {
+            "temperature T": f"{temperature:.3g}",
+            "smallest weight": f"{u.min():.3f}",
+            "mean weight": f"{u.mean():.3f}",
+            "largest weight": f"{u.max():.3f}",
+            "largest / smallest": f"{u.max() / u.min():.2f}",
+            "standard deviation / mean": f"{u.std() / u.mean():.1%}",
+        }
 
-    return panel(figure, describe, temperature=log_slider("temperature T", 1.05, 60, 4.0))
+    return panel(figure, numbers, {"temperature": temperature_slider(1, 64, 4.0)})
+
+
+# Notebook 6
+
+
+def students(outputs: analysis.Outputs) -> widgets.VBox:
+    """Compare two kinds of trained student: entropy, calibration and accuracy over seeds.
+
+    A kind is a method with its temperature and distillation weight; ``outputs`` holds its logits
+    for each seed. Accuracy has a 95 % t interval over seeds, the difference a paired one.
+
+    Raises ``ValueError`` where ``outputs`` holds fewer than two kinds of student.
+
+    Taught in notebooks/06_what_the_students_learned.ipynb.
+    """
+    kinds = outputs.kinds()
+    if len(kinds) < 2:
+        raise ValueError(f"two kinds of student are compared, got {list(kinds)}")
+    measured = {
+        name: [analysis.evaluate(z, outputs.labels) for z in outputs.logits[rows]]
+        for name, rows in kinds.items()
+    }
+    seeds = {name: outputs.models["seed"].to_numpy()[rows] for name, rows in kinds.items()}
+    everything = "all seeds"
+
+    def chosen(name, seed):
+        keep = [k for k, s in enumerate(seeds[name]) if seed in (everything, str(s))]
+        return kinds[name][keep], [measured[name][k] for k in keep]
+
+    def pooled(name, seed):
+        rows, found = chosen(name, seed)
+        logits = outputs.logits[rows].reshape(-1, outputs.logits.shape[-1])
+        labels = np.tile(outputs.labels, len(rows))
+        q = _float64(logits).softmax(-1)
+        return {
+            "entropy": shannon_entropy(q).numpy(),
+            "reliability": analysis.reliability(logits, labels),
+            "accuracies": 100 * np.array([row["accuracy"] for row in found]),
+        }
+
+    def figure(first, second, seed):
+        both = {label: pooled(name, seed) for label, name in _pair(first, second).items()}
+        return plots.two_students(both, outputs.logits.shape[-1])
+
+    def numbers(first, second, seed):
+        found = {}
+        for label, name in _pair(first, second).items():
+            _, table = chosen(name, seed)
+            mean = {m: np.mean([row[m] for row in table]) for m in ("accuracy", "entropy", "ece")}
+            found[f"{label}: accuracy"] = f"{mean['accuracy']:.1%}"
+            found[f"{label}: entropy"] = f"{mean['entropy']:.3f} nats"
+            found[f"{label}: calibration error"] = f"{mean['ece']:.3f}"
+        shared = sorted(set(seeds[first]) & set(seeds[second]))
+        if seed == everything and len(shared) > 1 and first != second:
+            score = {
+                name: {
+                    s: row["accuracy"] for s, row in zip(seeds[name], measured[name], strict=True)
+                }
+                for name in (first, second)
+            }
+            gaps = [100 * (score[first][s] - score[second][s]) for s in shared]
+            mean, low, high = analysis.paired_interval(gaps)
+            found[f"A minus B, points [95 %], {len(shared)} seeds"] = (
+                f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+            )
+        return found
+
+    def _pair(first, second):
+        return {f"A, {first}": first, f"B, {second}": second}
+
+    every_seed = sorted({int(s) for values in seeds.values() for s in values})
+    return panel(
+        figure,
+        numbers,
+        {
+            "first": choice("student A", kinds),
+            "second": choice("student B", kinds, list(kinds)[-1]),
+            "seed": choice("seeds", [everything, *map(str, every_seed)]),
+        },
+    )
+
+
+def _float64(values) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(values, dtype=np.float64))
+
+
+def _labels_of(labels, logits: torch.Tensor, images) -> list[int]:
+    labels = [int(label) for label in labels]
+    counts = {"logits": len(logits), "labels": len(labels)}
+    if images is not None:
+        counts["images"] = len(images)
+    if len(set(counts.values())) > 1 or not labels:
+        raise ValueError(f"one row a picture is needed in each, got {counts}")
+    return labels

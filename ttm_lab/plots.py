@@ -11,6 +11,8 @@ import io
 import numpy as np
 import pandas as pd
 
+from ttm_lab.analysis import paired_interval
+
 try:
     import matplotlib as mpl
     from matplotlib import pyplot as plt
@@ -210,7 +212,7 @@ def probability_bars(p, class_names, *, reference=None, ax=None) -> Axes:
     ax.bar(places[top], p[top], color=OKABE_ITO["blue"], hatch="//", edgecolor="white")
     ax.bar(places[~top], p[~top], color=OKABE_ITO["sky"])
     if reference is not None:
-        ax.bar(places, reference, fill=False, edgecolor="black", linestyle="--", label="T = 1")
+        ax.bar(places, np.asarray(reference), fill=False, edgecolor="black", linestyle="--", label="T = 1")
         # Above the axes, right of the title: no bar can reach it there.
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, frameon=False)
     ax.set_xticks(places, class_names)
@@ -273,12 +275,26 @@ def bars_and_triangle(p, p_t, path, temperatures, temperature, class_names) -> F
 # Notebook 2: what a teacher knows
 
 
-def picture_and_bars(image, p, p_t, class_names, *, title="") -> Figure:
-    """A picture (1, H, W) beside bars of ``p_t`` (K,), with ``p`` (K,) as outlines."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.9), width_ratios=[1, 2.4])
-    _digit(left, image)
+def picture_and_bars(image, p, p_t, class_names, *, title="", log=False) -> Figure:
+    """A picture (C, H, W) beside bars of ``p_t`` (K,), with ``p`` (K,) as outlines.
+
+    C is 1 or 3; without an image a card with the title stands in. ``log`` makes the axis of the
+    probabilities logarithmic, from a ten-thousandth to 1.
+    """
+    figure = plt.figure(figsize=(8.6, 3.2), layout="none")  # a fixed layout is drawn faster
+    left, right = (
+        figure.add_axes((0.01, 0.12, 0.28, 0.74)),
+        figure.add_axes((0.37, 0.2, 0.62, 0.66)),
+    )
+    _picture(left, image, title if image is None else "")
+    if image is not None:
+        left.set_title(title)
     probability_bars(p_t, class_names, reference=p, ax=right)
-    right.set(title=title, ylabel="probability")
+    right.set(ylabel="probability")
+    if log:
+        right.set(yscale="log", ylim=(1e-4, 1.5))
+    if max(map(len, class_names)) > 5:
+        right.tick_params(axis="x", rotation=25)
     return figure
 
 
@@ -292,7 +308,7 @@ def second_guesses(images, labels, distributions, class_names) -> Figure:
         rows, count, figsize=(2 * count, 1.7 * rows), height_ratios=[1] * rows, squeeze=False
     )
     for k in range(count):
-        _digit(axes[0, k], images[k])
+        _picture(axes[0, k], images[k])
         axes[0, k].set_title(f"a {class_names[int(labels[k])]}")
         for ax, (temperature, p) in zip(axes[1:, k], distributions.items(), strict=True):
             probability_bars(p[k], class_names, ax=ax)
@@ -627,24 +643,117 @@ def soft_labels(labels, class_names) -> Figure:
     return figure
 
 
+def triangle_spots(rows: int) -> np.ndarray:
+    """Points (N, 3) spread evenly over the inside of the triangle, ``rows`` along each side."""
+    steps = range(rows)
+    grid = [(i, j, rows - 1 - i - j) for i in steps for j in steps if i + j < rows]
+    return (np.array(grid, dtype=float) + 1 / 3) / rows
+
+
+def loss_fields(names, spots, fields, ways, path, p, p_t, class_names) -> Figure:
+    """Where each loss drives a student: a triangle a method, with arrows and one descent.
+
+    ``fields`` (M, N, 3) are the velocities of q at ``spots`` (N, 3), drawn on one scale, by the
+    square root of their size, so that slow parts stay visible; ``ways`` (M, S, 3) are the descents,
+    with dots after 1, 3, 10, 30, 100 and 300 steps; ``path`` (L, 3) are the p_T of all
+    temperatures, ``p`` and ``p_t`` (3,) the teacher and its softened version.
+    """
+    figure = plt.figure(figsize=(10.5, 3.7), layout="none")
+    arrows = np.stack([simplex_xy(field) - simplex_xy(np.zeros(3)) for field in np.asarray(fields)])
+    sizes = np.linalg.norm(arrows, axis=-1, keepdims=True)
+    arrows = arrows / np.sqrt(np.maximum(sizes, 1e-12) * sizes.max()) * 0.1
+    ways = np.asarray(ways)
+    dots = [n for n in (1, 3, 10, 30, 100, 300) if n < ways.shape[1]]
+    for k, name in enumerate(names):
+        ax = figure.add_axes((0.012 + 0.332 * k, 0.01, 0.31, 0.9))
+        draw_triangle(ax, class_names)
+        style = method_style(name)
+        ax.plot(*simplex_xy(path).T, color="black", linestyle="--", linewidth=1)
+        ax.quiver(
+            *simplex_xy(spots).T, *arrows[k].T, color=OKABE_ITO["grey"], angles="xy",
+            scale_units="xy", scale=1, width=0.006,
+        )  # fmt: skip
+        way = simplex_xy(ways[k])
+        ax.plot(*way.T, color=style["color"], linestyle="-", linewidth=2.2)
+        look = {"marker": style["marker"], "linestyle": "none", "markersize": 6}
+        ax.plot(*way[dots].T, color=style["color"], markeredgecolor="white", **look)
+        ax.plot(*way[0], marker="s", markersize=8, color="black")
+        ax.plot(*simplex_xy(p), marker="*", markersize=14, color="black")
+        ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "markeredgewidth": 1.8}
+        ax.plot(*simplex_xy(p_t), color="black", **ring)
+        ax.set_title(name, color=style["color"], fontsize=13)
+    handles = [
+        plt.Line2D([], [], color="black", linestyle="none", marker=m, markersize=s, fillstyle=f)
+        for m, s, f in (("s", 7, "full"), ("*", 12, "full"), ("o", 10, "none"))
+    ] + [plt.Line2D([], [], color="black", linestyle="--", linewidth=1)]
+    labels = ["start", "teacher p", "p_T", "p_T at all T"]
+    figure.legend(handles, labels, loc="lower center", ncols=4, bbox_to_anchor=(0.5, -0.01))
+    return figure
+
+
+def sum_of_terms(terms, entropy) -> Figure:
+    """Three terms (KD, entropy, constant) hung one below the other, beside D(p_T || q).
+
+    ``terms`` (4,) in nats, the target last; ``entropy`` says which one the second term used. What
+    the sum misses of the target is drawn between the two lines.
+    """
+    terms = np.asarray(terms, dtype=float)
+    figure = plt.figure(figsize=(8.6, 3.8), layout="none")
+    ax = figure.add_axes((0.09, 0.14, 0.89, 0.76))
+    levels = np.cumsum(terms[:3])
+    bottoms = (0, levels[0], levels[1], 0)
+    names = [r"$T\,D(p_T\|q_T)$", f"−(T − 1) × entropy\n({entropy})", r"$(T-1)\,H(p_T)$"]
+    names.append(r"$D(p_T\|q)$")
+    for place, look in enumerate(_TERMS.values()):
+        ax.bar(place, terms[place], bottom=bottoms[place], edgecolor="white", width=0.7, **look)
+        top = max(bottoms[place], bottoms[place] + terms[place])
+        ax.annotate(
+            f"{terms[place] + 0.0:+.2f}", (place, top), (0, 3), textcoords="offset points",
+            ha="center", fontsize=11,
+        )  # fmt: skip
+    for place, level in enumerate(levels[:2]):
+        ax.hlines(level, place - 0.35, place + 1.35, color="#555555", linewidth=0.8)
+    ax.hlines(levels[2], 1.65, 4.1, color="black", linewidth=1.6, linestyle="--")
+    ax.annotate(
+        "sum of the three", (4.1, levels[2]), (-2, 4), textcoords="offset points", ha="right"
+    )
+    miss = levels[2] - terms[3]
+    if abs(miss) > 5e-4:
+        ax.annotate("", (3.75, terms[3]), (3.75, levels[2]), arrowprops={"arrowstyle": "<->"})
+        words = f"the sum misses it by {miss:+.3f}"
+        ax.set_title(words, color=OKABE_ITO["red"])
+    else:
+        ax.set_title("the sum meets the TTM loss", color=OKABE_ITO["green"])
+    ax.axhline(0, color="black", linewidth=0.8, linestyle="-")
+    ax.set_xticks(range(4), names)
+    ends = [0, *levels, terms[3]]
+    # The axis moves in few large steps, so that a bar's change is seen as such.
+    low, high = (float(np.sign(x) * 2 ** np.ceil(np.log2(max(abs(x), 0.5)))) if x else 0.0
+                 for x in (min(ends), max(ends)))  # fmt: skip
+    room = 0.12 * (high - low)
+    ax.set(ylim=(low - room, high + room), xlim=(-0.6, 4.1), ylabel="nats")
+    ax.grid(axis="x", visible=False)
+    return figure
+
+
 # Notebook 4
 
 
-def weights_and_digits(
+def weights_and_pictures(
     weights, images, captions, bound, *, title="", count=6, largest=None
 ) -> Figure:
     """Histogram of WTTM weights (N,) beside the pictures that weigh least and most.
 
-    ``images`` (N, 8, 8) from 0 to 1; ``captions`` N short texts; ``bound`` the largest possible
-    weight K^(1 - 1/T), drawn beside the smallest, 1. ``largest`` fixes the axis from 1 to there,
-    so that histograms of several temperatures can be compared.
+    ``images`` (N, C, H, W) with C 1 or 3, as bytes or from 0 to 1, or None; ``captions`` N short
+    texts; ``bound`` the largest possible weight K^(1 - 1/T), drawn beside the smallest, 1.
+    ``largest`` fixes the axis from 1 to there, so that several temperatures can be compared.
     """
     weights = np.asarray(weights, dtype=float)
-    figure = plt.figure(figsize=(10, 3.5))
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.45])
-    ax = left.subplots()
+    figure = plt.figure(figsize=(10, 3.7), layout="none")
+    ax = figure.add_axes((0.065, 0.14, 0.32, 0.72))
     bins = 30 if largest is None else np.linspace(1, largest, 46)
-    ax.hist(weights, bins=bins, color=OKABE_ITO["green"], edgecolor="white", linewidth=0.4)
+    counts, edges = np.histogram(weights, bins)
+    ax.stairs(counts, edges, fill=True, color=OKABE_ITO["green"])
     uniform = (bound, 1.01, "uniform ", "right")
     if largest is not None:
         ax.set_xlim(1 - 0.03 * (largest - 1), largest + 0.03 * (largest - 1))
@@ -657,32 +766,57 @@ def weights_and_digits(
     ax.plot(weights.mean(), 0, marker="^", color=OKABE_ITO["red"], markersize=9, clip_on=False)
     ax.set(xlabel="weight U (triangle: mean)", ylabel="pictures")
     order = weights.argsort(kind="stable")
-    axes = right.subplots(2, count, gridspec_kw={"wspace": 0.1})
-    for row, ends in zip(axes, (order[:count], order[::-1][:count]), strict=True):
-        for cell, k in zip(row, ends, strict=True):
-            _digit(cell, images[k], f"U = {weights[k]:.3g}\n{captions[k]}")
-    for cell, name in zip(axes[:, 0], ("least", "most"), strict=True):
-        cell.set_ylabel(name, fontweight="bold")
+    for row, (name, ends) in enumerate({"least": order, "most": order[::-1]}.items()):
+        chosen = ends[:count]
+        strip = figure.add_axes((0.425, 0.61 - 0.46 * row, 0.57, 0.25))
+        for k, sample in enumerate(chosen):
+            caption = f"U = {weights[sample]:.3g}\n{captions[sample]}"
+            place = {"transform": strip.transAxes, "ha": "center", "va": "top"}
+            strip.text((k + 0.5) / count, -0.05, caption, fontsize=8, **place)
+        if images is not None:  # one picture of all is drawn far faster than one each
+            tiles = [_pixels(images[k]) for k in chosen]
+            gap = np.full((len(tiles[0]), max(1, len(tiles[0]) // 10), 3), 0.8)
+            row_of_tiles = np.concatenate([part for tile in tiles for part in (gap, tile, gap)], 1)
+            strip.imshow(row_of_tiles, aspect="auto")
+        strip.set(xticks=[], yticks=[])
+        strip.grid(visible=False)
+        strip.spines[:].set_visible(False)
+        strip.set_ylabel(name, fontweight="bold")
     figure.suptitle(title, fontweight="bold", fontsize=11)
     return figure
 
 
-def teacher_captions(probabilities, labels) -> list[str]:
-    """A line for each picture: its label, and the teacher's runner-up (N, K) with its share."""
+def teacher_captions(probabilities, labels, class_names=None) -> list[str]:
+    """A line for each picture: its label, and the teacher's two likeliest classes (N, K)."""
     p = np.asarray(probabilities, dtype=float)
+    names = [str(k) for k in range(p.shape[1])] if class_names is None else class_names
     captions = []
     for row, label in zip(p, np.asarray(labels), strict=True):
         first, second = row.argsort()[::-1][:2]
-        captions.append(f"{label}: p({first}) {row[first]:.2f}\np({second}) {row[second]:.2f}")
+        captions.append(
+            f"{names[label]}: p({names[first]}) {row[first]:.2f}\n"
+            f"p({names[second]}) {row[second]:.2f}"
+        )
     return captions
 
 
-def _digit(ax: Axes, image, caption: str = "") -> None:
-    ax.imshow(np.asarray(image, dtype=float).squeeze(), cmap="gray_r", vmin=0, vmax=1)
+def _pixels(image) -> np.ndarray:
+    """A picture (C, H, W), bytes or from 0 to 1, as (H, W, 3); one channel is dark on light."""
+    pixels = np.asarray(image)
+    pixels = pixels / 255 if pixels.dtype == np.uint8 else pixels.astype(float)
+    return pixels.transpose(1, 2, 0) if len(pixels) == 3 else np.stack([1 - pixels[0]] * 3, -1)
+
+
+def _picture(ax: Axes, image, card: str = "") -> None:
+    """A picture as ``_pixels`` takes it, or a card with words in its place."""
+    if image is None:
+        ax.text(0.5, 0.5, card, ha="center", va="center", transform=ax.transAxes, fontsize=12)
+        ax.set_facecolor("#eeeeee")
+    else:
+        ax.imshow(_pixels(image))
     ax.set(xticks=[], yticks=[])
     ax.grid(visible=False)
     ax.spines[["right", "top"]].set_visible(True)
-    ax.set_xlabel(caption, fontsize=8)
 
 
 def weight_lines(points) -> Axes:
@@ -870,6 +1004,50 @@ def before_after(
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
         ax.set_title(label)
     np.atleast_1d(axes)[0].legend()
+    return figure
+
+
+def two_students(students, classes: int) -> Figure:
+    """Two kinds of student side by side: entropies, calibration, and accuracies over seeds.
+
+    ``students`` maps two labels to dicts: entropy (samples,) in nats, reliability, the frame of
+    ``analysis.reliability``, and accuracies (seeds,) in per cent.
+    """
+    figure = plt.figure(figsize=(10.5, 3.5), layout="none")
+    places = ((0.065, 0.15, 0.27, 0.66), (0.4, 0.15, 0.24, 0.66), (0.71, 0.15, 0.27, 0.66))
+    left, middle, right = (figure.add_axes(place) for place in places)
+    bins = np.linspace(0, np.log(classes), 31)
+    middle.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle=":")
+    looks = (
+        {"color": OKABE_ITO["blue"], "marker": "o", "linestyle": "-"},
+        {"color": OKABE_ITO["red"], "marker": "^", "linestyle": "--"},
+    )
+    handles = []
+    for place, (found, look) in enumerate(zip(students.values(), looks, strict=False)):
+        counts = np.histogram(found["entropy"], bins)[0] * 100 / len(found["entropy"])
+        line = {"linestyle": look["linestyle"], "color": look["color"]}
+        if place == 0:
+            left.stairs(counts, bins, fill=True, color=look["color"], alpha=0.35)
+        left.stairs(counts, bins, linewidth=2, **line)
+        left.axvline(np.mean(found["entropy"]), linewidth=1, **line)
+        table = found["reliability"][found["reliability"]["count"] > 0]
+        handles += middle.plot(table["confidence"], table["accuracy"], linewidth=1.5, **look)
+        runs = np.asarray(found["accuracies"], dtype=float)
+        spread = np.linspace(-0.12, 0.12, len(runs)) if len(runs) > 1 else np.zeros(1)
+        right.plot(place + spread, runs, color=look["color"], marker=look["marker"], linestyle="")
+        right.hlines(runs.mean(), place - 0.25, place + 0.25, color="black", linewidth=2)
+        if len(runs) > 1:
+            _, low, high = paired_interval(runs)
+            right.vlines(place + 0.3, low, high, color=look["color"], linewidth=3)
+    left.set(xlabel="H(q) of a test image, nats", ylabel="% of the images", xlim=(0, bins[-1]))
+    middle.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(0, 1.03))
+    right.set(ylabel="test accuracy, %", xlim=(-0.6, 1.6))
+    right.set_xticks([0, 1][: len(students)], ["A", "B"][: len(students)])
+    for ax, title in zip(
+        (left, middle, right), ("entropy", "calibration", "accuracy"), strict=True
+    ):
+        ax.set_title(title)
+    figure.legend(handles, list(students), loc="upper center", ncols=2, fontsize=11)
     return figure
 
 
