@@ -212,7 +212,8 @@ def probability_bars(p, class_names, *, reference=None, ax=None) -> Axes:
     ax.bar(places[top], p[top], color=OKABE_ITO["blue"], hatch="//", edgecolor="white")
     ax.bar(places[~top], p[~top], color=OKABE_ITO["sky"])
     if reference is not None:
-        ax.bar(places, np.asarray(reference), fill=False, edgecolor="black", linestyle="--", label="T = 1")
+        look = {"fill": False, "edgecolor": "black", "linestyle": "--"}
+        ax.bar(places, np.asarray(reference), label="T = 1", **look)
         # Above the axes, right of the title: no bar can reach it there.
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, frameon=False)
     ax.set_xticks(places, class_names)
