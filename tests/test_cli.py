@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from ttm_lab import cli, data, paper, reproduce, runs, studies
+from ttm_lab import analysis, cli, data, paper, reproduce, runs, studies
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.models import create_model, load_weights
 
@@ -163,6 +163,8 @@ NAMED = "distill --pair resnet56:resnet20"
         ("distill --pair resnet20:resnet8 --teacher published", "only for wrn_40_2, resnet56"),
         (f"{NAMED} --output table.json", "must end in .csv"),
         (f"{NAMED} --output file/table.csv", "--output file/table.csv"),
+        (f"{NAMED} --keep-logits table.csv", "--keep-logits table.csv must end in .npz"),
+        (f"{NAMED} --per-class 0", "--per-class: '0'"),
         (f"{NAMED} --data folder", "--data folder needs --root DIR: pictures belong in DIR/train/"),
         (f"{NAMED} --data imagenet", "--data imagenet needs --root DIR"),
         (f"{NAMED} --data digits --validation 0.1", "leave out --validation and --root"),
@@ -262,6 +264,7 @@ def never_trains(*_, **__):
 
 def test_a_row_from_the_command_line(workplace, monkeypatch, capsys):
     command = f"distill --pair resnet8:resnet8 {SMALL} --size 16 --seeds 2 --output out/row.csv"
+    command += " --keep-logits out/logits.npz --per-class 3"
     assert call(command) == 0
     first = capsys.readouterr()
     measured = runs.read_table("out/row.csv")
@@ -279,6 +282,16 @@ def test_a_row_from_the_command_line(workplace, monkeypatch, capsys):
     note = json.loads(Path("out/row.json").read_text())
     assert note["data"]["name"] == "digits"
     assert note["settings"]["KD"]["temperature"] == 4
+
+    # the logits kept are those of the same networks, for the first three pictures of each class
+    kept = analysis.Outputs.load("out/logits.npz")
+    assert kept.logits.shape == (9, 30, 10)
+    assert list(kept.models["method"]) == list(measured["method"])
+    labels = load_dataset("digits", seed=0, size=16).test.labels.numpy()
+    assert np.array_equal(kept.labels, labels[kept.pictures])
+    for k in range(10):
+        assert kept.pictures[kept.labels == k].tolist() == np.flatnonzero(labels == k)[:3].tolist()
+    assert json.loads(Path("out/logits.json").read_text())["settings"] == note["settings"]
 
     # every run is there, whole, and with what the command line and the published recipe say
     folders = sorted(Path("runs").glob("*/*"))

@@ -1,10 +1,12 @@
 """The digits study: a fair search, kept whole, and settings that follow from it."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from ttm_lab import runs, studies
+from ttm_lab.analysis import predict
 
 SEARCH = runs.find_root(__file__) / "data" / "results" / "digits_search.csv"
 
@@ -137,6 +139,22 @@ def test_seeds_in_processes_are_those_of_a_loop_byte_for_byte(tmp_path, monkeypa
     monkeypatch.setattr(studies, "_train_in_processes", None)  # all is finished: none started
     again = studies.train_seeds([0, 3], families, parallel, max_steps=2, workers=2)
     assert again[3].students["published"][0].folder.parent == parallel
+
+
+def test_the_grid_of_students_is_trained_once_by_one_teacher(tmp_path, monkeypatch, one_thread):
+    first = studies.student_grid(tmp_path, seeds=(0, 1), max_steps=2)
+    kinds = first.kinds()
+    assert len(kinds) == 1 + 3 * 3 * 2
+    assert all(first.models["seed"].to_numpy()[rows].tolist() == [0, 1] for rows in kinds.values())
+    teacher, data = studies.teacher_and_data(0, tmp_path, max_steps=2)
+    assert np.allclose(first.teacher(), predict(teacher.model, data.test))
+    assert np.array_equal(first.labels, data.test.labels)
+    last = np.array(list(tmp_path.glob("wttm-seed1-*/model.safetensors")))
+    assert len(last) == 6
+
+    monkeypatch.setattr("ttm_lab.training._Student.step", None)  # nothing is trained again
+    again = studies.student_grid(tmp_path, seeds=(0, 1), max_steps=2)
+    assert np.array_equal(again.logits, first.logits)
 
 
 def test_what_is_unfinished_decides_how_many_processes_start(tmp_path, monkeypatch):

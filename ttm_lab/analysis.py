@@ -14,7 +14,7 @@ import torch
 from scipy import optimize, special, stats
 from torch import nn
 
-from ttm_lab.data import FileSplit, Split
+from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.runs import atomic_write
 
 MEASURES = ("accuracy", "nll", "brier", "ece", "entropy", "confidence")
@@ -51,8 +51,8 @@ class Outputs:
 
     ``models`` has a row for each network with the columns method, temperature, distill_weight
     (both nan where a method has none) and seed; the teacher's method is ``"teacher"``. ``logits``
-    (M, N, K), ``labels`` (N,), ``class_names`` K words, ``pictures`` (N,) the pictures' file names
-    or numbers in their data set.
+    (M, N, K), ``labels`` (N,), ``class_names`` K words, ``pictures`` (N,) the pictures'
+    positions in the part of the data set they come from.
 
     Raises ``ValueError`` or ``TypeError`` where these do not fit together.
 
@@ -135,6 +135,33 @@ class Outputs:
                 f"{path} is no file of outputs, or it is damaged ({error}); make it again or take "
                 "it from the repository again"
             ) from error
+
+
+def collect_outputs(
+    teacher, students, data: Dataset, *, pictures: np.ndarray | None = None
+) -> Outputs:
+    """The outputs of a teacher and its students, ``Trained`` each, on the test part of ``data``.
+
+    ``pictures`` are positions in the test part; by default all of them are asked about.
+
+    Taught in notebooks/06_what_the_students_learned.ipynb.
+    """
+    pictures = np.arange(len(data.test)) if pictures is None else np.asarray(pictures)
+    rows, logits = [], []
+    for one in (teacher, *students):
+        found = one.settings
+        rows.append(
+            {
+                "method": "teacher" if one is teacher else one.label,
+                "temperature": np.nan if found.method == "ce" else found.temperature,
+                "distill_weight": np.nan if found.method == "ce" else found.distill_weight,
+                "seed": one.seed,
+            }
+        )
+        logits.append(predict(one.model, data.test)[pictures])
+    labels = np.asarray(data.test.labels)[pictures]
+    names = tuple(data.class_names)
+    return Outputs(pd.DataFrame(rows), np.stack(logits), labels, names, pictures)
 
 
 def _array(values) -> np.ndarray:

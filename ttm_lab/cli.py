@@ -131,6 +131,7 @@ def _distill(options) -> int:
     changes = _given(options, (*_TRAINING_FIELDS, *_LOSS_FIELDS, *_ASKING_FIELDS))
     _check_device(options.device)
     _check_output(options.output)
+    _check_output(options.keep_logits, "--keep-logits", ".npz")
     methods = options.methods or _default_methods(teacher, student, changes)
     paper.check_pair(
         teacher,
@@ -185,6 +186,9 @@ def _distill(options) -> int:
     if options.output:
         paper.save_results(options.output, row, measured, data)
         print(f"Table: {options.output}")
+    if options.keep_logits:
+        paper.save_outputs(options.keep_logits, row, data, options.per_class)
+        print(f"Logits: {options.keep_logits}")
     return 0
 
 
@@ -358,19 +362,19 @@ def _check_device(device: str | None) -> None:
         raise ValueError(f"--device {device} cannot be used here: {reason}") from error
 
 
-def _check_output(path: str | None) -> None:
-    """Before the long work: can the table be written afterwards?"""
+def _check_output(path: str | None, option: str = "--output", ending: str = ".csv") -> None:
+    """Before the long work: can the file be written afterwards?"""
     if path is None:
         return
     folder = Path(path).resolve().parent
-    if Path(path).suffix != ".csv":
-        raise ValueError(f"--output {path} must end in .csv")
+    if Path(path).suffix != ending:
+        raise ValueError(f"{option} {path} must end in {ending}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--output {path}: {error}") from error
+        raise ValueError(f"{option} {path}: {error}") from error
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"--output {path}: {folder} cannot be written to")
+        raise ValueError(f"{option} {path}: {folder} cannot be written to")
 
 
 def _load_data(options, models):
@@ -691,6 +695,15 @@ def _add_training_commands(commands) -> None:
         )
     for parser in (distill, evaluate):
         parser.add_argument("--output", metavar="FILE.csv", help="write the numbers there, too")
+    distill.add_argument(
+        "--keep-logits", metavar="FILE.npz", help="write everyone's logits on test there (float16)"
+    )
+    distill.add_argument(
+        "--per-class",
+        type=_positive,
+        metavar="N",
+        help="keep logits for the first N pictures of each class (default: for all)",
+    )
 
     fetch = add(
         "fetch-teacher",

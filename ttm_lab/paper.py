@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ttm_lab import runs
-from ttm_lab.analysis import evaluate, paired_interval, predict
+from ttm_lab.analysis import collect_outputs, evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
 from ttm_lab.models import create_model, fetch_teacher, load_weights
 from ttm_lab.studies import TEMPERATURE, TTM_WEIGHT, mean_power_sum
@@ -479,12 +479,34 @@ def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Datas
     if path.suffix != ".csv":
         raise ValueError(f"{path} must end in .csv: beside it goes a file that ends in .json")
     runs.atomic_write(path, measured.to_csv(index=False))
+    runs.atomic_write(path.with_suffix(".json"), json.dumps(_note(row, data), indent=1))
+
+
+def save_outputs(path: str | Path, row: Row, data: Dataset, per_class: int | None = None) -> None:
+    """Keep the logits of teacher and students on test (``analysis.Outputs``), and how, as JSON.
+
+    ``per_class`` keeps the first so many pictures of each class only.
+
+    Raises ``ValueError`` for a path that does not end in .npz.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"{path} must end in .npz: beside it goes a file that ends in .json")
+    labels = np.asarray(data.test.labels)
+    firsts = [np.flatnonzero(labels == k)[:per_class] for k in range(data.num_classes)]
+    pictures = np.sort(np.concatenate(firsts))
+    collect_outputs(row.teacher, row.students, data, pictures=pictures).save(path)
+    runs.atomic_write(path.with_suffix(".json"), json.dumps(_note(row, data), indent=1))
+
+
+def _note(row: Row, data: Dataset) -> dict:
+    """How a row came about, for the JSON file beside its results."""
     # how weights from a file were trained is not known
     trained = {s.label: s.settings for s in (row.teacher, *row.students) if len(s.history)}
     environment = dict(runs.environment())
     home = re.compile(rf"(?<![^\s'=]){re.escape(str(Path.home()))}(?=[/\\])")
     environment["command"] = home.sub("~", environment["command"])
-    note = {
+    return {
         "environment": environment,
         "data": {"name": data.name, "classes": data.num_classes, "split_seed": data.seed}
         | {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
@@ -494,4 +516,3 @@ def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Datas
         },
         "settings": {label: vars(replace(s, label=label)) for label, s in trained.items()},
     }
-    runs.atomic_write(path.with_suffix(".json"), json.dumps(note, indent=1))

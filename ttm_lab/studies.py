@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ttm_lab import runs
-from ttm_lab.analysis import evaluate, generalisation_gap, predict
+from ttm_lab.analysis import Outputs, collect_outputs, evaluate, generalisation_gap, predict
 from ttm_lab.data import Dataset, load_dataset
 from ttm_lab.probability import power_sum, temperature_softmax
 from ttm_lab.training import Diverged, Settings, Trained, distill_many, train_teacher
@@ -348,6 +348,57 @@ def _train_one(seed, families, folder, max_steps) -> None:
         train_students(seed, families, folder, max_steps=max_steps)
     except Exception as error:  # as text: Diverged holds networks and does not survive pickling
         raise RuntimeError(f"seed {seed}: {type(error).__name__}: {error}") from error
+
+
+def grid_settings(*, max_steps: int | None = None) -> list[Settings]:
+    """Every method at three temperatures and two weights, and CE: loss (1 - w) CE + w method.
+
+    KD trains at a quarter of the others' learning rate, since its gradient grows like T; at the
+    common one it diverges on the digits. Nothing else was chosen by a result.
+    """
+    common = {"epochs": 8, "learning_rate": 0.2, "max_steps": max_steps}
+    settings = [_settings("ce", **common)]
+    for method in ("kd", "ttm", "wttm"):
+        rate = common["learning_rate"] / (4 if method == "kd" else 1)
+        for temperature in (2.0, 4.0, 8.0):
+            for weight in (0.5, 0.9):
+                loss = {"temperature": temperature, "distill_weight": weight}
+                loss |= {"ce_weight": 1 - weight, "learning_rate": rate}
+                settings.append(_settings(method, **common | loss))
+    return settings
+
+
+def student_grid(
+    folder: str | Path, *, seeds: Sequence[int] = (0, 1, 2), max_steps: int | None = None
+) -> Outputs:
+    """The students of ``grid_settings`` for each seed, by one teacher: their logits on test.
+
+    Trained once, seeds side by side as in ``train_seeds``, and kept as runs in ``folder``. All
+    share the data's split of seed 0. Settings were not searched: kinds are compared as they are,
+    not at their best.
+
+    Taught in notebooks/06_what_the_students_learned.ipynb.
+    """
+    teacher, data = teacher_and_data(0, Path(folder), max_steps=max_steps)
+    tasks = [(seed, Path(folder), max_steps) for seed in seeds]
+    settings = grid_settings(max_steps=max_steps)
+    done = sum(
+        (file.parent / "model.safetensors").exists() for file in Path(folder).glob("*/*.csv")
+    )
+    workers = 1 if done >= len(seeds) * len(settings) else min(_free_cores(), len(tasks))
+    with closing(_in_processes(_train_grid, tasks, workers)) as trained:
+        for _ in tqdm(trained, total=len(tasks), desc="seeds"):
+            pass
+    students = distill_many(
+        teacher, data, settings, seeds=list(seeds), folder=folder, progress=False
+    )
+    return collect_outputs(teacher, students, data)
+
+
+def _train_grid(seed: int, folder: Path, max_steps: int | None) -> None:
+    teacher, data = teacher_and_data(0, folder, max_steps=max_steps)
+    settings = grid_settings(max_steps=max_steps)
+    distill_many(teacher, data, settings, seeds=[seed], folder=folder, progress=False)
 
 
 def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:
