@@ -144,13 +144,13 @@ def test_seeds_in_processes_are_those_of_a_loop_byte_for_byte(tmp_path, monkeypa
 def test_the_grid_of_students_is_trained_once_by_one_teacher(tmp_path, monkeypatch, one_thread):
     first = studies.student_grid(tmp_path, seeds=(0, 1), max_steps=2)
     kinds = first.kinds()
-    assert len(kinds) == 1 + 3 * 3 * 2
+    assert len(kinds) == 1 + 3 * 4
     assert all(first.models["seed"].to_numpy()[rows].tolist() == [0, 1] for rows in kinds.values())
     teacher, data = studies.teacher_and_data(0, tmp_path, max_steps=2)
     assert np.allclose(first.teacher(), predict(teacher.model, data.test))
     assert np.array_equal(first.labels, data.test.labels)
     last = np.array(list(tmp_path.glob("wttm-seed1-*/model.safetensors")))
-    assert len(last) == 6
+    assert len(last) == 4
 
     monkeypatch.setattr("ttm_lab.training._Student.step", None)  # nothing is trained again
     again = studies.student_grid(tmp_path, seeds=(0, 1), max_steps=2)
