@@ -24,7 +24,6 @@ from ttm_lab import report
 from ttm_lab.reproduce import Refused, reproduce
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPLORERS = ("path", "temperature", "arrows", "triangle", "decomposition", "weights", "students")
 # Links to folders of the checkout, and the page that shows each.
 FOLDER_PAGES = {
     "benchmarks/results": "benchmarks/results/index.md",
@@ -69,6 +68,8 @@ def page_of(executed: Path, uses: dict[str, list[course.Section]], figures: Path
     widgets = notebook.metadata.pop("widgets", {})
     models = widgets.get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
     save = _Figures(figures, executed.stem)
+    # A batch writes its parameters into a cell of their own; the profile is as the notebook has it.
+    notebook.cells = [c for c in notebook.cells if c.source != '# Parameters\nprofile = "quick"\n']
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "markdown":
@@ -227,7 +228,7 @@ def explorers_page(source: Path, taught: dict[str, list[course.Section]]) -> str
         "Sliders, and a picture that follows them. They run in JupyterLab: `make lab`, or in your "
         "own notebook through `ttm_lab.explore`.",
     ]
-    for name in EXPLORERS:
+    for name in course.explorers():
         dotted = f"ttm_lab.explore.{name}"
         about = course.summary(known[dotted])
         page += [f"## {name}", f"{{py:obj}}`ttm_lab.explore.{name} <{dotted}>`. {about}"]
@@ -318,8 +319,11 @@ def build(executed: Path, output: Path) -> int:
     styles = f".batch-report {{\n{report.STYLE}\n}}\n"
     (_made(extra / "_static") / "report.css").write_text(styles, encoding="utf-8")
     failed = build_main(
-        ["-q", "-b", "html", "-c", str(ROOT / "docs"), "-d", str(work / "doctrees")]
-        + ["-W", "--keep-going", "-D", f"html_extra_path={extra}", str(source), str(output)]
+        [
+            *("-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs")),
+            *("-d", str(work / "doctrees"), "-D", f"html_extra_path={extra}"),
+            *(str(source), str(output)),
+        ]
     )
     if failed:
         print("The site has warnings, see above.", file=sys.stderr)

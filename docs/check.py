@@ -116,7 +116,7 @@ def loaded_from_outside(page: BeautifulSoup) -> list[str]:
 
 def styles_from_outside(css: str) -> list[str]:
     """Style sheets, fonts and pictures that CSS fetches from another host."""
-    found = re.findall(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""", css)
+    found = re.findall(r"""(?:url\(\s*|@import\s+(?!url))["']?([^"')\s;]+)""", css)
     return [f"style loads {address}" for address in found if _is_outside(address)]
 
 

@@ -7,7 +7,6 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from textwrap import indent
 
-import latex2mathml.converter
 from docutils import nodes
 
 HERE = Path(__file__).parent
@@ -15,6 +14,7 @@ sys.path.insert(0, str(HERE))
 import course  # noqa: E402
 
 import ttm_lab  # noqa: E402
+from ttm_lab.execute import mathml  # noqa: E402
 
 project = "TTM Lab"
 author = "TTM Lab"
@@ -24,8 +24,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "TTM Lab"
 html_static_path = ["static"]
-html_css_files = ["site.css"]
-html_js_files = [("site.js", {"priority": 150})]  # before the search's own scripts
+html_css_files = ["site.css", "report.css"]
+html_js_files = ["site.js"]
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
 html_domain_indices = False  # the page of each module stands in the navigation
@@ -60,17 +60,13 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 # screen readers, and drawn with the font that the site brings.
 
 
-def _mathml(node, display: str) -> str:
-    return latex2mathml.converter.convert(node.astext(), display=display)
-
-
 def _inline_formula(self, node) -> None:
-    self.body.append(_mathml(node, "inline"))
+    self.body.append(mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def _block_formula(self, node) -> None:
-    self.body.append(f'<div class="formula">{_mathml(node, "block")}</div>\n')
+    self.body.append(f'<div class="formula">{mathml(node.astext(), block=True)}</div>\n')
     raise nodes.SkipNode
 
 
@@ -92,7 +88,9 @@ def _docstring(app, what, name, obj, options, lines) -> None:
     listed = rf"(?:^|(?<=\n\n)){ARGUMENT}.*(?:\n(?:{ARGUMENT}|    ).*)*(?=\n\n|\n?$)"
     text = re.sub(listed, lambda found: "Args:\n" + indent(found[0], "    "), text)
     text = re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", text)
-    pieces = re.split(r"(``.*?``)", text, flags=re.DOTALL)
+    text = re.sub(r"(?<!:):\n\n(?=    )", "::\n\n", text)  # tables set with spaces stay as they are
+    literal = r"(``(?:[^`]|`(?!`))+``|::\n\n(?:    .*\n|\n)+)"
+    pieces = re.split(literal, text)
     pieces[::2] = [re.sub(r"[*|`]|(?<=\w)_(?!\w)", r"\\\g<0>", piece) for piece in pieces[::2]]
     lines[:] = "".join(pieces).split("\n")
     if name not in TAUGHT:
@@ -105,12 +103,20 @@ def _docstring(app, what, name, obj, options, lines) -> None:
     lines += [""]
 
 
+def _dashes(app, doctree, page) -> None:
+    """Sphinx puts two hyphens between an argument and its meaning."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(": "))
+
+
 TAUGHT = course.taught(sorted((HERE.parent / "notebooks").glob("*.ipynb")))
 
 
 def setup(app) -> None:
     # Before napoleon, whose markup stays as it is.
     app.connect("autodoc-process-docstring", _docstring, priority=400)
+    app.connect("doctree-resolved", _dashes)
     app.connect("build-finished", _bring_font)
     app.add_html_math_renderer("mathml", (_inline_formula, None), (_block_formula, None))
     app.config.html_math_renderer_name = "mathml"

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import ModuleType
 
 import nbformat
+from ipywidgets import VBox
 
 import ttm_lab
+from ttm_lab import explore
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,14 @@ def documented() -> dict[str, object]:
                 if not any(value is other for other in found.values()):
                     found[f"{module.__name__}.{name}"] = value
     return found
+
+
+def explorers() -> list[str]:
+    """The functions of ``explore`` that give a whole explorer, in the order of the course."""
+    gives = {
+        n: inspect.signature(vars(explore)[n]).return_annotation for n in public_names(explore)
+    }
+    return [n for n, what in gives.items() if what is VBox and n != explore.panel.__name__]
 
 
 def headings(source: str) -> list[str]:
@@ -171,4 +181,6 @@ def taught(notebooks: list[Path]) -> dict[str, list[Section]]:
 def summary(value) -> str:
     """The first sentence of a docstring, as Markdown."""
     first = inspect.getdoc(value).split("\n\n")[0].replace("\n", " ")
-    return first.replace("``", "`")
+    pieces = re.split(r"(`[^`]+`)", first.replace("``", "`"))
+    pieces[::2] = [re.sub(r"[*_|]", r"\\\g<0>", piece) for piece in pieces[::2]]
+    return "".join(pieces)
