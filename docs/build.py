@@ -62,7 +62,9 @@ def _cells(path: Path) -> list[tuple[str, str]]:
 # Notebook pages -------------------------------------------------------------------------------
 
 
-def page_of(executed: Path, uses: dict[str, list[course.Section]], figures: Path):
+def page_of(
+    executed: Path, uses: dict[str, list[course.Section]], figures: Path, source: Path
+) -> nbformat.NotebookNode:
     """An executed notebook as the site shows it: still outputs, targets, links to functions."""
     notebook = nbformat.read(executed, as_version=4)
     widgets = notebook.metadata.pop("widgets", {})
@@ -73,7 +75,7 @@ def page_of(executed: Path, uses: dict[str, list[course.Section]], figures: Path
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "markdown":
-            cell.source = with_targets(cell.source, executed.stem)
+            cell.source = site_links(with_targets(cell.source, executed.stem), "notebooks", source)
         elif cell.cell_type == "code":
             cell.outputs = [
                 still for output in cell.outputs if (still := _still(output, cell, models, save))
@@ -175,16 +177,24 @@ def _functions_used(executed: Path, uses: dict[str, list[course.Section]]) -> st
 # Other pages ----------------------------------------------------------------------------------
 
 
-def site_links(text: str, folder: str) -> str:
-    """Rewrite links that work in the checkout and have another name in the site."""
+def site_links(text: str, folder: str, source: Path) -> str:
+    """Links of a text in ``folder`` as the site needs them.
 
-    def rewrite(found: re.Match) -> str:
+    Some pages have another name there. Linked files that are no pages, and pictures, are copied.
+    """
+
+    def follow(found: re.Match) -> str:
         path = (ROOT / folder / found[1]).resolve()
-        here = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
-        here = {"README.md": "index.md", **FOLDER_PAGES}.get(here)
-        return f"](/{here}{found[2] or ''})" if here else found[0]
+        if not path.is_relative_to(ROOT):
+            return found[0]
+        here = path.relative_to(ROOT)
+        if page := {"README.md": "index.md", **FOLDER_PAGES}.get(here.as_posix()):
+            return f"](/{page}{found[2] or ''})"
+        if path.is_file() and path.suffix not in (".md", ".ipynb"):
+            shutil.copy(path, _made((source / here).parent))
+        return found[0]
 
-    return re.sub(r"\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)", rewrite, text)
+    return re.sub(r"\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)", follow, text)
 
 
 def api_page(module: str) -> str:
@@ -241,12 +251,26 @@ def explorers_page(source: Path, taught: dict[str, list[course.Section]]) -> str
     return "\n\n".join(page)
 
 
+def benchmarks_page(measured: list[str]) -> str:
+    return "\n".join(
+        [
+            "# Benchmarks",
+            "",
+            "Measured by `make bench` and the scripts beside it, with hardware, versions and date.",
+            "",
+            *(f"- [](/benchmarks/results/{stem}.md), `{stem}`" for stem in measured),
+            "",
+            contents({"": [f"{stem} </benchmarks/results/{stem}>" for stem in measured]}),
+        ]
+    )
+
+
 def contents(groups: dict[str, list[str]]) -> str:
     """Navigation: a table of contents, not shown in the text, for each group of pages."""
     blocks = []
     for caption, pages in groups.items():
         named = f":caption: {caption}\n" if caption else ""
-        listed = "\n".join(f"/{page}" for page in pages)
+        listed = "\n".join(page if " </" in page else f"/{page}" for page in pages)
         blocks.append(f"```{{toctree}}\n:hidden:\n{named}\n{listed}\n```\n")
     return "\n".join(blocks)
 
@@ -257,44 +281,33 @@ def lay_out(executed: Path, source: Path, extra: Path) -> None:
     taught = course.taught(notebooks)
     _made(source / "notebooks")
     for path in notebooks:
-        page = page_of(executed / path.name, taught, extra / "notebooks" / "figures")
+        page = page_of(executed / path.name, taught, extra / "notebooks" / "figures", source)
         nbformat.write(page, source / "notebooks" / path.name)
         shutil.copy(executed / path.name, _made(extra / "notebooks") / path.name)
 
-    texts = ["CONTRIBUTING.md", "data/README.md"]
-    texts += sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("benchmarks/results/*.md"))
-    reading = [f"docs/{name}.md" for name in ("notation", "glossary", "teaching")]
-    reading = [name for name in reading if (ROOT / name).exists()]
-    for name in [*texts, *reading]:
-        text = site_links((ROOT / name).read_text(encoding="utf-8"), str(Path(name).parent))
-        _made((source / name).parent).joinpath(Path(name).name).write_text(text, encoding="utf-8")
-    for name in ("data/results/student_entropy.png", "LICENSE"):
-        shutil.copy(ROOT / name, _made((source / name).parent))
-    for path in [*ROOT.glob("ttm_lab/*.csv"), *ROOT.glob("data/results/*.csv")]:
-        shutil.copy(path, _made(source / path.relative_to(ROOT).parent))
-
-    benchmarks = [name for name in texts if name.startswith("benchmarks/")]
-    listed = "\n".join(f"- [](/{name})" for name in benchmarks)
-    (source / "benchmarks/results/index.md").write_text(
-        "# Benchmarks\n\nMeasured by `make bench` and the scripts beside it, each with hardware, "
-        f"versions and date.\n\n{listed}\n\n"
-        + contents({"": [name.removesuffix(".md") for name in benchmarks]}),
-        encoding="utf-8",
-    )
-    for module in course.modules():
-        text = api_page(module)
-        (_made(source / "api") / f"{module}.rst").write_text(text, encoding="utf-8")
-    (source / "report.md").write_text(report_page(executed), encoding="utf-8")
-    (source / "explorers.md").write_text(explorers_page(source, taught), encoding="utf-8")
+    reading = sorted(path.name for path in ROOT.glob("docs/*.md"))
+    measured = sorted(path.stem for path in ROOT.glob("benchmarks/results/*.md"))
+    texts = ["CONTRIBUTING.md", "data/README.md", *(f"docs/{name}" for name in reading)]
+    for name in [*texts, *(f"benchmarks/results/{stem}.md" for stem in measured)]:
+        text = site_links((ROOT / name).read_text(encoding="utf-8"), str(Path(name).parent), source)
+        (_made((source / name).parent) / Path(name).name).write_text(text, encoding="utf-8")
+    write = {
+        "benchmarks/results/index.md": benchmarks_page(measured),
+        "report.md": report_page(executed),
+        "explorers.md": explorers_page(source, taught),
+        **{f"api/{module}.rst": api_page(module) for module in course.modules()},
+    }
     groups = {
         "The course": [f"notebooks/{path.stem}" for path in notebooks],
-        "Beside the course": ["explorers", *(name.removesuffix(".md") for name in reading)],
+        "Beside the course": ["explorers", *(f"docs/{Path(name).stem}" for name in reading)],
         "Results": ["report", "benchmarks/results/index", "data/README"],
         "The package": [f"api/{module}" for module in course.modules()],
         "The project": ["CONTRIBUTING"],
     }
-    home = site_links((ROOT / "README.md").read_text(encoding="utf-8"), ".")
-    (source / "index.md").write_text(f"{home}\n\n{contents(groups)}", encoding="utf-8")
+    home = site_links((ROOT / "README.md").read_text(encoding="utf-8"), ".", source)
+    write["index.md"] = f"{home}\n\n{contents(groups)}"
+    for name, text in write.items():
+        (_made((source / name).parent) / Path(name).name).write_text(text, encoding="utf-8")
 
 
 def _made(folder: Path) -> Path:
@@ -307,12 +320,10 @@ def _made(folder: Path) -> Path:
 
 def build(executed: Path, output: Path) -> int:
     """Render the site into ``output`` and check it; return 0, or 1 if something is wrong."""
+    if output.exists() and not (output / ".buildinfo").exists():
+        raise SystemExit(f"{output} is not a site that this command made: remove it first")
     work = output.with_name(output.name + "-work")
     shutil.rmtree(work, ignore_errors=True)
-    if output.exists():
-        if not (output / ".buildinfo").exists():
-            raise SystemExit(f"{output} is not a site that this command made: remove it first")
-        shutil.rmtree(output)
     source, extra = _made(work / "source"), _made(work / "extra")
     lay_out(executed, source, extra)
     (extra / ".nojekyll").touch()  # a code host would else leave out folders such as _static
@@ -322,14 +333,18 @@ def build(executed: Path, output: Path) -> int:
         [
             *("-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs")),
             *("-d", str(work / "doctrees"), "-D", f"html_extra_path={extra}"),
-            *(str(source), str(output)),
+            *(str(source), str(work / "site")),
         ]
     )
     if failed:
-        print("The site has warnings, see above.", file=sys.stderr)
+        print(f"Sphinx found faults in the pages below {source}, see above.", file=sys.stderr)
         return 1
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.move(work / "site", output)
+    shutil.rmtree(work)
     faults, outside = check.check_site(output)
-    print("\n".join(faults), file=sys.stderr)
+    for fault in faults:
+        print(fault, file=sys.stderr)
     print(
         f"{len(list(output.rglob('*.html')))} pages checked, {len(faults)} faults; "
         f"{len(outside)} links lead outside:"

@@ -96,8 +96,11 @@ def _docstring(app, what, name, obj, options, lines) -> None:
     if name not in TAUGHT:
         return
     links = [f":ref:`{section.shown} <{section.label}>`" for section in TAUGHT[name]]
-    first, *others = links or ["no notebook uses it directly."]
-    lines += ["", f":Taught in: {first}"]
+    first, *others = links or [""]
+    lines += [
+        "",
+        f":Taught in: {first}" if first else ":In the course: no notebook uses it directly",
+    ]
     if others:
         lines += [f":Also used in: {'; '.join(others)}"]
     lines += [""]
