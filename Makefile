@@ -6,11 +6,12 @@ ARGS ?=
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help lab reproduce test bench setup
+.PHONY: help lab reproduce site test bench setup
 
 help:
 	@echo "make lab        open the course in JupyterLab"
 	@echo "make reproduce  run every notebook and write runs/reproduce/quick/report.html"
+	@echo "make site       the executed course, report and API as pages: runs/site/index.html"
 	@echo "make test       check style, run the tests and all notebooks, cut short"
 	@echo "make bench      time losses and training side by side with plain code (ARGS=--save keeps it)"
 	@echo "Options: PYTHON=python3.12 for a new .venv, ARGS=\"...\" for the command itself."
@@ -23,6 +24,10 @@ lab: setup
 
 reproduce: setup
 	@$(VENV_PYTHON) -m ttm_lab reproduce $(ARGS)
+
+# Runs the course first unless runs/reproduce/quick holds it, finished and from these notebooks.
+site: setup
+	@$(VENV_PYTHON) docs/build.py $(ARGS)
 
 # One thread a worker: several workers with a thread per core each slow one another down.
 test: setup
@@ -73,6 +78,6 @@ setup:
 	    echo "pyproject.toml has changed: bringing .venv up to date ..."; \
 	fi; \
 	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check \
-	    --editable ".[notebooks,test]" || exit 1; \
+	    --editable ".[notebooks,site,test]" || exit 1; \
 	echo "$$made_from" > .venv/made-from; \
 	echo "Set-up finished."

@@ -46,7 +46,22 @@ def test_continuous_integration_covers_the_supported_versions():
     triggers = workflow[True]  # YAML 1.1 reads the key "on" as true
     assert {"push", "pull_request", "schedule"} <= set(triggers)
     commands = [line for line in read(".ci/run").splitlines() if line.startswith("make")]
-    assert commands == ["make test", "make reproduce"]
+    assert commands == ["make test", "make reproduce", "make site"]
+
+
+def test_site_is_published_from_the_main_branch_alone():
+    workflow = yaml.safe_load(read(".github/workflows/site.yml"))
+    assert workflow[True]["push"]["branches"] == ["main"]
+    assert "pull_request" not in workflow[True]
+    build, publish = workflow["jobs"]["build"], workflow["jobs"]["publish"]
+    assert "make site" in [step.get("run") for step in build["steps"]]
+    (upload,) = [s for s in build["steps"] if "upload-pages-artifact" in s.get("uses", "")]
+    assert upload["with"]["path"] == "runs/site"
+    # Only the job that publishes, and runs none of our code, may write to the code host.
+    assert workflow["permissions"] == {"contents": "read"}
+    assert publish["permissions"] == {"pages": "write", "id-token": "write"}
+    assert publish["needs"] == "build"
+    assert not any("run" in step for step in publish["steps"])
 
 
 def test_hooks_use_the_ranges_of_the_test_extra():

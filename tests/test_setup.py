@@ -59,7 +59,7 @@ def checkout(tmp_path):
     return Checkout(tmp_path / "a path with spaces")
 
 
-def test_sets_up_once_and_installs_both_extras(checkout):
+def test_sets_up_once_and_installs_the_extras(checkout):
     first = checkout.make("reproduce", ARGS="--only 01")
     assert first.returncode == 0
     assert "Setting up .venv with Python 3.12.4" in first.stdout
@@ -67,7 +67,7 @@ def test_sets_up_once_and_installs_both_extras(checkout):
     assert (again.stdout, again.stderr) == ("", "")
     venv, install, *commands = checkout.done
     assert venv == "venv"
-    assert install.endswith("--editable .[notebooks,test]")
+    assert install.endswith("--editable .[notebooks,site,test]")
     assert commands == ["-m ttm_lab reproduce --only 01", "-m ttm_lab reproduce"]
 
 

@@ -15,6 +15,7 @@ import threading
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from xml.etree import ElementTree
 
 import latex2mathml.converter
 import nbformat
@@ -23,6 +24,9 @@ import psutil
 from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
+
+MATHML = "http://www.w3.org/1998/Math/MathML"
+ElementTree.register_namespace("", MATHML)
 
 WIDGET_NOTE = (
     "<p><em>Here the notebook shows sliders. They move in JupyterLab; this page has the figure "
@@ -144,7 +148,7 @@ def _set_aside_formulas(text: str, formulas: list[str]) -> str:
     def set_aside(found: re.Match) -> str:
         if found["code"]:
             return found["code"]
-        formulas.append(_mathml(found["block"] or found["inline"], block=bool(found["block"])))
+        formulas.append(mathml(found["block"] or found["inline"], block=bool(found["block"])))
         return f"formula{len(formulas) - 1}formula"
 
     code = r"(?P<code>```.*?```|`[^`\n]*`)"
@@ -152,9 +156,38 @@ def _set_aside_formulas(text: str, formulas: list[str]) -> str:
     return re.sub(f"{code}|{math}", set_aside, text, flags=re.DOTALL)
 
 
-def _mathml(latex: str, *, block: bool) -> str:
+def mathml(latex: str, *, block: bool = False) -> str:
+    """A formula as MathML, with the spaces that TeX sets and a browser would not.
+
+    Those are the thin ones around a named function, and none about a slash or behind a sign.
+    """
     display = "block" if block else "inline"
-    return latex2mathml.converter.convert(latex, display=display)
+    formula = ElementTree.fromstring(latex2mathml.converter.convert(latex, display=display))
+    for row in list(formula.iter(f"{{{MATHML}}}mrow")):
+        spaced, before, before_named = [], None, False
+        for part in row:
+            named = (name := _innermost(part)).tag.endswith("}mi") and len(name.text or "") > 1
+            if part.text == "/":
+                part.attrib |= {"lspace": "0", "rspace": "0"}
+            if before is not None:
+                signed = part.text in ("−", "+") and before.tag.endswith("}mo")
+                if signed and before.text not in (")", "]", "}", "|"):
+                    part.set("form", "prefix")
+                after_name = before_named and not part.tag.endswith("}mo")
+                if after_name or (named and not before.tag.endswith("}mo")):
+                    spaced.append(ElementTree.Element(f"{{{MATHML}}}mspace", width="0.167em"))
+            spaced.append(part)
+            before, before_named = part, named
+        row[:] = spaced
+    return ElementTree.tostring(formula, encoding="unicode")
+
+
+def _innermost(part: ElementTree.Element) -> ElementTree.Element:
+    """What a sub- or superscript stands at."""
+    scripts = ("msub", "msup", "msubsup", "munder", "mover", "munderover")
+    while part.tag.rpartition("}")[2] in scripts:
+        part = part[0]
+    return part
 
 
 def _static(output):
@@ -165,7 +198,7 @@ def _static(output):
         return nbformat.v4.new_output("display_data", {"text/html": WIDGET_NOTE})
     if "text/latex" in data and "text/html" not in data:  # what sympy shows
         latex = data["text/latex"].strip().strip("$").removeprefix("\\displaystyle")
-        data["text/html"] = _mathml(latex, block=True)
+        data["text/html"] = mathml(latex, block=True)
     return output
 
 

@@ -1,0 +1,386 @@
+"""Build the site from the executed course: ``make site``.
+
+Lays out a source folder that mirrors the checkout, so that relative links between its files hold,
+lets Sphinx render it (settings in ``conf.py``), and checks every page (``check.py``).
+"""
+
+import argparse
+import base64
+import html
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+from sphinx.cmd.build import build_main
+
+sys.path.insert(0, str(Path(__file__).parent))
+import check
+import course
+
+from ttm_lab import report
+from ttm_lab.reproduce import Refused, reproduce
+
+ROOT = Path(__file__).resolve().parents[1]
+# Links to folders of the checkout, and the page that shows each.
+FOLDER_PAGES = {
+    "benchmarks/results": "benchmarks/results/index.md",
+    "data/results": "data/README.md",
+}
+
+
+# The executed course --------------------------------------------------------------------------
+
+
+def misfit(executed: Path, notebooks: list[Path], *, cut_short: bool = False) -> str:
+    """Why a batch's folder cannot be shown as the present course, or an empty text."""
+    status_file = executed / "status.json"
+    if not status_file.exists():
+        return f"{executed} holds no finished batch"
+    entries = json.loads(status_file.read_text(encoding="utf-8"))["notebooks"]
+    for path in notebooks:
+        entry = entries.get(path.stem, {})
+        if entry.get("status") != "done":
+            return f"{path.stem} did not finish in {executed}"
+        if entry["parameters"].get("max_steps") is not None and not cut_short:
+            return f"{path.stem} was cut short in {executed}"
+        if _cells(path) != _cells(executed / path.name):
+            return f"{path.stem} in {executed} was made from other cells"
+    return ""
+
+
+def _cells(path: Path) -> list[tuple[str, str]]:
+    return [
+        (cell.cell_type, cell.source)
+        for cell in nbformat.read(path, as_version=4).cells
+        if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
+
+
+# Notebook pages -------------------------------------------------------------------------------
+
+
+def page_of(
+    executed: Path, uses: dict[str, list[course.Section]], figures: Path, source: Path
+) -> nbformat.NotebookNode:
+    """An executed notebook as the site shows it: still outputs, targets, links to functions."""
+    notebook = nbformat.read(executed, as_version=4)
+    widgets = notebook.metadata.pop("widgets", {})
+    models = widgets.get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    save = _Figures(figures, executed.stem)
+    # A batch writes its parameters into a cell of their own; the profile is as the notebook has it.
+    notebook.cells = [c for c in notebook.cells if c.source != '# Parameters\nprofile = "quick"\n']
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        if cell.cell_type == "markdown":
+            cell.source = site_links(with_targets(cell.source, executed.stem), "notebooks", source)
+        elif cell.cell_type == "code":
+            cell.outputs = [
+                still for output in cell.outputs if (still := _still(output, cell, models, save))
+            ]
+    notebook.cells.append(nbformat.v4.new_markdown_cell(_functions_used(executed, uses)))
+    return notebook
+
+
+class _Figures:
+    """Moves the pictures inside HTML to files, which load as they are needed."""
+
+    def __init__(self, folder: Path, name: str):
+        self.folder, self.name, self.count = folder, name, 0
+
+    def __call__(self, markup: str) -> str:
+        return re.sub(r'src="data:image/png;base64,([^"]+)"', self._save, markup)
+
+    def _save(self, found: re.Match) -> str:
+        self.count += 1
+        path = self.folder / f"{self.name[:2]}-{self.count:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(found[1]))
+        return f'src="{self.folder.name}/{path.name}"'
+
+
+def with_targets(source: str, notebook: str) -> str:
+    """Put a target that other pages can link to above each heading."""
+    for title in course.headings(source):
+        heading = re.search(rf"^#+ +{re.escape(title)}\s*$", source, flags=re.MULTILINE)
+        target = f"({course.label(notebook, title)})=\n"
+        source = source[: heading.start()] + target + source[heading.start() :]
+    return source
+
+
+def _still(output, cell, models: dict, save: _Figures):
+    """What a page can show of an output; None for progress bars and messages to the log."""
+    if output.get("name") == "stderr":
+        return None
+    data = output.get("data", {})
+    if view := data.get("application/vnd.jupyter.widget-view+json"):
+        still = _still_explorer(view["model_id"], cell, models)
+        output = nbformat.v4.new_output("display_data", {"text/html": still}) if still else None
+        data = output.data if output else {}
+    if "text/html" in data:
+        data["text/html"] = save(data["text/html"])
+        data.pop("image/png", None)
+    return output
+
+
+def _still_explorer(model_id: str, cell, models: dict) -> str:
+    """An explorer as it stands when it opens: its controls in words, its picture and numbers."""
+    called = re.search(r"explore\.(\w+)\(", cell.source)
+    if models.get(model_id, {}).get("model_name") != "VBoxModel" or not called:
+        return ""
+    controls, shown = [], []
+
+    def collect(model_id: str) -> None:
+        model = models[model_id.removeprefix("IPY_MODEL_")]
+        state = model["state"]
+        if model["model_name"] == "HTMLModel":
+            shown.append(state["value"])
+        elif model["model_name"] == "ButtonModel":
+            controls.append(f"button “{state['description']}”")
+        elif "description" in state:
+            controls.append(f"{state['description']} = {_setting(state)}")
+        for child in state.get("children", []):
+            collect(child)
+
+    collect(model_id)
+    name = called[1]
+    return (
+        f'<div class="explorer"><p class="controls">{html.escape("; ".join(controls))}</p>'
+        f"{''.join(shown)}"
+        f'<p class="note">The explorer as it opens. It moves in JupyterLab, after '
+        f'<code>make lab</code>; <a href="../explorers.html#{name}">all explorers</a>.</p></div>'
+    )
+
+
+def _setting(state: dict) -> str:
+    if "index" in state:
+        return state["_options_labels"][state["index"]]
+    value = state["value"]
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _functions_used(executed: Path, uses: dict[str, list[course.Section]]) -> str:
+    known = course.documented()
+    lines = [
+        f"- {{py:obj}}`{name.removeprefix('ttm_lab.')} <{name}>`: {course.summary(known[name])}"
+        for name, sections in sorted(uses.items())
+        if any(section.notebook == executed.stem for section in sections)
+    ]
+    link = f'<a href="{executed.name}" download>this notebook with its outputs</a>'
+    return "\n".join(["## Functions used here", "", *lines, "", f"Download: {link}."])
+
+
+# Other pages ----------------------------------------------------------------------------------
+
+
+def site_links(text: str, folder: str, source: Path) -> str:
+    """Links of a text in ``folder`` as the site needs them.
+
+    Some pages have another name there. Linked files that are no pages, and pictures, are copied.
+    """
+
+    def follow(found: re.Match) -> str:
+        path = (ROOT / folder / found[1]).resolve()
+        if not path.is_relative_to(ROOT):
+            return found[0]
+        here = path.relative_to(ROOT)
+        if page := {"README.md": "index.md", **FOLDER_PAGES}.get(here.as_posix()):
+            return f"](/{page}{found[2] or ''})"
+        if path.is_file() and path.suffix not in (".md", ".ipynb"):
+            shutil.copy(path, _made((source / here).parent))
+        return found[0]
+
+    return re.sub(r"\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)", follow, text)
+
+
+def api_page(module: str) -> str:
+    """A page with a module's text and each of its public functions and classes."""
+    known, blocks = course.documented(), []
+    for part in course.modules()[module]:
+        heading = f"{part.__name__}\n{'=' if part.__name__ == module else '-'}"
+        heading += heading[-1] * (len(part.__name__) - 1)
+        names = [n for n in course.public_names(part) if f"{part.__name__}.{n}" in known]
+        if not names and part.__name__ != module:
+            continue
+        blocks.append(f"{heading}\n\n.. automodule:: {part.__name__}\n")
+        for name in names:
+            dotted = f"{part.__name__}.{name}"
+            if isinstance(known[dotted], type):
+                blocks.append(f".. autoclass:: {dotted}\n   :members:\n")
+            else:
+                blocks.append(f".. autofunction:: {dotted}\n")
+    return "\n".join(blocks)
+
+
+def report_page(executed: Path) -> str:
+    """The batch's report with the site around it."""
+    whole = (executed / "report.html").read_text(encoding="utf-8")
+    body = re.search(r"<h1>.*?</h1>(.*)</main>", whole, flags=re.DOTALL)[1]
+    body = re.sub(r'(, )?<a href="logs/[^"]*">log</a>', "", body)
+    body = re.sub(r'href="(\w+\.(?:html|ipynb))"', r'href="notebooks/\1"', body)
+    start, *sections = re.split(r"<h2>(.*?)</h2>", body)
+    wrapped = "```{{raw}} html\n<div class='batch-report'>{}</div>\n```\n"
+    page = ["# Report", wrapped.format(start)]
+    for title, content in zip(sections[::2], sections[1::2], strict=True):
+        page += [f"## {title}", wrapped.format(content)]
+    return "\n\n".join(page)
+
+
+def explorers_page(source: Path, taught: dict[str, list[course.Section]]) -> str:
+    """All explorers with a picture of each in JupyterLab."""
+    known = course.documented()
+    page = [
+        "# Explorers",
+        "Sliders, and a picture that follows them. They run in JupyterLab: `make lab`, or in your "
+        "own notebook through `ttm_lab.explore`.",
+    ]
+    for name in course.explorers():
+        dotted = f"ttm_lab.explore.{name}"
+        about = course.summary(known[dotted])
+        page += [f"## {name}", f"{{py:obj}}`ttm_lab.explore.{name} <{dotted}>`. {about}"]
+        screenshot = ROOT / "docs" / "explorers" / f"{name}.png"
+        if screenshot.exists():
+            shutil.copy(screenshot, _made(source / "docs" / "explorers") / screenshot.name)
+            page.append(f"![The explorer {name} in JupyterLab. {about}](docs/explorers/{name}.png)")
+        for section in taught[dotted][:1]:
+            page.append(f"In the course: {{ref}}`{section.shown} <{section.label}>`.")
+    return "\n\n".join(page)
+
+
+def benchmarks_page(measured: list[str]) -> str:
+    return "\n".join(
+        [
+            "# Benchmarks",
+            "",
+            "Measured by `make bench` and the scripts beside it, with hardware, versions and date.",
+            "",
+            *(f"- [](/benchmarks/results/{stem}.md), `{stem}`" for stem in measured),
+            "",
+            contents({"": [f"{stem} </benchmarks/results/{stem}>" for stem in measured]}),
+        ]
+    )
+
+
+def contents(groups: dict[str, list[str]]) -> str:
+    """Navigation: a table of contents, not shown in the text, for each group of pages."""
+    blocks = []
+    for caption, pages in groups.items():
+        named = f":caption: {caption}\n" if caption else ""
+        listed = "\n".join(page if " </" in page else f"/{page}" for page in pages)
+        blocks.append(f"```{{toctree}}\n:hidden:\n{named}\n{listed}\n```\n")
+    return "\n".join(blocks)
+
+
+def lay_out(executed: Path, source: Path, extra: Path) -> None:
+    """Write all pages to ``source``, and to ``extra`` what goes into the site as it is."""
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    taught = course.taught(notebooks)
+    _made(source / "notebooks")
+    for path in notebooks:
+        page = page_of(executed / path.name, taught, extra / "notebooks" / "figures", source)
+        nbformat.write(page, source / "notebooks" / path.name)
+        shutil.copy(executed / path.name, _made(extra / "notebooks") / path.name)
+
+    reading = sorted(path.name for path in ROOT.glob("docs/*.md"))
+    measured = sorted(path.stem for path in ROOT.glob("benchmarks/results/*.md"))
+    texts = ["CONTRIBUTING.md", "data/README.md", *(f"docs/{name}" for name in reading)]
+    for name in [*texts, *(f"benchmarks/results/{stem}.md" for stem in measured)]:
+        text = site_links((ROOT / name).read_text(encoding="utf-8"), str(Path(name).parent), source)
+        (_made((source / name).parent) / Path(name).name).write_text(text, encoding="utf-8")
+    write = {
+        "benchmarks/results/index.md": benchmarks_page(measured),
+        "report.md": report_page(executed),
+        "explorers.md": explorers_page(source, taught),
+        **{f"api/{module}.rst": api_page(module) for module in course.modules()},
+    }
+    groups = {
+        "The course": [f"notebooks/{path.stem}" for path in notebooks],
+        "Beside the course": ["explorers", *(f"docs/{Path(name).stem}" for name in reading)],
+        "Results": ["report", "benchmarks/results/index", "data/README"],
+        "The package": [f"api/{module}" for module in course.modules()],
+        "The project": ["CONTRIBUTING"],
+    }
+    home = site_links((ROOT / "README.md").read_text(encoding="utf-8"), ".", source)
+    write["index.md"] = f"{home}\n\n{contents(groups)}"
+    for name, text in write.items():
+        (_made((source / name).parent) / Path(name).name).write_text(text, encoding="utf-8")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# The command ----------------------------------------------------------------------------------
+
+
+def build(executed: Path, output: Path) -> int:
+    """Render the site into ``output`` and check it; return 0, or 1 if something is wrong."""
+    if output.exists() and not (output / ".buildinfo").exists():
+        raise SystemExit(f"{output} is not a site that this command made: remove it first")
+    work = output.with_name(output.name + "-work")
+    shutil.rmtree(work, ignore_errors=True)
+    source, extra = _made(work / "source"), _made(work / "extra")
+    lay_out(executed, source, extra)
+    (extra / ".nojekyll").touch()  # a code host would else leave out folders such as _static
+    styles = f".batch-report {{\n{report.STYLE}\n}}\n"
+    (_made(extra / "_static") / "report.css").write_text(styles, encoding="utf-8")
+    failed = build_main(
+        [
+            *("-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs")),
+            *("-d", str(work / "doctrees"), "-D", f"html_extra_path={extra}"),
+            *(str(source), str(work / "site")),
+        ]
+    )
+    if failed:
+        print(f"Sphinx found faults in the pages below {source}, see above.", file=sys.stderr)
+        return 1
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.move(work / "site", output)
+    shutil.rmtree(work)
+    faults, outside = check.check_site(output)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    print(
+        f"{len(list(output.rglob('*.html')))} pages checked, {len(faults)} faults; "
+        f"{len(outside)} links lead outside:"
+    )
+    print("\n".join(f"  {address}" for address in outside))
+    print(f"\nSite: {output / 'index.html'}")
+    return 1 if faults else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build the course's site.")
+    parser.add_argument(
+        "--executed",
+        type=Path,
+        metavar="DIR",
+        help="a batch's folder to show, cut short or not (default: runs/reproduce/quick, "
+        "which is made first unless it belongs to the present notebooks)",
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "site", metavar="DIR")
+    parser.add_argument("--jobs", type=int, default=1, help="notebooks at a time, if any must run")
+    given = parser.parse_args()
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    executed = given.executed or ROOT / "runs" / "reproduce" / "quick"
+    why = misfit(executed, notebooks, cut_short=given.executed is not None)
+    if why and given.executed:
+        raise SystemExit(f"{why}: nothing was built")
+    if why:
+        print(f"{why}: running the course first")
+        try:
+            failed = reproduce("quick", jobs=given.jobs, root=ROOT)
+        except Refused as refused:
+            raise SystemExit(str(refused)) from None
+        if failed:
+            return failed
+    return build(executed.resolve(), given.output.resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,352 @@
+"""The site: its checks find what they look for, and a built one reads without a network.
+
+The built site is tested where ``TTM_LAB_SITE`` names it (``make site`` makes ``runs/site``), in
+Chromium with every request to another host refused. ``TTM_LAB_BROWSER=1`` turns the absence of a
+browser from a skip into a failure.
+"""
+
+import functools
+import http.server
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+from ttm_lab.execute import mathml
+from ttm_lab.runs import find_root
+
+ROOT = find_root(__file__)
+
+
+def docs_module(name):
+    """A module of docs/, which is no package and not installed."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+check = docs_module("check")
+course = docs_module("course")
+
+# The checks -----------------------------------------------------------------------------------
+
+GOOD = """<html><head><link rel="stylesheet" href="style.css"></head><body>
+<h1 id="top">A page</h1>
+<a href="other.html#below">on</a> <a href="#top">up</a> <a href="https://arxiv.org/abs/1">out</a>
+<img src="figure.png" alt="A curve that rises from 0 to 1 and stays there">
+<p>For $5 you get <code>$x$</code>; <math><mi>x</mi></math></p></body></html>"""
+
+
+@pytest.fixture
+def site(tmp_path):
+    (tmp_path / "index.html").write_text(GOOD)
+    (tmp_path / "other.html").write_text('<p id="below">text</p>')
+    (tmp_path / "style.css").write_text("@font-face { src: url('font.woff') }")
+    (tmp_path / "figure.png").touch()
+    return tmp_path
+
+
+def test_sound_site_has_no_fault(site):
+    assert check.check_site(site) == ([], ["https://arxiv.org/abs/1"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"),
+    [
+        ("other.html#below", "gone.html", "broken link gone.html"),
+        ("#below", "#above", "broken link other.html#above: no such place"),
+        ("#top", "#bottom", "broken link #bottom: no such place"),
+        ("figure.png", "gone.png", "broken link gone.png"),
+        ("A curve that rises from 0 to 1 and stays there", "A curve", "alt text 'A curve'"),
+        (' alt="A curve that rises from 0 to 1 and stays there"', "", "alt text None"),
+        ("<body>", '<body><script src="https://cdn.org/x.js"></script>', "loads https://cdn.org"),
+        ("<body>", '<body><img alt="a picture from elsewhere" src="//cdn.org/x.png">', "//cdn.org"),
+        (
+            "<body>",
+            '<body><img alt="two pictures of one thing" srcset="a, http://b.org/a 2x">',
+            "b.org",
+        ),
+        ("style.css", "https://fonts.org/all.css", "<link> loads https://fonts.org/all.css"),
+        ("<body>", "<body><style>@import 'https://fonts.org/x'</style>", "fonts.org/x"),
+        ("<body>", '<body style="background: url(https://pictures.org/x)">', "pictures.org"),
+        ("<body>", "<body><p>Let $p_T$ be</p>", "formula not rendered"),
+        ("<mi>x</mi>", r"<mtext>\foo</mtext>", r"LaTeX command \foo"),
+        ("<mi>x</mi>", "", "empty formula"),
+        ("<mi>x</mi>", "<merror>x</merror>", "formula error"),
+        ("https://arxiv.org/abs/1", "https://arxiv", "malformed address https://arxiv"),
+    ],
+)
+def test_each_fault_is_found(site, before, after, fault):
+    assert before in GOOD
+    (site / "index.html").write_text(GOOD.replace(before, after))
+    (found,) = check.check_site(site)[0]
+    assert fault in found
+
+
+def test_style_sheets_are_looked_into(site):
+    (site / "style.css").write_text("@import url(https://fonts.org/x.css);")
+    assert check.check_site(site)[0] == ["style.css: style loads https://fonts.org/x.css"]
+
+
+def test_empty_folder_is_no_site(tmp_path):
+    assert check.check_site(tmp_path)[0]
+
+
+# Who teaches what -----------------------------------------------------------------------------
+
+
+def test_functions_are_found_with_their_section(tmp_path):
+    v4 = nbformat.v4
+    cells = [
+        v4.new_markdown_cell("# 3. A title\n\n```\n# no heading\n```"),
+        v4.new_code_cell(
+            "from ttm_lab import plots as p\nfrom ttm_lab.losses import kd_loss, ttm_loss"
+        ),
+        v4.new_markdown_cell("## The answer in one picture"),
+        v4.new_code_cell("kd_loss(1, 2, 3)\np.curves()\np._hidden"),
+        v4.new_markdown_cell("## How it works\n\nText.\n\n### In detail"),
+        v4.new_code_cell("def mine():\n    return kd_loss(a, b, 4)"),
+    ]
+    path = tmp_path / "03_from_kd_to_ttm.ipynb"
+    nbformat.write(v4.new_notebook(cells=cells), path)
+    uses = course.uses(path, course.documented())
+    titles = {name: [section.title for section in found] for name, found in uses.items()}
+    assert titles["ttm_lab.losses.kd_loss"] == ["In detail", "The answer in one picture"]
+    assert titles["ttm_lab.plots.curves"] == ["The answer in one picture"]
+    # Imported and not called: its docstring names this notebook.
+    assert titles["ttm_lab.losses.ttm_loss"] == ["A title"]
+    assert "ttm_lab.evidence.record" not in titles
+
+
+def test_the_notebook_that_a_docstring_names_comes_first():
+    taught = course.taught(sorted((ROOT / "notebooks").glob("*.ipynb")))
+    for name, value in course.documented().items():
+        if named := re.search(r"Taught in\s+notebooks/(\w+)\.ipynb", value.__doc__ or ""):
+            assert taught[name][0].notebook == named[1], name
+
+
+# Which batch is shown -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """A notebook, and a batch's folder that holds it executed."""
+    v4 = nbformat.v4
+    cells = [v4.new_markdown_cell("# A title"), v4.new_code_cell("x = 1")]
+    injected = v4.new_code_cell("# Parameters", metadata={"tags": ["injected-parameters"]})
+    notebook, folder = tmp_path / "01_one.ipynb", tmp_path / "quick"
+    folder.mkdir()
+    nbformat.write(v4.new_notebook(cells=cells), notebook)
+    executed = v4.new_notebook(cells=[cells[0], injected, cells[1]])
+    nbformat.write(executed, folder / notebook.name)
+    entry = {"status": "done", "parameters": {"profile": "quick"}}
+    return notebook, folder, entry
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, ""),
+        ({"status": "failed"}, "did not finish"),
+        ({"parameters": {"profile": "quick", "max_steps": 2}}, "was cut short"),
+    ],
+)
+def test_only_a_whole_batch_is_shown(batch, change, why):
+    build = pytest.importorskip("sphinx") and docs_module("build")
+    notebook, folder, entry = batch
+    assert "no finished batch" in build.misfit(folder, [notebook])
+    status = {"notebooks": {"01_one": entry | change}}
+    (folder / "status.json").write_text(json.dumps(status))
+    found = build.misfit(folder, [notebook])
+    assert why in found if why else found == ""
+
+
+def test_a_batch_of_other_cells_is_not_shown(batch):
+    build = pytest.importorskip("sphinx") and docs_module("build")
+    notebook, folder, entry = batch
+    (folder / "status.json").write_text(json.dumps({"notebooks": {"01_one": entry}}))
+    changed = nbformat.read(notebook, as_version=4)
+    changed.cells[1].source = "x = 2"
+    nbformat.write(changed, notebook)
+    assert "other cells" in build.misfit(folder, [notebook])
+
+
+# Formulas -------------------------------------------------------------------------------------
+
+
+def test_formulas_have_the_spaces_that_tex_sets():
+    drawn = BeautifulSoup(mathml(r"H=-\sum_i a_i\log a_i, \log(K)/T"), "html.parser")
+    signs = [mo for mo in drawn.find_all("mo") if mo.text == "−"]
+    assert [mo.get("form") for mo in signs] == ["prefix"]
+    first, second = drawn.find_all("mi", string="log")
+    assert (first.find_previous_sibling().name, first.find_next_sibling().name) == ("mspace",) * 2
+    assert second.find_next_sibling().text == "("
+    assert drawn.find("mo", string="/")["lspace"] == "0"
+
+
+# The built site -------------------------------------------------------------------------------
+
+needs_site = pytest.mark.skipif(
+    "TTM_LAB_SITE" not in os.environ, reason="TTM_LAB_SITE names no built site (make site)"
+)
+
+
+@pytest.fixture(scope="module")
+def built():
+    folder = Path(os.environ["TTM_LAB_SITE"]).resolve()
+    assert (folder / "index.html").exists()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    program = shutil.which("chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        program = None
+    if program is None:
+        reason = "no Chromium, or the Python package playwright is missing"
+        (pytest.fail if os.environ.get("TTM_LAB_BROWSER") == "1" else pytest.skip)(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(params=["file", "server"])
+def address(request, built):
+    """The site's address, opened as a file and from a server."""
+    if request.param == "file":
+        yield built.as_uri()
+        return
+    handler = functools.partial(Quiet, directory=str(built))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def page(chromium, address):
+    """A page of a browser without a network; at its end nothing may have gone wrong in it."""
+    context = chromium.new_context()
+    page, wrong = context.new_page(), []
+    page.on("console", lambda told: wrong.append(told.text) if told.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("requestfailed", lambda request: wrong.append(f"{request.url} failed"))
+
+    def local_only(route):
+        if route.request.url.startswith(address):
+            route.continue_()
+        else:
+            wrong.append(f"{route.request.url} is outside")
+            route.abort()
+
+    context.route(re.compile(r"^(?!data:)"), local_only)
+    yield page
+    context.close()
+    assert wrong == []
+
+
+@needs_site
+def test_built_site_has_no_fault(built):
+    faults, outside = check.check_site(built)
+    assert faults == []
+    assert "https://arxiv.org/abs/2402.11148" in outside
+
+
+@needs_site
+def test_every_notebook_page_links_its_functions_and_they_link_back(built):
+    taught = course.taught(sorted((ROOT / "notebooks").glob("*.ipynb")))
+    pages = {}
+    for name, sections in taught.items():
+        module = ".".join(name.split(".")[:2])
+        entry = _page(built, pages, f"api/{module}.html").find(id=name).parent.decode()
+        for section in sections:
+            assert f"../notebooks/{section.notebook}.html#" in entry, (name, section)
+            notebook = _page(built, pages, f"notebooks/{section.notebook}.html")
+            assert notebook.find("a", href=f"../api/{module}.html#{name}"), (name, section)
+
+
+def _page(built, pages, name):
+    if name not in pages:
+        pages[name] = BeautifulSoup((built / name).read_text(encoding="utf-8"), "html.parser")
+    return pages[name]
+
+
+@needs_site
+def test_each_explorer_has_its_screenshot(built):
+    shown = _page(built, {}, "explorers.html")
+    assert course.explorers()
+    for name in course.explorers():
+        (picture,) = shown.find(id=name).find_all("img")
+        assert name in picture["alt"]
+
+
+@needs_site
+def test_formulas_and_figures_are_drawn(page, address, built):
+    for notebook in sorted((built / "notebooks").glob("*.html")):
+        page.goto(f"{address}/notebooks/{notebook.name}")
+        drawn = page.evaluate(
+            "document.fonts.ready.then(() => document.fonts.check('16px \"STIX Two Math\"'))"
+        )
+        assert drawn, "the font of the formulas"
+        sizes = page.locator("math:not(details math)").evaluate_all(
+            "all => all.map(e => e.getBoundingClientRect()).map(b => Math.min(b.width, b.height))"
+        )
+        assert sizes
+        assert min(sizes) > 0, notebook.name
+        widths = page.locator("article img").evaluate_all("all => all.map(e => e.naturalWidth)")
+        assert widths
+        assert min(widths) > 0, notebook.name
+
+
+@needs_site
+def test_search_finds_a_word_and_leads_to_it(page, address):
+    page.goto(f"{address}/index.html")
+    page.locator("input[name=q]:visible").fill("Rényi")
+    page.keyboard.press("Enter")
+    hits = page.locator("#search-results li a")
+    hits.first.wait_for()
+    hits.filter(has_text="Rényi").first.click()
+    page.wait_for_url("**/notebooks/**")
+    assert "Rényi" in page.locator("article").inner_text()
+
+
+@needs_site
+def test_solutions_open_by_a_click(page, address):
+    page.goto(f"{address}/notebooks/01_temperature_is_a_power_transform.html")
+    solution = page.locator("details", has_text="Temperatures multiply")
+    code = solution.locator("pre").first
+    assert not code.is_visible()
+    solution.locator("summary").click()
+    assert code.is_visible()
+    assert "def temper" in code.inner_text()
+
+
+@needs_site
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_no_page_is_wider_than_the_screen(chromium, built, width, scheme):
+    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    for path in sorted(built.rglob("*.html")):
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path.name
+    context.close()
