@@ -1017,7 +1017,8 @@ def before_after(
             ax.plot([0, 1], ends, label=method, **method_style(method))
         ax.set_xticks([0, 1], names)
         ax.set_xlim(-0.3, 1.3)
-        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        low, high = min(0, ax.get_ylim()[0]), ax.get_ylim()[1]
+        ax.set_ylim(low, high + 0.04 * (high - low))  # room for the markers
         ax.set_title(label)
     np.atleast_1d(axes)[0].legend()
     return figure
