@@ -232,7 +232,9 @@ def test_imagenet_s_methods_are_those_with_published_settings(workplace, monkeyp
     assert "temperature and distill_weight of WTTM" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train-teacher", "distill", "evaluate", "fetch-teacher"])
+@pytest.mark.parametrize(
+    "command", ["train-teacher", "distill", "evaluate", "fetch-teacher", "handout"]
+)
 def test_help_shows_an_example_that_works(command, capsys):
     assert call(f"{command} --help") == 0
     text = capsys.readouterr().out

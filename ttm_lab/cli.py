@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command in commands:
         return _run(commands[options.command], options)
     try:
-        from ttm_lab import reproduce  # needs the notebooks extra, which --help does not
+        from ttm_lab import handout, reproduce  # need the notebooks extra, which --help does not
     except ModuleNotFoundError as missing:
         print(
             f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'",
@@ -47,10 +47,17 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
+    only = options.only and [part for parts in options.only for part in parts]
     try:
+        if options.command == "handout":
+            for copy in handout.hand_out(
+                options.output, only=only, root=options.root, overwrite=options.overwrite
+            ):
+                print(copy)
+            return 0
         return reproduce.reproduce(
             options.profile,
-            only=options.only and [part for parts in options.only for part in parts],
+            only=only,
             parameters=dict(options.parameters),
             jobs=options.jobs,
             timeout=options.timeout,
@@ -471,13 +478,6 @@ def _parser() -> argparse.ArgumentParser:
         "report.html. What finished before with the same inputs is skipped.",
     )
     batch.add_argument("--profile", choices=["quick", "standard", "paper"], default="quick")
-    batch.add_argument(
-        "--only",
-        nargs="+",
-        metavar="NOTEBOOK",
-        type=lambda text: [part for part in text.split(",") if part],
-        help="numbers or names, such as: --only 01 05",
-    )
     batch.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: 1)")
     batch.add_argument("--timeout", type=float, metavar="S", help="seconds a notebook may take")
     batch.add_argument(
@@ -490,8 +490,27 @@ def _parser() -> argparse.ArgumentParser:
         help="a notebook parameter, such as: -p max_steps=2",
     )
     batch.add_argument("--name", help="folder below runs/reproduce (default: the profile)")
-    batch.add_argument("--root", metavar="DIR", help="the checkout, if not the current folder")
     batch.add_argument("--fresh", action="store_true", help="run again what finished before, too")
+    copies = commands.add_parser(
+        "handout",
+        help="copy the notebooks without solutions, for students",
+        description="Copy the notebooks without their solutions; stubs and checks stay.",
+        epilog="Example: ttm-lab handout --output handout --only 02 03",
+        formatter_class=_HelpFormatter,
+    )
+    copies.add_argument("--output", metavar="DIR", required=True, help="the folder of the copies")
+    copies.add_argument(
+        "--overwrite", action="store_true", help="replace copies that are there already"
+    )
+    for command in (batch, copies):
+        command.add_argument(
+            "--only",
+            nargs="+",
+            metavar="NOTEBOOK",
+            type=lambda text: [part for part in text.split(",") if part],
+            help="numbers or names, such as: --only 01 05",
+        )
+        command.add_argument("--root", metavar="DIR", help="the checkout, if not this folder's")
     search = commands.add_parser(
         "search-digits",
         help="search the settings of notebooks 5 and 6",

@@ -299,6 +299,21 @@ def picture_and_bars(image, p, p_t, class_names, *, title="", log=False) -> Figu
     return figure
 
 
+def picture_and_labels(image, labels, class_names) -> Figure:
+    """A picture (C, H, W) beside what is said of it: ``labels`` maps a title to bars (K,)."""
+    count = len(labels)
+    figure, axes = plt.subplots(
+        1, count + 1, figsize=(2 + 2.7 * count, 2.5), width_ratios=[1] + [1.5] * count
+    )
+    _picture(axes[0], image)
+    for k, (title, p) in enumerate(labels.items(), start=1):
+        probability_bars(p, class_names, ax=axes[k])
+        axes[k].set_title(title)
+        axes[k].tick_params(labelsize=8)
+    axes[1].set_ylabel("probability")
+    return figure
+
+
 def second_guesses(images, labels, distributions, class_names) -> Figure:
     """Pictures (N, 1, H, W) over what the teacher says of each, a row of bars a temperature.
 
@@ -1002,7 +1017,8 @@ def before_after(
             ax.plot([0, 1], ends, label=method, **method_style(method))
         ax.set_xticks([0, 1], names)
         ax.set_xlim(-0.3, 1.3)
-        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        low, high = min(0, ax.get_ylim()[0]), ax.get_ylim()[1]
+        ax.set_ylim(low, high + 0.04 * (high - low))  # room for the markers
         ax.set_title(label)
     np.atleast_1d(axes)[0].legend()
     return figure

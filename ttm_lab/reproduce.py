@@ -33,7 +33,7 @@ PROFILES = ("quick", "standard", "paper")
 TIMEOUTS = {"quick": 900, "standard": 6 * 3600, "paper": 14 * 24 * 3600}  # seconds a notebook
 GRACE = 60  # seconds that a notebook may take for starting and writing, beyond its time-out
 # These run or describe notebooks but are not used inside them.
-BATCH_MODULES = ("__main__.py", "cli.py", "execute.py", "report.py", "reproduce.py")
+BATCH_MODULES = ("__main__.py", "cli.py", "execute.py", "handout.py", "report.py", "reproduce.py")
 
 
 class Refused(Exception):

@@ -1,0 +1,111 @@
+"""The pages of docs/: what they say about notebooks, code and commands is so."""
+
+import inspect
+import json
+import re
+import shlex
+
+import pytest
+
+from ttm_lab import analysis, cli, data, explore, losses, probability, training
+from ttm_lab.runs import find_root
+
+ROOT = find_root(__file__)
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+NOTEBOOKS = {path.name: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+LESSONS = [name for name in NOTEBOOKS if not name.startswith("00")]
+
+
+def rows(page, heading):
+    """The cells of a table's rows, below the heading of its section."""
+    section = PAGES[page].split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def markdown(name):
+    """What a reader of the notebook sees before opening a solution."""
+    cells = json.loads(NOTEBOOKS[name].read_text(encoding="utf-8"))["cells"]
+    shown = [c for c in cells if "solution" not in c["metadata"].get("tags", [])]
+    return "\n".join("".join(c["source"]) for c in shown if c["cell_type"] == "markdown")
+
+
+def formulas(text):
+    return " ".join(re.findall(r"\$\$?(.+?)\$\$?", text, re.DOTALL))
+
+
+SYMBOLS = rows("notation", "Symbols")
+
+
+def test_each_symbol_has_one_row_and_each_row_is_whole():
+    symbols = [row[0] for row in SYMBOLS]
+    assert len(set(symbols)) == len(symbols) > 20
+    assert {len(row) for row in SYMBOLS} == {7}
+
+
+@pytest.mark.parametrize("row", SYMBOLS, ids=lambda row: row[0])
+def test_a_symbol_appears_first_where_the_table_says(row):
+    (first,) = re.findall(r"\.\./notebooks/(.+?)\)", row[-1])
+    symbol = re.findall(r"\$(.+?)\$", row[0])[0].replace("\\Vert ", r"\|").split(r"\alpha(q)")[0]
+    wanted = re.compile(r"(?<![A-Za-z\\])" + re.escape(symbol) + r"(?![A-Za-z])")
+    using = [name for name in LESSONS if wanted.search(formulas(markdown(name)))]
+    assert using[0] == first
+    assert row[-1].startswith(f"[{int(first[:2])}]")
+
+
+def names_of_the_package():
+    """Public functions of the package, their parameters, and the fields of its settings."""
+    known = set(inspect.signature(data.Dataset).parameters) | {"num_classes"}
+    for module in (analysis, losses, probability, training):
+        for name, thing in vars(module).items():
+            if callable(thing) and not name.startswith("_") and "ttm_lab" in str(thing.__module__):
+                known |= {name, *inspect.signature(thing).parameters}
+    return known
+
+
+def test_names_in_our_column_are_names_of_the_package():
+    known = names_of_the_package()
+    assert "gamma" not in known
+    ours = [row[2] for row in SYMBOLS] + [row[2] for row in rows("notation", "The losses")]
+    ours = {name for cell in ours for name in re.findall(r"`(\w+)`", cell)}
+    assert len(ours) > 15
+    assert ours <= known, ours - known
+
+
+def test_settings_in_the_table_of_commands_can_be_made():
+    table = rows("notation", "Reading the official code")
+    calls = [call for row in table for call in re.findall(r"`(Settings\(.+?\))`", row[-1])]
+    kd, ttm = (
+        eval(c.replace("...", "'cnn_small'"), {"Settings": training.Settings}) for c in calls
+    )
+    assert (kd.method, kd.temperature, kd.ce_weight, kd.distill_weight) == ("kd", 4, 0.1, 0.9)
+    # the same row gives the official code's exponent and weight
+    exponent, beta = re.search(r"--ttm_l (\S+) .*-b (\d+)", table[1][1]).groups()
+    assert (ttm.method, 1 / ttm.temperature) == ("ttm", float(exponent))
+    assert ttm.distill_weight == float(beta)
+
+
+def test_glossary_is_in_order_and_has_every_term_once():
+    terms = [line.split(" | ")[0].strip("| ") for line in PAGES["glossary"].splitlines()]
+    terms = [term for term in terms[terms.index("---") + 1 :] if term]
+    assert 30 <= len(terms) <= 45
+    assert terms == sorted(set(terms), key=str.lower)
+
+
+def test_links_lead_somewhere():
+    for name, text in PAGES.items():
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+            assert (ROOT / "docs" / target).exists(), f"{name} links to {target}"
+
+
+def test_teaching_names_sections_explorers_and_commands_that_exist():
+    text = PAGES["teaching"]
+    explorers = set(re.findall(r"`explore\.(\w+)", text))
+    assert {"path", "temperature", "triangle", "decomposition", "weights"} <= explorers
+    assert all(callable(getattr(explore, name)) for name in explorers)
+    for number, title in re.findall(r"\bnb (\d), \*(.+?)\*", text):
+        (name,) = [name for name in NOTEBOOKS if name.startswith(f"0{number}")]
+        headings = re.findall(r"^#+ (.+)$", markdown(name), re.MULTILINE)
+        assert title in [re.sub(r"^\d+\. ", "", heading) for heading in headings], title
+    for line in re.findall(r"^ttm-lab (.+)$", text, re.MULTILINE):
+        assert cli._parser().parse_args(shlex.split(line, comments=True)).command
