@@ -351,7 +351,7 @@ def _train_one(seed, families, folder, max_steps) -> None:
 
 
 def grid_settings(*, max_steps: int | None = None) -> list[Settings]:
-    """CE, and every method at three temperatures and two weights: loss (1 - w) CE + w method.
+    """CE, and every method at three temperatures and two weights: loss (1 - λ) CE + λ method.
 
     KD trains at a quarter of the others' learning rate, since its gradient grows like T; at the
     common one it diverges on the digits. Nothing else was chosen by a result.
