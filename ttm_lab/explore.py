@@ -6,6 +6,7 @@ keeps its size and carries a text alternative. Below it stand the numbers that m
 Controls are reached by Tab and moved by the arrow keys, or by a mouse.
 """
 
+import gc
 import html
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -32,10 +33,29 @@ from ttm_lab.probability import (
     temperature_softmax,
 )
 
+_WIDTH = 840  # px: what JupyterLab has beside its file list on a screen 1280 wide
 _LAYOUT = {
-    "layout": widgets.Layout(width="460px"),
-    "style": {"description_width": "130px"},
+    "layout": widgets.Layout(width="410px"),
+    "style": {"description_width": "145px"},
 }
+# Text for a room: larger than in the figures that a page shows.
+_TEXT = {
+    "axes.labelsize": 13,
+    "axes.titlesize": 15,
+    "font.size": 13,
+    "legend.fontsize": 13,
+}
+_LOOK = f"""<style>
+.ttm-explorer {{ --jp-widgets-font-size: 16px; --jp-widgets-inline-height: 32px; }}
+.ttm-explorer img {{ display: block; }}
+.ttm-numbers {{
+    display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 8px 12px;
+    max-width: {_WIDTH}px; line-height: 1.3; padding: 6px 0; font-variant-numeric: tabular-nums;
+}}
+.ttm-numbers > div {{ align-self: end; }}
+.ttm-numbers div div {{ font-size: 15px; opacity: 0.8; }}
+.ttm-numbers div div + div {{ font-size: 18px; font-weight: 600; opacity: 1; }}
+</style>"""
 
 
 def temperature_slider(low: float, high: float, value: float, label: str = "temperature T"):
@@ -79,25 +99,28 @@ def panel(
     picture, words = widgets.HTML(), widgets.HTML()
 
     def redraw(_change=None) -> None:
+        # A figure is full of cycles. Collected while it is young, it never makes a slider wait for
+        # a collection of all that the notebook holds.
+        gc.disable()
+        try:
+            draw()
+        finally:
+            gc.enable()
+            gc.collect(0)
+
+    def draw() -> None:
         values = {name: control.value for name, control in controls.items()}
-        drawn, found = figure(**values), numbers(**values)
-        width, height = (round(100 * side) for side in drawn.get_size_inches())
+        with plots.mpl.rc_context(_TEXT):
+            drawn, found = figure(**values), numbers(**values)
+            png = plots.to_png(drawn, scale=1.5, compression=1)
+        size = (round(100 * side) for side in drawn.get_size_inches())
         alt = "; ".join(f"{name} {value}" for name, value in found.items())
-        # The height is fixed too, so that nothing below jumps while the picture is exchanged.
-        picture.value = (
-            f'<div style="min-height: {height}px">'
-            f"{plots.image_html(plots.to_png(drawn, scale=1.5), alt, width)}</div>"
-        )
+        picture.value = plots.image_html(png, alt, *size)
         cells = "".join(
-            f'<div style="min-width: 7em"><div style="font-size: 0.9em; opacity: 0.75">'
-            f'{html.escape(name)}</div><div style="font-size: 1.25em; font-weight: 600">'
-            f"{html.escape(value)}</div></div>"
+            f"<div><div>{html.escape(name)}</div><div>{html.escape(value)}</div></div>"
             for name, value in found.items()
         )
-        words.value = (
-            f'<div style="display: flex; flex-wrap: wrap; gap: 0.3em 2em; line-height: 1.4; '
-            f'padding: 0.3em">{cells}</div>'
-        )
+        words.value = f'<div class="ttm-numbers">{cells}</div>{_LOOK}'
 
     def press(action: Callable[[], None]) -> Callable[[widgets.Button], None]:
         return lambda _button: action()
@@ -109,10 +132,11 @@ def panel(
         button = widgets.Button(description=label, layout=widgets.Layout(width="150px"))
         button.on_click(press(action))
         row.append(button)
-    columns = widgets.Layout(grid_template_columns="repeat(auto-fit, minmax(470px, max-content))")
-    grid = widgets.GridBox(list(controls.values()), layout=columns)
+    columns = {"grid_template_columns": "repeat(auto-fit, 410px)", "max_width": f"{_WIDTH}px"}
+    grid = widgets.GridBox(list(controls.values()), layout=widgets.Layout(**columns))
     redraw()
-    return widgets.VBox([grid, *([widgets.HBox(row)] if row else []), picture, words])
+    box = widgets.VBox([grid, *([widgets.HBox(row)] if row else []), picture, words])
+    return box.add_class("ttm-explorer")
 
 
 def _listed(p) -> str:
@@ -234,7 +258,11 @@ def arrows(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
 
     def figure(**values):
         title = f"T = {values['temperature']:.3g}"
-        return plots.gradient_arrows(*points(**values), class_names, title=title).figure
+        drawn = plots.plt.figure(figsize=(8.4, 4.4), layout="none")
+        ax = drawn.add_axes((0.0, 0.0, 0.62, 0.93))
+        plots.gradient_arrows(*points(**values), class_names, title=title, ax=ax)
+        ax.legend(loc="center left", bbox_to_anchor=(0.92, 0.62))
+        return drawn
 
     def numbers(**values):
         q, q_t, p_t = points(**values)
