@@ -232,9 +232,9 @@ class Notebook:
 
     def explorer(self, place: int):
         """The explorer's box on the page, in view."""
-        boxes = self.page.locator(".widget-vbox", has=self.page.locator(":scope > .widget-gridbox"))
-        boxes.nth(place).scroll_into_view_if_needed()
-        return boxes.nth(place)
+        box = self.page.locator(".ttm-explorer").nth(place)
+        box.scroll_into_view_if_needed()
+        return box
 
     def close(self) -> None:
         self.client.stop_channels()

@@ -92,6 +92,15 @@ def to_png(figure: Figure, *, scale: float = 2.0, compression: int = 6) -> bytes
     return buffer.getvalue()
 
 
+def explorer_figure(height: float) -> Figure:
+    """An empty figure as wide as an explorer, ``height`` inches high.
+
+    Not pyplot's: a slider may move while a cell runs, in another thread, and at a cell's end the
+    notebook shows and closes every figure that pyplot knows. A fixed layout is drawn faster.
+    """
+    return Figure(figsize=(6.4, height), layout="none")
+
+
 def image_html(png: bytes, alt: str, width: int, height: int) -> str:
     """An ``<img>`` element with the picture inside and its text alternative.
 
@@ -272,7 +281,7 @@ def point_maps(maps, p, class_names) -> Figure:
 
 def bars_and_triangle(p, p_t, path, temperatures, temperature, class_names) -> Figure:
     """Bars of ``p_t`` (3,) with ``p`` (3,) outlined, beside its place on the path (N, 3)."""
-    figure = plt.figure(figsize=(8.4, 3.8), layout="none")  # a fixed layout is drawn faster
+    figure = explorer_figure(2.9)
     left, right = (
         figure.add_axes((0.085, 0.11, 0.4, 0.77)),
         figure.add_axes((0.5, 0.0, 0.5, 1.0)),
@@ -297,13 +306,14 @@ def bars_and_triangle(p, p_t, path, temperatures, temperature, class_names) -> F
 # Notebook 2: what a teacher knows
 
 
-def picture_and_bars(image, p, p_t, class_names, *, title="", log=False) -> Figure:
+def picture_and_bars(image, p, p_t, class_names, *, title="", over="", log=False) -> Figure:
     """A picture (C, H, W) beside bars of ``p_t`` (K,), with ``p`` (K,) as outlines.
 
-    C is 1 or 3; without an image a card with the title stands in. ``log`` makes the axis of the
+    C is 1 or 3; without an image a card with the title stands in. ``over`` is the title of the
+    bars. ``log`` makes the axis of the
     probabilities logarithmic, from a ten-thousandth to 1.
     """
-    figure = plt.figure(figsize=(8.4, 3.6), layout="none")
+    figure = explorer_figure(2.75)
     left, right = (
         figure.add_axes((0.01, 0.18, 0.28, 0.68)),
         figure.add_axes((0.39, 0.18, 0.6, 0.68)),
@@ -312,7 +322,8 @@ def picture_and_bars(image, p, p_t, class_names, *, title="", log=False) -> Figu
     if image is not None:
         left.set_title(title)
     probability_bars(p_t, class_names, reference=p, ax=right)
-    right.set(ylabel="probability")
+    right.set_title(over, loc="left")
+    right.set_ylabel("probability")
     if log:
         right.set(yscale="log", ylim=(1e-4, 1.5))
     if max(map(len, class_names)) > 5:
@@ -680,7 +691,7 @@ def loss_fields(names, spots, fields, ways, path, p, p_t, class_names) -> Figure
     with dots after 1, 3, 10, 30, 100 and 300 steps; ``path`` (L, 3) are the p_T of all
     temperatures, ``p`` and ``p_t`` (3,) the teacher and its softened version.
     """
-    figure = plt.figure(figsize=(8.4, 3.4), layout="none")
+    figure = explorer_figure(2.6)
     arrows = np.stack([simplex_xy(field) - simplex_xy(np.zeros(3)) for field in np.asarray(fields)])
     sizes = np.linalg.norm(arrows, axis=-1, keepdims=True)
     arrows = arrows / np.sqrt(np.maximum(sizes, 1e-12) * sizes.max()) * 0.1
@@ -720,7 +731,7 @@ def sum_of_terms(terms, entropy) -> Figure:
     the sum misses of the target is drawn between the two lines.
     """
     terms = np.asarray(terms, dtype=float)
-    figure = plt.figure(figsize=(8.4, 4.0), layout="none")
+    figure = explorer_figure(3.1)
     ax = figure.add_axes((0.095, 0.17, 0.895, 0.73))
     levels = np.cumsum(terms[:3])
     bottoms = (0, levels[0], levels[1], 0)
@@ -769,15 +780,15 @@ def weights_and_pictures(
     ``largest`` fixes the axis from 1 to there, so that several temperatures can be compared.
     """
     weights = np.asarray(weights, dtype=float)
-    figure = plt.figure(figsize=(8.4, 4.2), layout="none")
-    ax = figure.add_axes((0.09, 0.14, 0.345, 0.71))
+    figure = explorer_figure(3.2)
+    ax = figure.add_axes((0.09, 0.14, 0.345, 0.66))
     bins = 30 if largest is None else np.linspace(1, largest, 46)
     counts, edges = np.histogram(weights, bins)
     ax.stairs(counts, edges, fill=True, color=OKABE_ITO["green"])
     if largest is not None:
         ax.set_xlim(1 - 0.03 * (largest - 1), largest + 0.03 * (largest - 1))
     left = largest is not None and bound < (1 + largest) / 2
-    uniform = (bound, 1.09, "uniform", "left" if left else "right")  # above the other label
+    uniform = (bound, 1.1, "uniform", "left" if left else "right")  # above the other label
     for place, height, label, align in ((1, 1.01, "1: one-hot", "left"), uniform):
         ax.axvline(place, color="black", linestyle="--", linewidth=1)
         look = {"transform": ax.get_xaxis_transform(), "ha": align, "fontsize": "small"}
@@ -802,7 +813,7 @@ def weights_and_pictures(
         strip.grid(visible=False)
         strip.spines[:].set_visible(False)
         strip.set_ylabel(name, fontweight="bold")
-    ax.set_title(title, pad=2 + 3 * mpl.rcParams["font.size"])
+    ax.set_title(title, pad=32)
     return figure
 
 
@@ -1033,7 +1044,7 @@ def two_students(students, classes: int) -> Figure:
     ``students`` maps two labels to dicts: entropy (samples,) in nats, reliability, the frame of
     ``analysis.reliability``, and accuracies (seeds,) in per cent.
     """
-    figure = plt.figure(figsize=(8.4, 3.7), layout="none")
+    figure = explorer_figure(2.9)
     places = ((0.1, 0.17, 0.235, 0.6), (0.425, 0.17, 0.235, 0.6), (0.765, 0.17, 0.225, 0.6))
     left, middle, right = (figure.add_axes(place) for place in places)
     bins = np.linspace(0, np.log(classes), 31)
