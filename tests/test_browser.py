@@ -190,8 +190,8 @@ LOOK = """box => {
             const [list, tick] = ["select", "input[type=checkbox]"].map(
                 kind => control.querySelector(kind));
             if (list) return list.selectedOptions[0].textContent.replaceAll("\u00a0", " ");
-            if (tick) return tick.checked;
-            return Number(control.querySelector(".widget-readout").textContent.replace("−", "-"));
+            if (tick) return tick.checked ? "on" : "off";
+            return control.querySelector(".widget-readout").textContent;
         }),
         labels: controls.map(control => control.textContent),
         picture: picture.getAttribute("src"),
@@ -201,6 +201,15 @@ LOOK = """box => {
         numbers: pairs.map(pair => [...pair.children].map(part => part.textContent)),
     };
 }"""
+
+
+def same(value, text):
+    """Whether a text says the value, a number to the digits that a slider shows."""
+    if isinstance(value, bool):
+        return text == ("on" if value else "off")
+    if isinstance(value, str):
+        return text == value
+    return float(text.replace("−", "-")) == pytest.approx(value, rel=6e-3)
 
 
 class Explorer:
@@ -217,19 +226,18 @@ class Explorer:
         """Whatever does not fit together now; ``moved``: the picture has to differ from before."""
         seen, state = self.box.evaluate(LOOK), self.notebook.state()[self.place]
         values, before, found = state["values"], self.seen, []
-        for text, shown, (label, value) in zip(
-            seen["labels"], seen["readouts"], values.items(), strict=True
-        ):
+        told = seen["alt"].split("; ")
+        rows = zip(values.items(), seen["labels"], seen["readouts"], told, strict=False)
+        for (label, value), text, shown, words in rows:
             if label not in text:
                 found.append(f"control {text!r} lacks its label {label!r}")
-            number = not isinstance(value, (str, bool))
-            if not (shown == pytest.approx(value, rel=6e-3) if number else shown == value):
+            if not same(value, shown):
                 found.append(f"{label} reads {shown!r}, the kernel has {value!r}")
+            if not words.startswith(f"{label} ") or not same(value, words[len(label) + 1 :]):
+                found.append(f"text alternative says {words!r}, the kernel has {value!r}")
         numbers = dict(seen["numbers"])
-        said = [f"{name} {value}" for name, value in numbers.items()]
-        told = seen["alt"].split("; ")
-        if told[len(values) :] != said or not all(map(str.startswith, told, values)):
-            found.append(f"text alternative {seen['alt']!r} does not say {values} and {numbers}")
+        if told[len(values) :] != [f"{name} {value}" for name, value in numbers.items()]:
+            found.append(f"text alternative {seen['alt']!r} does not say {numbers}")
         if hashlib.sha256(seen["picture"].encode()).hexdigest() != state["picture"]:
             found.append("the page shows another picture than the kernel drew")
         if not seen["drawn"]:

@@ -91,6 +91,23 @@ def test_a_control_redraws_the_picture_and_its_words():
     assert drawn[-1][1] == 9
 
 
+def test_pyplot_does_not_know_the_pictures(teacher, monkeypatch):
+    """A slider moves while a cell runs, and a cell's end shows and closes what pyplot knows."""
+    known, draw = [], plots.to_png
+
+    def to_png(figure, **options):
+        known.append(plots.plt.get_fignums())
+        return draw(figure, **options)
+
+    monkeypatch.setattr(plots, "to_png", to_png)
+    for make in (explore.path, explore.arrows, explore.triangle, explore.decomposition):
+        make()
+    for make in (explore.temperature, explore.weights):
+        make(*teacher)
+    explore.students(outputs())
+    assert known == [[]] * 7
+
+
 def test_the_temperature_slider_doubles_in_eight_steps_and_meets_whole_powers():
     values = [value for _, value in explore.temperature_slider(0.25, 20, 4.0).options]
     assert values[0] == 0.25
