@@ -100,7 +100,7 @@ def measure(notebook, place, rounds):
 def photograph(notebook, place, target):
     """The explorer alone, with few colours: a small file."""
     shot = Image.open(io.BytesIO(notebook.explorer(place).screenshot()))
-    few = shot.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    few = shot.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     few.save(target, optimize=True)
     print(f"wrote {target}, {target.stat().st_size / 1000:.0f} kB")
 

@@ -194,6 +194,8 @@ LOOK = """box => {
             return control.querySelector(".widget-readout").textContent;
         }),
         labels: controls.map(control => control.textContent),
+        cut: [...box.querySelectorAll(".widget-label, .ttm-numbers div")].filter(
+            words => words.scrollWidth > words.clientWidth).map(words => words.textContent),
         picture: picture.getAttribute("src"),
         drawn: picture.complete && picture.naturalWidth > 0,
         alt: picture.alt,
@@ -240,6 +242,8 @@ class Explorer:
             found.append(f"text alternative {seen['alt']!r} does not say {numbers}")
         if hashlib.sha256(seen["picture"].encode()).hexdigest() != state["picture"]:
             found.append("the page shows another picture than the kernel drew")
+        if seen["cut"]:
+            found.append(f"words are cut off: {seen['cut']}")
         if not seen["drawn"]:
             found.append("the browser cannot draw the picture")
         if before and seen["size"] != pytest.approx(before["size"], abs=0.5):

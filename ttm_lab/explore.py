@@ -37,11 +37,12 @@ from ttm_lab.probability import (
 _WIDTH = 840  # px: what JupyterLab has beside its file list on a screen 1280 wide
 _LAYOUT = {
     "layout": widgets.Layout(width="410px"),
-    "style": {"description_width": "145px"},
+    "style": {"description_width": "160px"},
 }
 _ZOOM = 1.3  # pictures are for a room: 130 px an inch
 _LOOK = f"""<style>
 .ttm-explorer {{ --jp-widgets-font-size: 16px; --jp-widgets-inline-height: 32px; }}
+.ttm-explorer .widget-hslider {{ margin: 2px; }}
 .ttm-explorer img {{ display: block; }}
 .ttm-numbers {{
     display: grid; grid-template-columns: repeat(auto-fill, minmax(195px, 1fr)); gap: 8px 12px;
@@ -129,8 +130,11 @@ def panel(
         row.append(button)
     columns = {"grid_template_columns": "repeat(auto-fit, 410px)", "max_width": f"{_WIDTH}px"}
     grid = widgets.GridBox(list(controls.values()), layout=widgets.Layout(**columns))
+    aligned = widgets.Layout(margin="0 0 0 165px")  # with the controls, right of their labels
     redraw()
-    box = widgets.VBox([grid, *([widgets.HBox(row)] if row else []), picture, words])
+    box = widgets.VBox(
+        [grid, *([widgets.HBox(row, layout=aligned)] if row else []), picture, words]
+    )
     return box.add_class("ttm-explorer")
 
 
@@ -140,6 +144,10 @@ def _said(control: widgets.ValueWidget) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return value if isinstance(value, str) else f"{round(value, 6) + 0.0:g}"
+
+
+def _signed(x: float) -> str:
+    return f"{round(x, 3) + 0.0:+.3f} nats".replace("-", "−")  # and no -0.000
 
 
 def _listed(p) -> str:
@@ -384,12 +392,12 @@ def decomposition(teacher_logits=(4.0, 2.0, 0.0), student_logits=(0.0, 1.0, 2.5)
     def numbers(temperature, sharpness, entropy):
         kd, reward, constant, target = terms(temperature, sharpness, entropy)
         return {
-            "T D(p_T || q_T)": f"{kd:+.3f} nats",
-            "−(T − 1) entropy": f"{reward:+.3f} nats",
-            "(T − 1) H(p_T)": f"{constant:+.3f} nats",
-            "their sum": f"{kd + reward + constant + 0.0:+.3f} nats",
-            "D(p_T || q)": f"{target:+.3f} nats",
-            "left over": f"{kd + reward + constant - target + 0.0:+.3f} nats",
+            "T D(p_T || q_T)": _signed(kd),
+            "−(T − 1) entropy": _signed(reward),
+            "(T − 1) H(p_T)": _signed(constant),
+            "their sum": _signed(kd + reward + constant),
+            "D(p_T || q)": _signed(target),
+            "left over": _signed(kd + reward + constant - target),
         }
 
     return panel(

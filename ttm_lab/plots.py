@@ -315,8 +315,8 @@ def picture_and_bars(image, p, p_t, class_names, *, title="", over="", log=False
     """
     figure = explorer_figure(2.75)
     left, right = (
-        figure.add_axes((0.01, 0.18, 0.28, 0.68)),
-        figure.add_axes((0.39, 0.18, 0.6, 0.68)),
+        figure.add_axes((0.01, 0.13, 0.29, 0.73)),
+        figure.add_axes((0.39, 0.13, 0.6, 0.73)),
     )
     _picture(left, image, title if image is None else "")
     if image is not None:
@@ -740,10 +740,9 @@ def sum_of_terms(terms, entropy) -> Figure:
     for place, look in enumerate(_TERMS.values()):
         ax.bar(place, terms[place], bottom=bottoms[place], edgecolor="white", width=0.7, **look)
         top = max(bottoms[place], bottoms[place] + terms[place])
-        ax.annotate(
-            f"{terms[place] + 0.0:+.2f}", (place, top), (0, 3), textcoords="offset points",
-            ha="center",
-        )  # fmt: skip
+        words = f"{terms[place] + 0.0:+.2f}".replace("-", "−")
+        above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+        ax.annotate(words, (place, top), **above)
     for place, level in enumerate(levels[:2]):
         ax.hlines(level, place - 0.35, place + 1.35, color="#555555", linewidth=0.8)
     ax.hlines(levels[2], 1.65, 4.2, color="black", linewidth=1.6, linestyle="--")
@@ -751,7 +750,7 @@ def sum_of_terms(terms, entropy) -> Figure:
     miss = levels[2] - terms[3]
     if abs(miss) > 5e-4:
         ax.annotate("", (3.5, terms[3]), (3.5, levels[2]), arrowprops={"arrowstyle": "<->"})
-        words = f"the sum misses it by {miss:+.3f}"
+        words = f"the sum misses it by {miss:+.3f}".replace("-", "−")
         ax.set_title(words, color=OKABE_ITO["red"])
     else:
         ax.set_title("the sum meets the TTM loss", color=OKABE_ITO["green"])
@@ -799,14 +798,16 @@ def weights_and_pictures(
     order = weights.argsort(kind="stable")
     for row, (name, ends) in enumerate({"least": order, "most": order[::-1]}.items()):
         chosen = ends[:count]
-        strip = figure.add_axes((0.47, 0.66 - 0.49 * row, 0.525, 0.29))
+        strip = figure.add_axes((0.47, 0.7 - 0.48 * row, 0.525, 0.245))
         for k, sample in enumerate(chosen):
             caption = f"U = {weights[sample]:.3g}\n{captions[sample]}"
             place = {"transform": strip.transAxes, "ha": "center", "va": "top"}
             strip.text((k + 0.5) / count, -0.05, caption, fontsize="small", **place)
         if images is not None:  # one picture of all is drawn far faster than one each
             tiles = [_pixels(images[k]) for k in chosen]
-            gap = np.full((len(tiles[0]), max(1, len(tiles[0]) // 10), 3), 0.8)
+            times = -(-40 // len(tiles[0]))  # so that the gap of two pixels is narrow
+            tiles = [tile.repeat(times, axis=0).repeat(times, axis=1) for tile in tiles]
+            gap = np.full((len(tiles[0]), 2, 3), 0.8)
             row_of_tiles = np.concatenate([part for tile in tiles for part in (gap, tile, gap)], 1)
             strip.imshow(row_of_tiles, aspect="auto")
         strip.set(xticks=[], yticks=[])
