@@ -3,9 +3,11 @@
 No ``interact``, ``interactive_output`` or ``Output``: those make batch runs hang now and then.
 A control's ``observe`` callback renders a figure to PNG and puts it into one HTML widget, which
 keeps its size and carries a text alternative. Below it stand the numbers that move, in words.
-Controls are reached by Tab and moved by the arrow keys, or by a mouse.
+Controls are reached by Tab and moved by the arrow keys, or by a mouse; Space opens a list, ticks
+a box and presses a button.
 """
 
+import gc
 import html
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -34,10 +36,24 @@ from ttm_lab.probability import (
     temperature_softmax,
 )
 
+_WIDTH = 840  # px: what JupyterLab has beside its file list on a screen 1280 wide
 _LAYOUT = {
-    "layout": widgets.Layout(width="460px"),
-    "style": {"description_width": "130px"},
+    "layout": widgets.Layout(width="410px"),
+    "style": {"description_width": "160px"},
 }
+_ZOOM = 1.3  # pictures are for a room: 130 px an inch
+_LOOK = f"""<style>
+.ttm-explorer {{ --jp-widgets-font-size: 16px; --jp-widgets-inline-height: 32px; }}
+.ttm-explorer .widget-hslider {{ margin: 2px; }}
+.ttm-explorer img {{ display: block; }}
+.ttm-numbers {{
+    display: grid; grid-template-columns: repeat(auto-fill, minmax(195px, 1fr)); gap: 8px 12px;
+    max-width: {_WIDTH}px; line-height: 1.3; padding: 6px 0; font-variant-numeric: tabular-nums;
+}}
+.ttm-numbers > div {{ align-self: end; }}
+.ttm-numbers div div {{ font-size: 15px; opacity: 0.8; }}
+.ttm-numbers div div + div {{ font-size: 18px; font-weight: 600; opacity: 1; }}
+</style>"""
 
 
 def temperature_slider(low: float, high: float, value: float, label: str = "temperature T"):
@@ -75,31 +91,34 @@ def panel(
     """Controls above a picture: moving one draws ``figure(**values)`` anew.
 
     ``numbers(**values)`` names the numbers that move, as text with their units; they stand below
-    the picture and are its text alternative. ``buttons`` maps a label to what a press does, such
-    as setting a control. Make the returned box a cell's last value.
+    the picture. With the controls' values they are its text alternative. ``buttons`` maps a label
+    to what a press does, such as setting a control. Make the returned box a cell's last value.
     """
     picture, words = widgets.HTML(), widgets.HTML()
 
     def redraw(_change=None) -> None:
+        # A figure is full of cycles. Collected while it is young, it never makes a slider wait for
+        # a collection of all that the notebook holds.
+        gc.disable()
+        try:
+            draw()
+        finally:
+            gc.enable()
+            gc.collect(0)
+
+    def draw() -> None:
         values = {name: control.value for name, control in controls.items()}
         drawn, found = figure(**values), numbers(**values)
-        width, height = (round(100 * side) for side in drawn.get_size_inches())
-        alt = "; ".join(f"{name} {value}" for name, value in found.items())
-        # The height is fixed too, so that nothing below jumps while the picture is exchanged.
-        picture.value = (
-            f'<div style="min-height: {height}px">'
-            f"{plots.image_html(plots.to_png(drawn, scale=1.5), alt, width)}</div>"
-        )
+        size = (round(100 * _ZOOM * side) for side in drawn.get_size_inches())
+        png = plots.to_png(drawn, scale=2.0, compression=1)
+        said = {control.description: _said(control) for control in controls.values()} | found
+        alt = "; ".join(f"{name} {value}" for name, value in said.items())
+        picture.value = plots.image_html(png, alt, *size)
         cells = "".join(
-            f'<div style="min-width: 7em"><div style="font-size: 0.9em; opacity: 0.75">'
-            f'{html.escape(name)}</div><div style="font-size: 1.25em; font-weight: 600">'
-            f"{html.escape(value)}</div></div>"
+            f"<div><div>{html.escape(name)}</div><div>{html.escape(value)}</div></div>"
             for name, value in found.items()
         )
-        words.value = (
-            f'<div style="display: flex; flex-wrap: wrap; gap: 0.3em 2em; line-height: 1.4; '
-            f'padding: 0.3em">{cells}</div>'
-        )
+        words.value = f'<div class="ttm-numbers">{cells}</div>{_LOOK}'
 
     def press(action: Callable[[], None]) -> Callable[[widgets.Button], None]:
         return lambda _button: action()
@@ -111,10 +130,26 @@ def panel(
         button = widgets.Button(description=label, layout=widgets.Layout(width="150px"))
         button.on_click(press(action))
         row.append(button)
-    columns = widgets.Layout(grid_template_columns="repeat(auto-fit, minmax(470px, max-content))")
-    grid = widgets.GridBox(list(controls.values()), layout=columns)
+    columns = {"grid_template_columns": "repeat(auto-fit, 410px)", "max_width": f"{_WIDTH}px"}
+    grid = widgets.GridBox(list(controls.values()), layout=widgets.Layout(**columns))
+    aligned = widgets.Layout(margin="0 0 0 165px")  # with the controls, right of their labels
     redraw()
-    return widgets.VBox([grid, *([widgets.HBox(row)] if row else []), picture, words])
+    box = widgets.VBox(
+        [grid, *([widgets.HBox(row, layout=aligned)] if row else []), picture, words]
+    )
+    return box.add_class("ttm-explorer")
+
+
+def _said(control: widgets.ValueWidget) -> str:
+    """A control's value as text."""
+    value = getattr(control, "label", control.value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else f"{round(value, 6) + 0.0:g}"
+
+
+def _signed(x: float) -> str:
+    return f"{round(x, 3) + 0.0:+.3f} nats".replace("-", "−")  # and no -0.000
 
 
 def _listed(p) -> str:
@@ -143,7 +178,6 @@ def path(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
     def numbers(temperature, first, second):
         p, p_t = tempered(first, second, 1.0), tempered(first, second, temperature)
         return {
-            "temperature T": f"{temperature:.3g}",
             f"p_T of {', '.join(class_names)}": _listed(p_t),
             "entropy of p_T": f"{shannon_entropy(p_t):.3f} nats",
             "entropy of p, at T = 1": f"{shannon_entropy(p):.3f} nats",
@@ -187,6 +221,7 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
             p_t,
             class_names,
             title=f"label: {class_names[labels[picture]]}",
+            over=f"T = {temperature:.3g}",
             log=log,
         )
 
@@ -195,7 +230,6 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
         first, second = p_t.topk(2).indices.tolist()
         p = temperature_softmax(logits[picture], 1.0)
         return {
-            "temperature T": f"{temperature:.3g}",
             "entropy of p_T": f"{shannon_entropy(p_t):.3f} nats",
             "top probability": f"{p_t[first]:.3f} ({class_names[first]})",
             "second": f"{p_t[second]:.3f} ({class_names[second]})",
@@ -236,12 +270,15 @@ def arrows(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
 
     def figure(**values):
         title = f"T = {values['temperature']:.3g}"
-        return plots.gradient_arrows(*points(**values), class_names, title=title).figure
+        drawn = plots.explorer_figure(3.4)
+        ax = drawn.add_axes((0.0, 0.0, 0.62, 0.93))
+        plots.gradient_arrows(*points(**values), class_names, title=title, ax=ax)
+        ax.legend(loc="center left", bbox_to_anchor=(0.92, 0.62))
+        return drawn
 
     def numbers(**values):
         q, q_t, p_t = points(**values)
         return {
-            "temperature T": f"{values['temperature']:.3g}",
             "KD arrow": f"length {(p_t - q_t).norm():.3f}",
             "entropy arrow": f"length {(q_t - q).norm():.3f}",
             "TTM, their sum": f"length {(p_t - q).norm():.3f}",
@@ -307,7 +344,6 @@ def triangle(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
         ends = descents(temperature, first, second, start)[:, -1]
         p = temperature_softmax(v, 1.0)
         return {
-            "temperature T": f"{temperature:.3g}",
             "teacher p": _listed(p),
             "softened p_T": _listed(temperature_softmax(v, temperature)),
             **{f"{name} ends at": _listed(q) for name, q in zip(_LOSSES, ends, strict=True)},
@@ -358,13 +394,12 @@ def decomposition(teacher_logits=(4.0, 2.0, 0.0), student_logits=(0.0, 1.0, 2.5)
     def numbers(temperature, sharpness, entropy):
         kd, reward, constant, target = terms(temperature, sharpness, entropy)
         return {
-            "temperature T": f"{temperature:.3g}",
-            "T D(p_T || q_T)": f"{kd:+.3f} nats",
-            "−(T − 1) entropy": f"{reward:+.3f} nats",
-            "(T − 1) H(p_T)": f"{constant:+.3f} nats",
-            "their sum": f"{kd + reward + constant + 0.0:+.3f} nats",
-            "D(p_T || q)": f"{target:+.3f} nats",
-            "left over": f"{kd + reward + constant - target + 0.0:+.3f} nats",
+            "T D(p_T || q_T)": _signed(kd),
+            "−(T − 1) entropy": _signed(reward),
+            "(T − 1) H(p_T)": _signed(constant),
+            "their sum": _signed(kd + reward + constant),
+            "D(p_T || q)": _signed(target),
+            "left over": _signed(kd + reward + constant - target),
         }
 
     return panel(
@@ -395,12 +430,12 @@ def weights(logits, labels, class_names: Sequence[str], images=None) -> widgets.
 
     def figure(temperature):
         u, bound = power_sum(p, 1 / temperature), most ** (1 - 1 / temperature)
-        return plots.weights_and_pictures(u, images, captions, bound, largest=most)
+        title = f"T = {temperature:.3g}"
+        return plots.weights_and_pictures(u, images, captions, bound, title=title, largest=most)
 
     def numbers(temperature):
         u = power_sum(p, 1 / temperature)
         return {
-            "temperature T": f"{temperature:.3g}",
             "smallest weight": f"{u.min():.3f}",
             "mean weight": f"{u.mean():.3f}",
             "largest weight": f"{u.max():.3f}",
@@ -450,34 +485,32 @@ def students(outputs: analysis.Outputs) -> widgets.VBox:
         }
 
     def figure(first, second, seed):
-        both = {label: pooled(name, seed) for label, name in _pair(first, second).items()}
+        both = {f"A, {first}": pooled(first, seed), f"B, {second}": pooled(second, seed)}
         return plots.two_students(both, outputs.logits.shape[-1])
 
     def numbers(first, second, seed):
-        found = {}
-        for label, name in _pair(first, second).items():
-            _, table = chosen(name, seed)
+        found, scores = {}, []
+        for label, name in (("A", first), ("B", second)):
+            rows, table = chosen(name, seed)
             mean = {m: np.mean([row[m] for row in table]) for m in ("accuracy", "entropy", "ece")}
-            found[f"{label}: accuracy"] = f"{mean['accuracy']:.1%}"
-            found[f"{label}: entropy"] = f"{mean['entropy']:.3f} nats"
-            found[f"{label}: calibration error"] = f"{mean['ece']:.3f}"
-        shared = sorted(set(seeds[first]) & set(seeds[second]))
-        if seed == everything and len(shared) > 1 and first != second:
-            score = {
-                name: {
-                    s: row["accuracy"] for s, row in zip(seeds[name], measured[name], strict=True)
-                }
-                for name in (first, second)
+            found[label] = {
+                f"{label}: accuracy": f"{mean['accuracy']:.1%}",
+                f"{label}: entropy": f"{mean['entropy']:.3f} nats",
+                f"{label}: calibration error": f"{mean['ece']:.3f}",
             }
-            gaps = [100 * (score[first][s] - score[second][s]) for s in shared]
-            mean, low, high = analysis.paired_interval(gaps)
-            found[f"A minus B, points [95 %], {len(shared)} seeds"] = (
-                f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-            )
-        return found
-
-    def _pair(first, second):
-        return {f"A, {first}": first, f"B, {second}": second}
+            runs = outputs.models["seed"].to_numpy()[rows]
+            scores.append({s: row["accuracy"] for s, row in zip(runs, table, strict=True)})
+        gaps = [100 * (scores[0][s] - scores[1][s]) for s in sorted(scores[0].keys() & scores[1])]
+        difference, interval = (f"{np.mean(gaps):+.2f} points", "–") if gaps else ("–", "–")
+        if len(gaps) > 1 and first != second:
+            _, low, high = analysis.paired_interval(gaps)
+            interval = f"{low:+.2f} to {high:+.2f}"
+        return {
+            **found["A"],
+            "A minus B": difference,
+            **found["B"],
+            f"95 % interval, {len(gaps)} seed{'s' * (len(gaps) != 1)}": interval,
+        }
 
     every_seed = sorted({int(s) for values in seeds.values() for s in values})
     return panel(

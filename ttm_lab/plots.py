@@ -80,21 +80,37 @@ def method_style(label: str) -> dict:
     return dict(METHOD_STYLE.get(label.split()[0].rstrip(",:"), METHOD_STYLE["teacher"]))
 
 
-def to_png(figure: Figure, *, scale: float = 2.0) -> bytes:
-    """The figure as PNG bytes at its own size (no tight cropping), closed afterwards."""
+def to_png(figure: Figure, *, scale: float = 2.0, compression: int = 6) -> bytes:
+    """The figure as PNG bytes at its own size (no tight cropping), closed afterwards.
+
+    ``compression`` goes from 0 to 9; 1 is fastest and makes files about a fifth larger.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100 * scale)
+    packed = {"compress_level": compression}
+    figure.savefig(buffer, format="png", dpi=100 * scale, pil_kwargs=packed)
     plt.close(figure)
     return buffer.getvalue()
 
 
-def image_html(png: bytes, alt: str, width: int) -> str:
-    """An ``<img>`` element with the picture inside and its text alternative."""
+def explorer_figure(height: float) -> Figure:
+    """An empty figure as wide as an explorer, ``height`` inches high.
+
+    Not pyplot's: a slider may move while a cell runs, in another thread, and at a cell's end the
+    notebook shows and closes every figure that pyplot knows. A fixed layout is drawn faster.
+    """
+    return Figure(figsize=(6.4, height), layout="none")
+
+
+def image_html(png: bytes, alt: str, width: int, height: int) -> str:
+    """An ``<img>`` element with the picture inside and its text alternative.
+
+    Both sides are named, so that the page keeps its place before it has read the picture.
+    """
     text = html.escape(" ".join(alt.split()), quote=True)
     data = base64.b64encode(png).decode("ascii")
     return (
         f'<img alt="{text}" src="data:image/png;base64,{data}" width="{width}" '
-        f'style="max-width: 100%; height: auto; background: white;">'
+        f'height="{height}" style="max-width: 100%; height: auto; background: white;">'
     )
 
 
@@ -113,7 +129,7 @@ def show(figure: Figure | Axes, *, alt: str) -> None:
     if isinstance(figure, Axes):
         figure = figure.figure
     png = to_png(figure)
-    markup = image_html(png, alt, width=round(figure.get_figwidth() * 100))
+    markup = image_html(png, alt, *(round(100 * side) for side in figure.get_size_inches()))
     data = base64.b64encode(png).decode("ascii")
     display({"text/html": markup, "image/png": data, "text/plain": alt}, raw=True)
 
@@ -265,33 +281,49 @@ def point_maps(maps, p, class_names) -> Figure:
 
 def bars_and_triangle(p, p_t, path, temperatures, temperature, class_names) -> Figure:
     """Bars of ``p_t`` (3,) with ``p`` (3,) outlined, beside its place on the path (N, 3)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), width_ratios=[1, 1.1])
+    figure = explorer_figure(2.9)
+    left, right = (
+        figure.add_axes((0.085, 0.11, 0.4, 0.77)),
+        figure.add_axes((0.5, 0.0, 0.5, 1.0)),
+    )
     probability_bars(p_t, class_names, reference=p, ax=left)
-    left.set(title=f"T = {temperature:.3g}", ylabel="probability")
+    left.set_title(f"T = {temperature:.3g}", loc="left")
+    left.set_ylabel("probability")
     temperature_path(path, temperatures, ax=draw_triangle(right, class_names))
-    right.plot(*simplex_xy(p_t), marker="o", markersize=10, color=OKABE_ITO["red"])
+    right.plot(*simplex_xy(p_t), marker="o", markersize=12, color=OKABE_ITO["red"])
+    blue = {"color": OKABE_ITO["blue"]}
+    handles = [
+        plt.Line2D([], [], color=OKABE_ITO["red"], marker="o", linestyle="none", markersize=10),
+        plt.Line2D([], [], marker="*", linestyle="none", markersize=12, **blue),
+        plt.Line2D([], [], linestyle=":", linewidth=2, **blue),
+        plt.Line2D([], [], linestyle="-", linewidth=2, **blue),
+    ]
+    names = ["$p_T$", "T = 1", "T < 1", "T > 1"]
+    right.legend(handles, names, loc="upper left", bbox_to_anchor=(-0.02, 1.0))
     return figure
 
 
 # Notebook 2: what a teacher knows
 
 
-def picture_and_bars(image, p, p_t, class_names, *, title="", log=False) -> Figure:
+def picture_and_bars(image, p, p_t, class_names, *, title="", over="", log=False) -> Figure:
     """A picture (C, H, W) beside bars of ``p_t`` (K,), with ``p`` (K,) as outlines.
 
-    C is 1 or 3; without an image a card with the title stands in. ``log`` makes the axis of the
+    C is 1 or 3; without an image a card with the title stands in. ``over`` is the title of the
+    bars. ``log`` makes the axis of the
     probabilities logarithmic, from a ten-thousandth to 1.
     """
-    figure = plt.figure(figsize=(8.6, 3.2), layout="none")  # a fixed layout is drawn faster
+    figure = explorer_figure(2.75)
     left, right = (
-        figure.add_axes((0.01, 0.12, 0.28, 0.74)),
-        figure.add_axes((0.37, 0.2, 0.62, 0.66)),
+        figure.add_axes((0.01, 0.13, 0.29, 0.73)),
+        figure.add_axes((0.39, 0.13, 0.6, 0.73)),
     )
     _picture(left, image, title if image is None else "")
     if image is not None:
         left.set_title(title)
     probability_bars(p_t, class_names, reference=p, ax=right)
-    right.set(ylabel="probability")
+    right.set_title(over, loc="left")
+    right.set_ylabel("probability")
     if log:
         right.set(yscale="log", ylim=(1e-4, 1.5))
     if max(map(len, class_names)) > 5:
@@ -674,15 +706,15 @@ def loss_fields(names, spots, fields, ways, path, p, p_t, class_names) -> Figure
     with dots after 1, 3, 10, 30, 100 and 300 steps; ``path`` (L, 3) are the p_T of all
     temperatures, ``p`` and ``p_t`` (3,) the teacher and its softened version.
     """
-    figure = plt.figure(figsize=(10.5, 3.7), layout="none")
+    figure = explorer_figure(2.6)
     arrows = np.stack([simplex_xy(field) - simplex_xy(np.zeros(3)) for field in np.asarray(fields)])
     sizes = np.linalg.norm(arrows, axis=-1, keepdims=True)
     arrows = arrows / np.sqrt(np.maximum(sizes, 1e-12) * sizes.max()) * 0.1
     ways = np.asarray(ways)
     dots = [n for n in (1, 3, 10, 30, 100, 300) if n < ways.shape[1]]
     for k, name in enumerate(names):
-        ax = figure.add_axes((0.012 + 0.332 * k, 0.01, 0.31, 0.9))
-        draw_triangle(ax, class_names)
+        ax = figure.add_axes((0.002 + 0.333 * k, 0.09, 0.33, 0.83))
+        draw_triangle(ax, class_names).set(xlim=(-0.09, 1.09), ylim=(-0.12, 0.97))
         style = method_style(name)
         ax.plot(*simplex_xy(path).T, color="black", linestyle="--", linewidth=1)
         ax.quiver(
@@ -697,12 +729,12 @@ def loss_fields(names, spots, fields, ways, path, p, p_t, class_names) -> Figure
         ax.plot(*simplex_xy(p), marker="*", markersize=14, color="black")
         ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "markeredgewidth": 1.8}
         ax.plot(*simplex_xy(p_t), color="black", **ring)
-        ax.set_title(name, color=style["color"], fontsize=13)
+        ax.set_title(name, color=style["color"], fontsize="x-large", pad=2)
     handles = [
         plt.Line2D([], [], color="black", linestyle="none", marker=m, markersize=s, fillstyle=f)
         for m, s, f in (("s", 7, "full"), ("*", 12, "full"), ("o", 10, "none"))
     ] + [plt.Line2D([], [], color="black", linestyle="--", linewidth=1)]
-    labels = ["start", "teacher p", "p_T", "p_T at all T"]
+    labels = ["start", "teacher p", "$p_T$", "$p_T$ at all T"]
     figure.legend(handles, labels, loc="lower center", ncols=4, bbox_to_anchor=(0.5, -0.01))
     return figure
 
@@ -714,29 +746,26 @@ def sum_of_terms(terms, entropy) -> Figure:
     the sum misses of the target is drawn between the two lines.
     """
     terms = np.asarray(terms, dtype=float)
-    figure = plt.figure(figsize=(8.6, 3.8), layout="none")
-    ax = figure.add_axes((0.09, 0.14, 0.89, 0.76))
+    figure = explorer_figure(3.1)
+    ax = figure.add_axes((0.095, 0.17, 0.895, 0.73))
     levels = np.cumsum(terms[:3])
     bottoms = (0, levels[0], levels[1], 0)
-    names = [r"$T\,D(p_T\|q_T)$", f"−(T − 1) × entropy\n({entropy})", r"$(T-1)\,H(p_T)$"]
+    names = [r"$T\,D(p_T\|q_T)$", f"−(T − 1) ×\n{entropy}", r"$(T-1)\,H(p_T)$"]
     names.append(r"$D(p_T\|q)$")
     for place, look in enumerate(_TERMS.values()):
         ax.bar(place, terms[place], bottom=bottoms[place], edgecolor="white", width=0.7, **look)
         top = max(bottoms[place], bottoms[place] + terms[place])
-        ax.annotate(
-            f"{terms[place] + 0.0:+.2f}", (place, top), (0, 3), textcoords="offset points",
-            ha="center", fontsize=11,
-        )  # fmt: skip
+        words = f"{terms[place] + 0.0:+.2f}".replace("-", "−")
+        above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+        ax.annotate(words, (place, top), **above)
     for place, level in enumerate(levels[:2]):
         ax.hlines(level, place - 0.35, place + 1.35, color="#555555", linewidth=0.8)
-    ax.hlines(levels[2], 1.65, 4.1, color="black", linewidth=1.6, linestyle="--")
-    ax.annotate(
-        "sum of the three", (4.1, levels[2]), (-2, 4), textcoords="offset points", ha="right"
-    )
+    ax.hlines(levels[2], 1.65, 4.2, color="black", linewidth=1.6, linestyle="--")
+    ax.annotate("their sum", (4.2, levels[2]), (-2, 4), textcoords="offset points", ha="right")
     miss = levels[2] - terms[3]
     if abs(miss) > 5e-4:
-        ax.annotate("", (3.75, terms[3]), (3.75, levels[2]), arrowprops={"arrowstyle": "<->"})
-        words = f"the sum misses it by {miss:+.3f}"
+        ax.annotate("", (3.5, terms[3]), (3.5, levels[2]), arrowprops={"arrowstyle": "<->"})
+        words = f"the sum misses it by {miss:+.3f}".replace("-", "−")
         ax.set_title(words, color=OKABE_ITO["red"])
     else:
         ax.set_title("the sum meets the TTM loss", color=OKABE_ITO["green"])
@@ -747,7 +776,7 @@ def sum_of_terms(terms, entropy) -> Figure:
     low, high = (float(np.sign(x) * 2 ** np.ceil(np.log2(max(abs(x), 0.5)))) if x else 0.0
                  for x in (min(ends), max(ends)))  # fmt: skip
     room = 0.12 * (high - low)
-    ax.set(ylim=(low - room, high + room), xlim=(-0.6, 4.1), ylabel="nats")
+    ax.set(ylim=(low - room, high + room), xlim=(-0.6, 4.2), ylabel="nats")
     ax.grid(axis="x", visible=False)
     return figure
 
@@ -756,7 +785,7 @@ def sum_of_terms(terms, entropy) -> Figure:
 
 
 def weights_and_pictures(
-    weights, images, captions, bound, *, title="", count=6, largest=None
+    weights, images, captions, bound, *, title="", count=4, largest=None
 ) -> Figure:
     """Histogram of WTTM weights (N,) beside the pictures that weigh least and most.
 
@@ -765,40 +794,42 @@ def weights_and_pictures(
     ``largest`` fixes the axis from 1 to there, so that several temperatures can be compared.
     """
     weights = np.asarray(weights, dtype=float)
-    figure = plt.figure(figsize=(10, 3.7), layout="none")
-    ax = figure.add_axes((0.065, 0.14, 0.32, 0.72))
+    figure = explorer_figure(3.2)
+    ax = figure.add_axes((0.09, 0.14, 0.345, 0.66))
     bins = 30 if largest is None else np.linspace(1, largest, 46)
     counts, edges = np.histogram(weights, bins)
     ax.stairs(counts, edges, fill=True, color=OKABE_ITO["green"])
-    uniform = (bound, 1.01, "uniform ", "right")
     if largest is not None:
         ax.set_xlim(1 - 0.03 * (largest - 1), largest + 0.03 * (largest - 1))
-        if bound < (1 + largest) / 2:  # too near to 1 for two labels in one line
-            uniform = (bound, 0.94, " uniform", "left")
-    for place, height, label, align in ((1, 1.01, " 1: one-hot", "left"), uniform):
+    left = largest is not None and bound < (1 + largest) / 2
+    uniform = (bound, 1.1, "uniform", "left" if left else "right")  # above the other label
+    for place, height, label, align in ((1, 1.01, "1: one-hot", "left"), uniform):
         ax.axvline(place, color="black", linestyle="--", linewidth=1)
-        ax.text(place, height, label, transform=ax.get_xaxis_transform(), ha=align, fontsize=9)
+        look = {"transform": ax.get_xaxis_transform(), "ha": align, "fontsize": "small"}
+        ax.text(place, height, label, **look)
     ax.axvline(weights.mean(), color=OKABE_ITO["red"], linestyle="-", linewidth=1.5)
     ax.plot(weights.mean(), 0, marker="^", color=OKABE_ITO["red"], markersize=9, clip_on=False)
     ax.set(xlabel="weight U (triangle: mean)", ylabel="pictures")
     order = weights.argsort(kind="stable")
     for row, (name, ends) in enumerate({"least": order, "most": order[::-1]}.items()):
         chosen = ends[:count]
-        strip = figure.add_axes((0.425, 0.61 - 0.46 * row, 0.57, 0.25))
+        strip = figure.add_axes((0.47, 0.7 - 0.48 * row, 0.525, 0.245))
         for k, sample in enumerate(chosen):
             caption = f"U = {weights[sample]:.3g}\n{captions[sample]}"
             place = {"transform": strip.transAxes, "ha": "center", "va": "top"}
-            strip.text((k + 0.5) / count, -0.05, caption, fontsize=8, **place)
+            strip.text((k + 0.5) / count, -0.05, caption, fontsize="small", **place)
         if images is not None:  # one picture of all is drawn far faster than one each
             tiles = [_pixels(images[k]) for k in chosen]
-            gap = np.full((len(tiles[0]), max(1, len(tiles[0]) // 10), 3), 0.8)
+            times = -(-40 // len(tiles[0]))  # so that the gap of two pixels is narrow
+            tiles = [tile.repeat(times, axis=0).repeat(times, axis=1) for tile in tiles]
+            gap = np.full((len(tiles[0]), 2, 3), 0.8)
             row_of_tiles = np.concatenate([part for tile in tiles for part in (gap, tile, gap)], 1)
             strip.imshow(row_of_tiles, aspect="auto")
         strip.set(xticks=[], yticks=[])
         strip.grid(visible=False)
         strip.spines[:].set_visible(False)
         strip.set_ylabel(name, fontweight="bold")
-    figure.suptitle(title, fontweight="bold", fontsize=11)
+    ax.set_title(title, pad=32)
     return figure
 
 
@@ -1030,8 +1061,8 @@ def two_students(students, classes: int) -> Figure:
     ``students`` maps two labels to dicts: entropy (samples,) in nats, reliability, the frame of
     ``analysis.reliability``, and accuracies (seeds,) in per cent.
     """
-    figure = plt.figure(figsize=(10.5, 3.5), layout="none")
-    places = ((0.065, 0.15, 0.27, 0.66), (0.4, 0.15, 0.24, 0.66), (0.71, 0.15, 0.27, 0.66))
+    figure = explorer_figure(2.9)
+    places = ((0.1, 0.17, 0.235, 0.6), (0.425, 0.17, 0.235, 0.6), (0.765, 0.17, 0.225, 0.6))
     left, middle, right = (figure.add_axes(place) for place in places)
     bins = np.linspace(0, np.log(classes), 31)
     middle.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle=":")
@@ -1064,7 +1095,7 @@ def two_students(students, classes: int) -> Figure:
         (left, middle, right), ("entropy", "calibration", "accuracy"), strict=True
     ):
         ax.set_title(title)
-    figure.legend(handles, list(students), loc="upper center", ncols=2, fontsize=11)
+    figure.legend(handles, list(students), loc="upper center", ncols=2)
     return figure
 
 

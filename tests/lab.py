@@ -1,0 +1,241 @@
+"""A real JupyterLab and a real browser: what tests and measurements of the explorers share."""
+
+import ast
+import base64
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from jupyter_client import BlockingKernelClient
+
+from ttm_lab.runs import find_root
+
+ROOT = find_root(__file__)
+SECONDS = 120  # until something counts as dead; a slow machine needs a fraction of it
+TOKEN = "only-for-this-server"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+# Named arguments of an explorer's call in a cell, without the pictures; evaluated in the kernel.
+_ARGUMENTS = """
+def _arguments(source, kind):
+    import ast, base64, inspect, pickle
+    from ttm_lab import explore
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    call = next(c for c in calls if ast.unparse(c.func) == f"explore.{kind}")
+    call.func = ast.Name("dict", ast.Load())
+    names = list(inspect.signature(getattr(explore, kind)).parameters)
+    call.keywords += [ast.keyword(name, arg) for name, arg in zip(names, call.args)]
+    call.args = []
+    call.keywords = [keyword for keyword in call.keywords if keyword.arg != "images"]
+    found = eval(ast.unparse(call), globals())
+    return base64.b64encode(pickle.dumps(found)).decode()
+"""
+_STATE = """[
+    {
+        "values": {c.description: c.value for c in box.children[0].children},
+        "picture": __import__("hashlib").sha256(
+            box.children[-2].value.split('src="')[1].split('"')[0].encode()
+        ).hexdigest(),
+    }
+    for box in Out.values() if type(box).__name__ == "VBox"
+]"""
+
+
+def find_browser() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def uses_of_explorers(path: Path) -> list[tuple[str, str]]:
+    """The explorers of a notebook in their order: the function's name and its cell's source."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    found = []
+    for source in ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]:
+        if "explore." in source:
+            names = [ast.unparse(n.func) for n in ast.walk(ast.parse(source)) if _is_call(n)]
+            found += [(name.split(".")[1], source) for name in names if name[:8] == "explore."]
+    return found
+
+
+def _is_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call)
+
+
+def copy_cut_short(path: Path, folder: Path) -> Path:
+    """Copy a notebook whose trainings then stop after two steps."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = "".join(cell["source"]) + "\nmax_steps = 2"
+    target = folder / path.name
+    target.write_text(json.dumps(notebook), encoding="utf-8")
+    return target
+
+
+def await_(condition, page=None, seconds=SECONDS):
+    """The first true value of ``condition()``; the page lives on meanwhile."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{condition} did not come true in {seconds} s")
+        page.wait_for_timeout(20) if page else time.sleep(0.05)
+    return found
+
+
+class Server:
+    """A running JupyterLab: its address, its folder of notebooks, and what it and kernels log."""
+
+    def __init__(self, folder: Path, dark: bool = False):
+        self.notebooks, self.runtime = folder / "notebooks", folder / "jupyter" / "runtime"
+        self.notebooks.mkdir()
+        settings = folder / "jupyter" / "settings" / "@jupyterlab" / "apputils-extension"
+        settings.mkdir(parents=True)
+        quiet = {"fetchNews": "false", "checkForUpdates": False}  # no question, no network
+        (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
+        theme = {"theme": "JupyterLab Dark" if dark else "JupyterLab Light"}
+        (settings / "themes.jupyterlab-settings").write_text(json.dumps(theme))
+        places = {
+            "JUPYTER_RUNTIME_DIR": self.runtime,
+            "JUPYTER_CONFIG_DIR": folder / "jupyter" / "config",
+            "JUPYTER_DATA_DIR": folder / "jupyter" / "data",
+            "JUPYTERLAB_SETTINGS_DIR": folder / "jupyter" / "settings",
+            "JUPYTERLAB_WORKSPACES_DIR": folder / "jupyter" / "workspaces",
+            "IPYTHONDIR": folder / "ipython",
+            "TTM_LAB_RUNS": folder / "runs",
+            "TTM_LAB_RESULTS": folder / "results",
+        }
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        quiet = {"TQDM_DISABLE": "1", "TTM_LAB_BATCH": "1", "PYTHONPATH": path}
+        environment = os.environ | {name: str(place) for name, place in places.items()} | quiet
+        environment.pop("MPLBACKEND", None)
+        self.log_file = folder / "server.log"
+        command = [
+            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1"),
+            *("--port=0", f"--IdentityProvider.token={TOKEN}"),
+            *(f"--ServerApp.root_dir={self.notebooks}", "--LabApp.news_url=None"),
+            *(["--allow-root"] if hasattr(os, "getuid") and os.getuid() == 0 else []),
+        ]
+        with open(self.log_file, "wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.notebooks, env=environment, stdout=log, stderr=log
+            )
+        try:
+            (told,) = await_(lambda: list(self.runtime.glob("jpserver-*.json")))
+            self.address = await_(lambda: told.stat().st_size and json.loads(told.read_text()))
+            self.address = self.address["url"]
+            await_(self._answers)
+        except BaseException:
+            self.stop()
+            print(self.log_file.read_text(errors="replace"))
+            raise
+
+    def _answers(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"JupyterLab ended with status {self.process.returncode}")
+        try:
+            return bool(self.ask("api/status"))
+        except OSError:
+            return False
+
+    def ask(self, path: str, method: str = "GET"):
+        request = urllib.request.Request(self.address + path, method=method)
+        request.add_header("Authorization", f"token {TOKEN}")
+        with urllib.request.urlopen(request, timeout=SECONDS) as reply:
+            return json.loads(reply.read() or "null")
+
+    def log(self) -> list[str]:
+        return self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+
+    def stop(self) -> None:
+        """End the server and its kernels, without the question that Ctrl-C would bring."""
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextmanager
+def server(folder: Path, **options):
+    running = Server(folder, **options)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+class Notebook:
+    """A notebook open in the browser, run to its end, and a second client of its kernel."""
+
+    def __init__(self, page, running: Server, path: Path):
+        self.page, self.running = page, running
+        self.uses, self.said = uses_of_explorers(path), []
+        page.set_default_timeout(1000 * SECONDS)
+        page.goto(f"{running.address}lab/tree/{path.name}?token={TOKEN}&reset")
+        page.get_by_text("Python 3 (ipykernel) | Idle").first.wait_for()
+        (session,) = [s for s in running.ask("api/sessions") if s["path"] == path.name]
+        self.kernel = session["kernel"]["id"]
+        connection = running.runtime / f"kernel-{self.kernel}.json"
+        self.client = BlockingKernelClient(connection_file=str(connection))
+        self.client.load_connection_file()
+        self.client.start_channels()
+        try:
+            self.client.wait_for_ready(timeout=SECONDS)
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            await_(lambda: self.complaints() or self._all_ran(), page)
+            self.ask("0", run=_ARGUMENTS)
+        except BaseException:
+            self.close()
+            raise
+
+    def _all_ran(self) -> bool:
+        prompts = self.page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt")
+        texts = prompts.all_text_contents()
+        return bool(texts) and all(text.strip(" []:").isdigit() for text in texts)
+
+    def complaints(self) -> list[str]:
+        """Errors and everything on stderr that the kernel has published so far."""
+        while self.client.iopub_channel.msg_ready():
+            message = self.client.get_iopub_msg(timeout=1)
+            kind, content = message["msg_type"], message["content"]
+            if kind == "error":
+                self.said.append("\n".join(content["traceback"]))
+            elif kind == "stream" and content["name"] == "stderr":
+                self.said.append(content["text"])
+        return self.said
+
+    def ask(self, expression: str, *, run: str = "") -> object:
+        """The value of an expression in the notebook's kernel, asked beside the browser."""
+        reply = self.client.execute(
+            run, silent=True, user_expressions={"it": expression}, reply=True, timeout=SECONDS
+        )
+        found = reply["content"]["user_expressions"]["it"]
+        if found["status"] != "ok":
+            raise RuntimeError(f"{expression}: {found['ename']}: {found['evalue']}")
+        return ast.literal_eval(found["data"]["text/plain"])
+
+    def state(self) -> list[dict]:
+        """Of each explorer the values of its controls by label, and a hash of its picture."""
+        return self.ask(_STATE)
+
+    def arguments(self, place: int) -> dict:
+        kind, source = self.uses[place]
+        return pickle.loads(base64.b64decode(self.ask(f"_arguments({source!r}, {kind!r})")))
+
+    def explorer(self, place: int):
+        """The explorer's box on the page, in view."""
+        box = self.page.locator(".ttm-explorer").nth(place)
+        box.scroll_into_view_if_needed()
+        return box
+
+    def close(self) -> None:
+        self.client.stop_channels()
+        self.running.ask(f"api/kernels/{self.kernel}", "DELETE")
