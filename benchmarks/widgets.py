@@ -53,6 +53,7 @@ CALLS = {
 }
 WATCH = """box => {
     window.waits = [];
+    window.last = box.querySelector("img").src;
     let pressed = null;
     box.addEventListener("keydown", event => { pressed = event.timeStamp; }, true);
     new MutationObserver(async () => {
