@@ -53,6 +53,7 @@ CALLS = {
 }
 WATCH = """box => {
     window.waits = [];
+    window.last = box.querySelector("img").src;
     let pressed = null;
     box.addEventListener("keydown", event => { pressed = event.timeStamp; }, true);
     new MutationObserver(async () => {
@@ -109,7 +110,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30, help="key presses each (default 30)")
     parser.add_argument("--save", action="store_true", help="keep the result under results/")
-    parser.add_argument("--pictures", action="store_true", help="write docs/explorers/*.png")
+    parser.add_argument(
+        "--pictures", nargs="?", const=ROOT / "docs" / "explorers", type=Path, metavar="FOLDER",
+        help="photograph each explorer (into docs/explorers)",
+    )  # fmt: skip
     parser.add_argument("--dark", action="store_true", help="JupyterLab's dark theme")
     options = parser.parse_args()
     names = ("jupyterlab", "ipywidgets", "ipykernel", "matplotlib")
@@ -122,9 +126,9 @@ def main():
             page = browser.new_page(viewport=screen, device_scale_factor=1.5)
             notebook = lab.Notebook(page, server, write(server.notebooks / "explorers.ipynb"))
             if options.pictures:
-                (ROOT / "docs" / "explorers").mkdir(parents=True, exist_ok=True)
+                options.pictures.mkdir(parents=True, exist_ok=True)
                 for place, name in enumerate(CALLS):
-                    photograph(notebook, place, ROOT / "docs" / "explorers" / f"{name}.png")
+                    photograph(notebook, place, options.pictures / f"{name}.png")
             lines = [
                 f"# Explorers in the browser, {datetime.date.today()}",
                 "",
