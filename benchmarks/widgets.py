@@ -13,6 +13,7 @@ import datetime
 import importlib.metadata
 import io
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -61,8 +62,11 @@ WATCH = """box => {
         if (from === null || picture.src === window.last) return;
         window.last = picture.src;
         await picture.decode();
-        requestAnimationFrame(() => requestAnimationFrame(
-            now => { window.waits.push(now - from); }));
+        requestAnimationFrame(() => {  // a message comes after the frame is painted
+            const {port1, port2} = new MessageChannel();
+            port1.onmessage = () => { window.waits.push(performance.now() - from); };
+            port2.postMessage(null);
+        });
     }).observe(box, {subtree: true, childList: true, attributes: true});
 }"""
 
@@ -134,6 +138,7 @@ def main():
                 "",
                 machine(),
                 f"{versions}, Chromium {browser.version}.",
+                f"Load average at the start, of this program too: {os.getloadavg()[0]:.1f}.",
                 "",
                 f"Key press to picture: median [quartiles] and largest of {options.rounds}, ms.",
                 "",
