@@ -58,13 +58,10 @@ def uses_of_explorers(path: Path) -> list[tuple[str, str]]:
     found = []
     for source in ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]:
         if "explore." in source:
-            names = [ast.unparse(n.func) for n in ast.walk(ast.parse(source)) if _is_call(n)]
+            calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+            names = [ast.unparse(call.func) for call in calls]
             found += [(name.split(".")[1], source) for name in names if name[:8] == "explore."]
     return found
-
-
-def _is_call(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call)
 
 
 def copy_cut_short(path: Path, folder: Path) -> Path:
