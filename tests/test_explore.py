@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from scipy import special, stats
 
 from ttm_lab import explore, plots
@@ -218,22 +217,3 @@ def test_one_kind_of_student_cannot_be_compared():
     )
     with pytest.raises(ValueError, match="two kinds"):
         explore.students(few)
-
-
-def test_pictures_of_kept_outputs_are_those_of_their_labels(tmp_path):
-    made = outputs()
-    assert explore.pictures_of(made, tmp_path / "absent") is None
-    for k, name in enumerate(made.class_names):
-        (tmp_path / "test" / name).mkdir(parents=True)
-        for number in range(4):
-            pixels = np.full((6, 6, 3), 10 * k + number, dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "test" / name / f"{number}.png")
-    few = slice(0, 10)  # labels 0 to 4, twice: the second and the last picture of each class
-    pictures = np.array([4 * k + 1 for k in range(5)] + [4 * k + 3 for k in range(5)])
-    parts = made.logits[:, few], made.labels[few], made.class_names
-    kept = Outputs(made.models, *parts, pictures)
-    found = explore.pictures_of(kept, tmp_path / "test")
-    assert found.shape == (10, 3, 6, 6)
-    assert found[:, 0, 0, 0].tolist() == [1, 11, 21, 31, 41, 3, 13, 23, 33, 43]
-    with pytest.raises(ValueError, match="its labels differ"):
-        explore.pictures_of(Outputs(made.models, *parts, pictures + 4), tmp_path / "test")

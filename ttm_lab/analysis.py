@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from scipy import optimize, special, stats
 from torch import nn
+from torchvision.datasets import ImageFolder
 
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.runs import atomic_write
@@ -99,6 +100,23 @@ class Outputs:
                 name += f", T = {model['temperature']:g}, weight {model['distill_weight']:.3g}"
             found.setdefault(name, []).append(row)
         return {name: np.array(rows) for name, rows in found.items()}
+
+    def read_pictures(self, folder: str | Path) -> np.ndarray | None:
+        """The pictures, bytes (N, 3, H, W), from a folder of the test part, one folder a class.
+
+        None where there is no such folder: pictures are not kept with their outputs. Raises
+        ``ValueError`` where the folder's pictures have other labels.
+        """
+        if not Path(folder).is_dir():
+            return None
+        files = ImageFolder(folder)
+        labels = np.array(files.targets)
+        fits = len(labels) > self.pictures.max() and (labels[self.pictures] == self.labels).all()
+        if not fits:
+            raise ValueError(
+                f"{folder} does not hold the pictures of these outputs: its labels are others"
+            )
+        return np.stack([np.asarray(files[k][0]).transpose(2, 0, 1) for k in self.pictures])
 
     def save(self, path: str | Path) -> None:
         """Write a compressed ``.npz`` with the logits in float16: no pickle, no code."""

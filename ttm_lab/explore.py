@@ -11,12 +11,10 @@ import gc
 import html
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import special
-from torchvision.datasets import ImageFolder
 
 try:
     import ipywidgets as widgets
@@ -522,26 +520,6 @@ def students(outputs: analysis.Outputs) -> widgets.VBox:
             "seed": choice("seeds", [everything, *map(str, every_seed)]),
         },
     )
-
-
-def pictures_of(outputs: analysis.Outputs, folder) -> np.ndarray | None:
-    """The pictures behind ``outputs`` (N, 3, H, W), bytes, from a folder with one folder a class.
-
-    None where there is no such folder: pictures are not kept with the course.
-
-    Raises ``ValueError`` where the folder's pictures have other labels.
-
-    Taught in notebooks/07_cifar100.ipynb.
-    """
-    if not Path(folder).is_dir():
-        return None
-    files = ImageFolder(folder)
-    labels = np.array(files.targets)
-    if len(labels) <= outputs.pictures.max() or (labels[outputs.pictures] != outputs.labels).any():
-        raise ValueError(
-            f"{folder} does not hold the pictures that these outputs belong to: its labels differ"
-        )
-    return np.stack([np.asarray(files[k][0]).transpose(2, 0, 1) for k in outputs.pictures])
 
 
 def _float64(values) -> torch.Tensor:
