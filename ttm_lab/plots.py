@@ -310,13 +310,14 @@ def picture_and_bars(image, p, p_t, class_names, *, title="", over="", log=False
     """A picture (C, H, W) beside bars of ``p_t`` (K,), with ``p`` (K,) as outlines.
 
     C is 1 or 3; without an image a card with the title stands in. ``over`` is the title of the
-    bars. ``log`` makes the axis of the
-    probabilities logarithmic, from a ten-thousandth to 1.
+    bars. ``log`` makes the axis of the probabilities logarithmic, from a ten-thousandth to 1.
     """
     figure = explorer_figure(2.75)
+    slanted = max(map(len, class_names)) > 3
+    foot = 0.27 if slanted else 0.13
     left, right = (
         figure.add_axes((0.01, 0.13, 0.29, 0.73)),
-        figure.add_axes((0.39, 0.13, 0.6, 0.73)),
+        figure.add_axes((0.39, foot, 0.6, 0.86 - foot)),
     )
     _picture(left, image, title if image is None else "")
     if image is not None:
@@ -324,10 +325,12 @@ def picture_and_bars(image, p, p_t, class_names, *, title="", over="", log=False
     probability_bars(p_t, class_names, reference=p, ax=right)
     right.set_title(over, loc="left", y=1)
     right.set_ylabel("probability")
+    right.set_yticks([0, 0.5, 1])
     if log:
         right.set(yscale="log", ylim=(1e-4, 1.5))
-    if max(map(len, class_names)) > 5:
-        right.tick_params(axis="x", rotation=25)
+    if slanted:
+        right.set_xticks(range(len(class_names)), class_names, rotation=35, ha="right")
+        right.tick_params(axis="x", pad=0)
     return figure
 
 
@@ -834,16 +837,18 @@ def weights_and_pictures(
 
 
 def teacher_captions(probabilities, labels, class_names=None) -> list[str]:
-    """A line for each picture: its label, and the teacher's two likeliest classes (N, K)."""
+    """For each picture its label, and the teacher's two likeliest classes (N, K), on short lines.
+
+    A name of more than eight letters is cut off.
+    """
     p = np.asarray(probabilities, dtype=float)
     names = [str(k) for k in range(p.shape[1])] if class_names is None else class_names
+    short = [name if len(name) <= 8 else f"{name[:6]}." for name in names]
     captions = []
     for row, label in zip(p, np.asarray(labels), strict=True):
         first, second = row.argsort()[::-1][:2]
-        captions.append(
-            f"{names[label]}: p({names[first]}) {row[first]:.2f}\n"
-            f"p({names[second]}) {row[second]:.2f}"
-        )
+        two = f"{short[first]}: {row[first]:.2f}\n{short[second]}: {row[second]:.2f}"
+        captions.append(f"label {short[label]}\n{two}")
     return captions
 
 
