@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ SECONDS = 120  # until something counts as dead; a slow machine needs a fraction
 TOKEN = "only-for-this-server"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
+# What training tells in a batch, in place of a progress bar.
+PROGRESS = re.compile(r"(\s*[^\n]*, seed \d+: epoch \d+/\d+, [^\n]*\s*)+")
 # Named arguments of an explorer's call in a cell, without the pictures; evaluated in the kernel.
 _ARGUMENTS = """
 def _arguments(source, kind):
@@ -91,6 +94,8 @@ class Server:
     def __init__(self, folder: Path, dark: bool = False):
         self.notebooks, self.runtime = folder / "notebooks", folder / "jupyter" / "runtime"
         self.notebooks.mkdir()
+        for part in ("ttm_lab", "data"):  # beside them, as in a checkout
+            (folder / part).symlink_to(ROOT / part, target_is_directory=True)
         settings = folder / "jupyter" / "settings" / "@jupyterlab" / "apputils-extension"
         settings.mkdir(parents=True)
         quiet = {"fetchNews": "false", "checkForUpdates": False}  # no question, no network
@@ -199,14 +204,14 @@ class Notebook:
         return bool(texts) and all(text.strip(" []:").isdigit() for text in texts)
 
     def complaints(self) -> list[str]:
-        """Errors and everything on stderr that the kernel has published so far."""
+        """Errors and everything on stderr that the kernel has published so far, but progress."""
         while self.client.iopub_channel.msg_ready():
             message = self.client.get_iopub_msg(timeout=1)
             kind, content = message["msg_type"], message["content"]
             if kind == "error":
                 self.said.append("\n".join(content["traceback"]))
             elif kind == "stream" and content["name"] == "stderr":
-                self.said.append(content["text"])
+                self.said += [] if PROGRESS.fullmatch(content["text"]) else [content["text"]]
         return self.said
 
     def ask(self, expression: str, *, run: str = "") -> object:
