@@ -37,6 +37,7 @@ plots.use_style()
 data = load_dataset("digits", seed=0)
 teacher = train_teacher(data, Settings("cnn_large", epochs=15, learning_rate=0.1), progress=False)
 logits, opened = predict(teacher.model, data.train.images), {}
+outputs = Outputs.load("../data/results/cifar10_logits.npz")
 def opening(name, *arguments):
     start = time.perf_counter()
     box = getattr(explore, name)(*arguments)
@@ -51,12 +52,14 @@ CALLS = {
     "arrows": "",
     "decomposition": "",
     "weights": PICTURES,
+    "students": "outputs",
 }
 WATCH = """box => {
     window.waits = [];
     window.last = box.querySelector("img").src;
     let pressed = null;
-    box.addEventListener("keydown", event => { pressed = event.timeStamp; }, true);
+    for (const kind of ["keydown", "change"])  // a slider's key, a list's choice
+        box.addEventListener(kind, event => { pressed = event.timeStamp; }, true);
     new MutationObserver(async () => {
         const picture = box.querySelector("img"), from = pressed;
         if (from === null || picture.src === window.last) return;
@@ -90,13 +93,17 @@ def write(path):
 def measure(notebook, place, rounds):
     """Milliseconds from key to picture (rounds,), and the kernel's processor time for each."""
     box, page = notebook.explorer(place), notebook.page
-    slider = box.locator(".noUi-handle").last  # the last one, which is never at an end
-    slider.focus()
+    sliders = box.locator(".noUi-handle")
+    if sliders.count():
+        sliders.last.focus()  # the last one, which is never at an end
     box.evaluate(WATCH)
     for k in range(rounds + 3):
         if k == 3:
             before = notebook.ask("time.process_time()")
-        page.keyboard.press("ArrowLeft" if k % 2 else "ArrowRight")
+        if sliders.count():
+            page.keyboard.press("ArrowLeft" if k % 2 else "ArrowRight")
+        else:
+            box.locator("select").first.select_option(index=(k + 1) % 2)
         page.wait_for_function(f"window.waits.length > {k}")
     spent = (notebook.ask("time.process_time()") - before) / rounds * 1000
     return np.array(page.evaluate("window.waits"))[3:], spent

@@ -10,7 +10,7 @@ a box and presses a button.
 import gc
 import html
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -471,13 +471,15 @@ def students(outputs: analysis.Outputs) -> widgets.VBox:
         keep = [k for k, s in enumerate(seeds[name]) if seed in (everything, str(s))]
         return kinds[name][keep], [measured[name][k] for k in keep]
 
+    entropies = shannon_entropy(_float64(outputs.logits).softmax(-1)).numpy()
+
+    @cache
     def pooled(name, seed):
         rows, found = chosen(name, seed)
         logits = outputs.logits[rows].reshape(-1, outputs.logits.shape[-1])
         labels = np.tile(outputs.labels, len(rows))
-        q = _float64(logits).softmax(-1)
         return {
-            "entropy": shannon_entropy(q).numpy(),
+            "entropy": entropies[rows].ravel(),
             "reliability": analysis.reliability(logits, labels),
             "accuracies": 100 * np.array([row["accuracy"] for row in found]),
         }
