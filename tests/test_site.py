@@ -249,7 +249,12 @@ def page(chromium, address):
     page, wrong = context.new_page(), []
     page.on("console", lambda told: wrong.append(told.text) if told.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("requestfailed", lambda request: wrong.append(f"{request.url} failed"))
+
+    def failed(request):  # a page that is left breaks off what it was still reading
+        if request.failure != "net::ERR_ABORTED":
+            wrong.append(f"{request.url} failed: {request.failure}")
+
+    page.on("requestfailed", failed)
 
     def local_only(route):
         if route.request.url.startswith(address):
