@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from scipy import optimize, special, stats
 from torch import nn
-from torchvision.datasets import ImageFolder
 
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.runs import atomic_write
@@ -107,6 +106,8 @@ class Outputs:
         None where there is no such folder: pictures are not kept with their outputs. Raises
         ``ValueError`` where the folder's pictures have other labels.
         """
+        from torchvision.datasets import ImageFolder  # slow to import, and needed only here
+
         if not Path(folder).is_dir():
             return None
         files = ImageFolder(folder)
