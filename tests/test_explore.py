@@ -148,6 +148,8 @@ def test_colour_pictures_and_none_are_shown_and_a_wrong_count_is_named(teacher, 
     assert picture(make(logits, labels, names, colour)) != picture(make(logits, labels, names))
     with pytest.raises(ValueError, match="'images': 29"):
         make(logits, labels, names, colour[1:])
+    with pytest.raises(ValueError, match="labels run from -1 to 8"):
+        make(logits, labels - 1, names)
 
 
 def test_descents_end_where_the_theory_says():

@@ -202,7 +202,7 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
     from 0 to 1; without them a card with the label stands in. Buttons go to the pictures of which
     the teacher is most and least certain, by its largest probability.
 
-    Raises ``ValueError`` where the shapes do not fit.
+    Raises ``ValueError`` where the shapes do not fit, or a label is out of range.
 
     Taught in notebooks/02_knowledge_distillation.ipynb.
     """
@@ -417,7 +417,7 @@ def decomposition(teacher_logits=(4.0, 2.0, 0.0), student_logits=(0.0, 1.0, 2.5)
 def weights(logits, labels, class_names: Sequence[str], images=None) -> widgets.VBox:
     """A temperature to move: the WTTM weights of a teacher's outputs, and who weighs most.
 
-    Arguments as for ``temperature``; without ``images`` cards with the labels stand in.
+    Arguments as for ``temperature``; without ``images`` their captions stand alone.
     Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
     """
     logits = _float64(logits)
@@ -460,28 +460,25 @@ def students(outputs: analysis.Outputs) -> widgets.VBox:
     kinds = outputs.kinds()
     if len(kinds) < 2:
         raise ValueError(f"two kinds of student are compared, got {list(kinds)}")
-    measured = {
-        name: [analysis.evaluate(z, outputs.labels) for z in outputs.logits[rows]]
-        for name, rows in kinds.items()
-    }
-    seeds = {name: outputs.models["seed"].to_numpy()[rows] for name, rows in kinds.items()}
-    everything = "all seeds"
+    measured = [analysis.evaluate(z, outputs.labels) for z in outputs.logits]
+    seeds, everything = outputs.models["seed"].astype(int).tolist(), "all seeds"
 
     def chosen(name, seed):
-        keep = [k for k, s in enumerate(seeds[name]) if seed in (everything, str(s))]
-        return kinds[name][keep], [measured[name][k] for k in keep]
+        """The rows of a kind by their seed."""
+        rows = {seeds[row]: row for row in kinds[name]}
+        return {s: row for s, row in rows.items() if seed in (everything, str(s))}
 
     entropies = shannon_entropy(_float64(outputs.logits).softmax(-1)).numpy()
 
     @cache
     def pooled(name, seed):
-        rows, found = chosen(name, seed)
+        rows = list(chosen(name, seed).values())
         logits = outputs.logits[rows].reshape(-1, outputs.logits.shape[-1])
         labels = np.tile(outputs.labels, len(rows))
         return {
             "entropy": entropies[rows].ravel(),
             "reliability": analysis.reliability(logits, labels),
-            "accuracies": 100 * np.array([row["accuracy"] for row in found]),
+            "accuracies": 100 * np.array([measured[row]["accuracy"] for row in rows]),
         }
 
     def figure(first, second, seed):
@@ -491,15 +488,15 @@ def students(outputs: analysis.Outputs) -> widgets.VBox:
     def numbers(first, second, seed):
         found, scores = {}, []
         for label, name in (("A", first), ("B", second)):
-            rows, table = chosen(name, seed)
+            rows = chosen(name, seed)
+            table = [measured[row] for row in rows.values()]
             mean = {m: np.mean([row[m] for row in table]) for m in ("accuracy", "entropy", "ece")}
             found[label] = {
                 f"{label}: accuracy": f"{mean['accuracy']:.1%}",
                 f"{label}: entropy": f"{mean['entropy']:.3f} nats",
                 f"{label}: calibration error": f"{mean['ece']:.3f}",
             }
-            runs = outputs.models["seed"].to_numpy()[rows]
-            scores.append({s: row["accuracy"] for s, row in zip(runs, table, strict=True)})
+            scores.append({s: measured[row]["accuracy"] for s, row in rows.items()})
         gaps = [100 * (scores[0][s] - scores[1][s]) for s in sorted(scores[0].keys() & scores[1])]
         difference, interval = (f"{np.mean(gaps):+.2f} points", "–") if gaps else ("–", "–")
         if len(gaps) > 1 and first != second:
@@ -512,7 +509,7 @@ def students(outputs: analysis.Outputs) -> widgets.VBox:
             f"95 % interval, {len(gaps)} seed{'s' * (len(gaps) != 1)}": interval,
         }
 
-    every_seed = sorted({int(s) for values in seeds.values() for s in values})
+    every_seed = sorted({seeds[row] for rows in kinds.values() for row in rows})
     return panel(
         figure,
         numbers,
@@ -535,4 +532,9 @@ def _labels_of(labels, logits: torch.Tensor, images) -> list[int]:
         counts["images"] = len(images)
     if len(set(counts.values())) > 1 or not labels:
         raise ValueError(f"one row a picture is needed in each, got {counts}")
+    if min(labels) < 0 or max(labels) >= logits.shape[1]:
+        raise ValueError(
+            f"labels run from {min(labels)} to {max(labels)}, classes from 0 to "
+            f"{logits.shape[1] - 1}"
+        )
     return labels

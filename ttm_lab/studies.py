@@ -15,7 +15,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -252,7 +252,14 @@ def train_seeds(
     Raises ``RuntimeError`` with seed and message where the training of a seed fails. In a script,
     call it below ``if __name__ == "__main__":``, since each process imports the script.
     """
-    todo = [] if folder is None else _unfinished(seeds, families, Path(folder), max_steps)
+    wanted = {
+        seed: [
+            s for family in families for s in student_settings(seed, family, max_steps=max_steps)
+        ]
+        + [replace(TEACHER, max_steps=max_steps)]
+        for seed in seeds
+    }
+    todo = [] if folder is None else _unfinished(wanted, Path(folder))
     workers = min(_free_cores() if workers is None else workers, len(todo))
     if workers > 1:
         _train_in_processes(todo, families, folder, max_steps, workers)
@@ -272,12 +279,10 @@ def _free_cores() -> int:
     return min(max(cores // torch.get_num_threads(), 1), 4)
 
 
-def _unfinished(
-    seeds: Sequence[int], families: Sequence[str], folder: Path, max_steps: int | None
-) -> list[int]:
-    """The seeds that still want training, judged by the runs' configs.
+def _unfinished(wanted: dict[int, list[Settings]], folder: Path) -> list[int]:
+    """The seeds of which some wanted settings still need training, judged by the runs' configs.
 
-    Only a guess at whether processes pay: ``train_students`` itself decides what is loaded.
+    Only a guess at whether processes pay: the training itself decides what is loaded.
     """
     code, finished = runs.code_fingerprint(), set()
 
@@ -289,13 +294,11 @@ def _unfinished(
         config = json.loads(file.read_text(encoding="utf-8") or "{}")
         if config.get("training_code") == code and (file.parent / "model.safetensors").exists():
             finished.add(key(config["seed"], config["settings"]))
-    todo = []
-    for seed in seeds:
-        wanted = [s for f in families for s in student_settings(seed, f, max_steps=max_steps)]
-        wanted.append(replace(TEACHER, max_steps=max_steps))
-        if any(key(seed, asdict(s)) not in finished for s in wanted):
-            todo.append(seed)
-    return todo
+    return [
+        seed
+        for seed, settings in wanted.items()
+        if any(key(seed, asdict(s)) not in finished for s in settings)
+    ]
 
 
 def _train_in_processes(seeds, families, folder, max_steps, workers) -> None:
@@ -343,11 +346,18 @@ def _start_worker(threads: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _train_one(seed, families, folder, max_steps) -> None:
+@contextmanager
+def _errors_as_text(seed: int) -> Iterator[None]:
+    """For work in a process: Diverged holds networks and does not survive the way back."""
     try:
-        train_students(seed, families, folder, max_steps=max_steps)
-    except Exception as error:  # as text: Diverged holds networks and does not survive pickling
+        yield
+    except Exception as error:
         raise RuntimeError(f"seed {seed}: {type(error).__name__}: {error}") from error
+
+
+def _train_one(seed, families, folder, max_steps) -> None:
+    with _errors_as_text(seed):
+        train_students(seed, families, folder, max_steps=max_steps)
 
 
 def grid_settings(*, max_steps: int | None = None) -> list[Settings]:
@@ -379,14 +389,11 @@ def student_grid(
     Taught in notebooks/06_what_the_students_learned.ipynb.
     """
     teacher, data = teacher_and_data(0, Path(folder), max_steps=max_steps)
-    tasks = [(seed, Path(folder), max_steps) for seed in seeds]
     settings = grid_settings(max_steps=max_steps)
-    done = sum(
-        (file.parent / "model.safetensors").exists() for file in Path(folder).glob("*/*.csv")
-    )
-    workers = 1 if done >= len(seeds) * len(settings) else min(_free_cores(), len(tasks))
-    with closing(_in_processes(_train_grid, tasks, workers)) as trained:
-        for _ in tqdm(trained, total=len(tasks), desc="seeds"):
+    todo = _unfinished(dict.fromkeys(seeds, settings), Path(folder))
+    tasks = [(seed, Path(folder), max_steps) for seed in todo]
+    with closing(_in_processes(_train_grid, tasks, min(_free_cores(), len(tasks)))) as trained:
+        for _ in tqdm(trained, total=len(tasks), desc="seeds", disable=not tasks or None):
             pass
     students = distill_many(
         teacher, data, settings, seeds=list(seeds), folder=folder, progress=False
@@ -395,9 +402,10 @@ def student_grid(
 
 
 def _train_grid(seed: int, folder: Path, max_steps: int | None) -> None:
-    teacher, data = teacher_and_data(0, folder, max_steps=max_steps)
-    settings = grid_settings(max_steps=max_steps)
-    distill_many(teacher, data, settings, seeds=[seed], folder=folder, progress=False)
+    with _errors_as_text(seed):
+        teacher, data = teacher_and_data(0, folder, max_steps=max_steps)
+        settings = grid_settings(max_steps=max_steps)
+        distill_many(teacher, data, settings, seeds=[seed], folder=folder, progress=False)
 
 
 def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:
