@@ -102,6 +102,11 @@ def test_readme_leads_to_every_notebook():
         assert f"notebooks/{path.name}" in text
 
 
+def test_readme_opens_with_no_accuracy_that_notebook_5_does_not_decide():
+    opening = read("README.md").split("\n\n")[1]
+    assert not re.search(r"learns? (more|better)|more accurate|outperform|improve", opening)
+
+
 def test_links_between_files_lead_somewhere():
     for name in ("README.md", "CONTRIBUTING.md", "data/README.md"):
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", read(name)):
