@@ -1,4 +1,4 @@
-"""A real JupyterLab and a real browser: what tests and measurements of the explorers share."""
+"""What tests and measurements share: a real JupyterLab and browser, and a device of less."""
 
 import ast
 import base64
@@ -14,7 +14,10 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from jupyter_client import BlockingKernelClient
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ttm_lab.runs import find_root
 
@@ -241,3 +244,32 @@ class Notebook:
     def close(self) -> None:
         self.client.stop_channels()
         self.running.ask(f"api/kernels/{self.kernel}", "DELETE")
+
+
+class _NoFloat64(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        outside = any(hasattr(x, "outside") for x in tree_leaves((args, kwargs)))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and outside:
+                tensor.outside = True
+            elif isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64:
+                raise TypeError(f"{function} makes float64 on a device that has none")
+        return result
+
+
+@contextmanager
+def device_without_float64():
+    """Let the CPU play a device such as mps; what ``.cpu()`` gives lies outside of it."""
+
+    def cpu(tensor):
+        copy = tensor.clone()
+        copy.outside = True
+        return copy
+
+    real, torch.Tensor.cpu = torch.Tensor.cpu, cpu
+    try:
+        with _NoFloat64():
+            yield
+    finally:
+        torch.Tensor.cpu = real

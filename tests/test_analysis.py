@@ -1,6 +1,7 @@
 """Measures against torchmetrics and closed forms; intervals against scipy and simulation."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -219,6 +220,51 @@ def test_outputs_come_back_as_they_were_up_to_half_precision(outputs, tmp_path):
     assert np.array_equal(back.teacher(), back.logits[0])
     found = {name: rows.tolist() for name, rows in back.kinds().items()}
     assert found == {"CE": [1], "KD, T = 4, weight 0.9": [2, 3], "KD, T = 8, weight 0.9": [4]}
+
+
+def test_outputs_that_float16_cannot_hold_come_back_whole(outputs, tmp_path):
+    """65,504 is float16's largest number; 70,000 would come back as infinite."""
+    for largest, dtype in ((65504, np.float32), (-7e4, np.float32), (1e300, np.float64)):
+        logits = outputs.logits.astype(dtype)
+        logits[3, 7, 1] = largest
+        replace(outputs, logits=logits).save(tmp_path / "kept.npz")
+        back = analysis.Outputs.load(tmp_path / "kept.npz").logits
+        assert back.dtype == dtype
+        assert back[3, 7, 1] == logits[3, 7, 1]
+        assert largest == 65504 or np.array_equal(back, logits)
+
+
+def test_predict_takes_named_logits_and_refuses_what_is_none():
+    class Named(torch.nn.Module):
+        def __init__(self, hand_over):
+            super().__init__()
+            self.hand_over = hand_over
+
+        def forward(self, images):
+            return self.hand_over(images)
+
+    images = torch.rand(3, 4)
+    for hand_over in (lambda x: {"logits": x}, lambda x: SimpleNamespace(logits=x, aux=None)):
+        assert np.array_equal(analysis.predict(Named(hand_over), images), images)
+    for hand_over, words in (
+        (lambda x: (x, x), "returns a tuple instead of logits"),
+        (lambda x: {"out": x}, r"returns a dict of \['out'\]"),
+        (lambda x: None, "returns a NoneType"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            analysis.predict(Named(hand_over), images)
+    with pytest.raises(ValueError, match="there are no pictures"):
+        analysis.predict(torch.nn.Identity(), images[:0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_masked_class_below_temperature_one_is_a_class_left_out(sample):
+    logits, teacher, labels = sample
+    least = np.finfo(float).min
+    masked = [np.column_stack([x, np.full(len(x), least)]) for x in (logits, teacher)]
+    expected = analysis.evaluate(logits, labels, teacher=teacher, temperature=0.5)
+    found = analysis.evaluate(masked[0], labels, teacher=masked[1], temperature=0.5)
+    pd.testing.assert_series_equal(found, expected)
 
 
 def test_a_damaged_file_of_outputs_is_named(outputs, tmp_path):

@@ -88,6 +88,50 @@ torch.optim.SGD.step = step
 sys.exit(cli.main(arguments))
 """
 
+# Every loss on whole logits and on the same ones sharded over samples or over classes.
+SHARDED = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+from ttm_lab import losses
+
+dist.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+torch.manual_seed(0)
+z, v, labels = *torch.randn(2, 8, 5), torch.arange(8) % 5
+found = {}
+for place in (Shard(0), Shard(-1), Replicate()):
+    rows = Replicate() if place == Shard(-1) else place
+    def share(tensor, how=place):
+        return distribute_tensor(tensor, mesh, [how])
+    for name in ("kd_loss", "ttm_loss", "wttm_loss", "dkd_loss", "decompose_ttm"):
+        options = {} if name == "decompose_ttm" else {"check_finite": True}
+        extra = [labels] if name == "dkd_loss" else []
+        def value_and_gradient(student, *others):
+            student.requires_grad_()
+            value = getattr(losses, name)(student, *others, 4.0, **options)
+            value = value.renyi.sum() + value.total.sum() if name == "decompose_ttm" else value
+            return value.detach(), *torch.autograd.grad(value, student)
+        whole = value_and_gradient(z.clone(), v, *extra)
+        parts = value_and_gradient(share(z), share(v), *[share(x, rows) for x in extra])
+        found[f"{name} {place}"] = [whole, [part.full_tensor() for part in parts]]
+
+    bad = z.clone()
+    bad[7, 4] = torch.nan  # in the last process's part
+    try:
+        losses.ttm_loss(share(bad), share(v), 4.0, check_finite=True)
+    except ValueError as error:
+        print(place, "refused:", error)
+    try:
+        losses.dkd_loss(share(z), share(v), share(labels + 1, rows), 4.0)
+    except ValueError as error:
+        print(place, "refused:", error)
+if dist.get_rank() == 0:
+    torch.save(found, sys.argv[1])
+dist.destroy_process_group()
+"""
+
 
 def run(folder: Path, script: str, *arguments, processes: int) -> subprocess.CompletedProcess:
     file = folder / "script.py"
@@ -154,3 +198,15 @@ def test_more_processes_than_pictures_in_a_batch_are_refused(tmp_path):
     done = run(tmp_path, LOSE, 0, *command, "--batch-size", 1, processes=2)
     assert done.returncode != 0
     assert "batch_size=1 is the batch of all 2 processes together" in done.stderr
+
+
+def test_losses_of_sharded_logits_are_those_of_whole_ones(tmp_path):
+    done = run(tmp_path, SHARDED, tmp_path / "found.pt", processes=2)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt")
+    assert len(found) == 15
+    for name, (whole, parts) in found.items():
+        torch.testing.assert_close(parts, list(whole), rtol=1e-5, atol=1e-6, msg=name)
+    # both processes refuse, and both see what lies in the other's part
+    assert done.stdout.count("student_logits hold 1 values that are NaN") == 6
+    assert done.stdout.count("labels must lie between 0 and 4, got 1 to 5") == 6

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab import device_without_float64
 from scipy import stats
 
 from ttm_lab.losses import (
@@ -376,6 +377,33 @@ def test_huge_logits_stay_finite(name, dtype, temperature):
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("name", [*LOSSES, "dkd", "decompose"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.01, 0.5, 4])
+def test_a_mask_of_the_smallest_number_is_a_class_left_out(name, dtype, temperature):
+    """finfo.min / T is -inf for T < 1; value and gradient must be those of K - 1 classes."""
+    z, v = pair(0, 5, dtype=dtype)
+    functions = LOSSES | {
+        "dkd": lambda z, v, T: dkd_loss(z, v, torch.arange(6) % 4, T),
+        "decompose": lambda z, v, T: torch.stack(decompose_ttm(z, v, T)).square().sum(),
+    }
+
+    def value_and_gradient(student, teacher):
+        student = student.clone().requires_grad_()
+        value = functions[name](student, teacher, temperature)
+        return value.detach(), *torch.autograd.grad(value, student)
+
+    masked = torch.arange(5) == 4
+    filled = [x.masked_fill(masked, torch.finfo(dtype).min) for x in (z, v)]
+    value, gradient = value_and_gradient(*filled)
+    expected, slope = value_and_gradient(z[:, :4], v[:, :4])
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient[:, :4], slope)
+    assert not gradient[:, 4].any()
+    in_transform = torch.func.grad(lambda x: functions[name](x, filled[1], temperature))(filled[0])
+    torch.testing.assert_close(in_transform, gradient)
+
+
 @every_loss
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_a_loss_scale_above_the_largest_float16(name, reduction):
@@ -728,6 +756,16 @@ def test_baselines_differentiate_and_transform(name):
     torch.testing.assert_close(compiled(z, v), loss(z, v))
 
 
+def test_decomposition_needs_no_float64_on_the_device():
+    z, v = pair(0, 10, dtype=torch.float32)
+    expected = decompose_ttm(z.double(), v.double(), 4.0)
+    with device_without_float64():
+        terms = decompose_ttm(z, v, 4.0)
+    for term, exact in zip(terms, expected, strict=True):
+        assert term.dtype == torch.float32
+        torch.testing.assert_close(term.double(), exact, rtol=1e-6, atol=1e-7)
+
+
 # Modules ------------------------------------------------------------------------------------------
 
 
@@ -815,6 +853,30 @@ def test_bad_logits_and_temperatures(name, call, error, message):
 def test_other_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("number", [np.int8(16), np.uint8(20), np.float16(3), np.longdouble(3)])
+def test_temperatures_of_small_numpy_kinds_count_fully(number):
+    """16**2 does not fit into int8, and 1 / 3 in 16 bits is not a third."""
+    z, v = pair(0, 5)
+    for loss in (*LOSSES.values(), dist_loss):
+        assert torch.equal(loss(z, v, number), loss(z, v, float(number)))
+    assert torch.equal(KDLoss(number)(z, v), kd_loss(z, v, float(number)))
+    assert torch.equal(decompose_ttm(z, v, number).kd, decompose_ttm(z, v, float(number)).kd)
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "dkd", "dist"])
+def test_a_batch_of_none_has_a_sum_but_no_mean(name):
+    z = torch.zeros(0, 3, requires_grad=True)
+    labels = [torch.zeros(0, dtype=torch.int64)] if name == "dkd" else []
+    loss = (LOSSES | {"dkd": dkd_loss, "dist": dist_loss})[name]
+    with pytest.raises(ValueError, match=r"\(0, 3\) hold no samples.*leave empty batches out"):
+        loss(z, z, *labels, 4.0)
+    if name != "dist":
+        assert loss(z, z, *labels, 4.0, reduction="none").shape == (0,)
+        total = loss(z, z, *labels, 4.0, reduction="sum")
+        total.backward()
+        assert total == 0
 
 
 def test_finite_check_is_off_by_default_and_skipped_inside_transforms():

@@ -46,6 +46,14 @@ def with_weights_of(source, network):
     return network.double().eval()
 
 
+def test_seeds_of_more_bits_than_torch_takes_are_refused():
+    for seed in (2**64 - 1, -(2**63)):
+        create_model("cnn_small", 10, seed=seed)
+    for seed in (2**70, -(2**70)):
+        with pytest.raises(ValueError, match=f"seed={seed} must be less than {2**64} in size"):
+            create_model("cnn_small", 10, seed=seed)
+
+
 @pytest.mark.parametrize("name", ["cnn_small", "cnn_large"])
 def test_logits_have_a_column_a_class(name):
     assert name in list_models()

@@ -113,6 +113,14 @@ def test_limits_of_the_exponent():
     assert distances[0] / distances[2] == pytest.approx(100, rel=0.1)
 
 
+@pytest.mark.parametrize("number", [np.uint8(2), np.int8(100), np.float16(0.3)])
+def test_small_numpy_kinds_of_numbers_count_fully(number):
+    """1 - 2 is 255 as uint8."""
+    p, plain = logits(0, 10, 3.0).softmax(-1), number.item()
+    for function in (renyi_entropy, power_sum, power_transform, temperature_softmax):
+        assert torch.equal(function(p, number), function(p, plain))
+
+
 # Values -------------------------------------------------------------------------------------------
 
 

@@ -1,14 +1,16 @@
 """Training does what the formulas say, the same alone and in company, and says what is wrong."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from lab import device_without_float64
 from torch import nn
+from torchvision.models import GoogLeNetOutputs
 
 from ttm_lab import training
 from ttm_lab.analysis import evaluate
@@ -169,6 +171,153 @@ def test_max_steps_cuts_every_training(data, teacher):
     assert len(got.history) == 2  # 3 steps an epoch
 
 
+def test_epochs_without_end_end_with_the_last_step(data, teacher):
+    settings = [student(m, epochs=10**18, max_steps=4) for m in ("kd", "ttm")]
+    for got in distill_many(teacher, data, settings, progress=False):
+        assert len(got.history) == 2
+
+
+def test_seeds_that_torch_cannot_take_are_refused_and_others_work(data, teacher, tmp_path):
+    settings = student(max_steps=1)
+    for seed in (2**63, 2**64 - 1):
+        assert distill(teacher, data, settings, seed=seed, progress=False).seed == seed
+    with pytest.raises(ValueError, match=f"seed={2**70} must be less than {2**64}"):
+        distill(teacher, data, settings, seed=2**70, folder=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+# Networks that return more than logits
+
+
+class Wrapped(nn.Module):
+    """The digits' network, which hands its logits over in its own way."""
+
+    def __init__(self, hand_over, num_classes=10, seed=None):
+        super().__init__()
+        self.network = create_model("cnn_small", num_classes, seed=seed)
+        self.hand_over = hand_over
+
+    def forward(self, images):
+        return self.hand_over(self, self.network(images))
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden_states: tuple = ()
+
+
+HANDED_OVER = {
+    "dict": lambda _, z: {"features": z[:, :3], "logits": z},
+    "object": lambda _, z: Output(z),
+    "auxiliary": lambda net, z: GoogLeNetOutputs(z, z.flip(0), z * 2) if net.training else z,
+}
+
+
+@pytest.mark.parametrize("kind", HANDED_OVER)
+def test_named_logits_train_like_bare_ones(data, teacher, monkeypatch, kind):
+    plain = create_model("cnn_small", 10, seed=3)
+    expected = distill_many(
+        plain, data, [student("wttm"), student("dist")], progress=False, seeds=[1]
+    )
+    wrapped = Wrapped(HANDED_OVER[kind], seed=3)
+    make = lambda _, classes, *, seed: Wrapped(HANDED_OVER[kind], classes, seed)  # noqa: E731
+    monkeypatch.setattr(training, "create_model", make)
+    got = distill_many(wrapped, data, [student("wttm"), student("dist")], progress=False, seeds=[1])
+    for one, other in zip(got, expected, strict=True):
+        assert same_weights(one.model.network, other.model)
+        pd.testing.assert_frame_equal(one.history, other.history, check_exact=True)
+        same = evaluate(one, data.test, teacher=wrapped)
+        pd.testing.assert_series_equal(same, evaluate(other, data.test, teacher=plain))
+
+
+@pytest.mark.parametrize(
+    ("hand_over", "words"),
+    [
+        (lambda net, z: (z, z.mean(1)), "the network returns a tuple instead of logits: wrap it"),
+        (lambda net, z: {"out": z}, r"returns a dict of \['out'\] instead of logits"),
+        (lambda net, z: (z, z) if net.training else z, "in training: the network returns a tuple"),
+        (lambda net, z: z[:, :3] if net.training else z, r"in training gives logits \(2, 3\)"),
+        (lambda net, z: z if net.training else z.softmax(-1), "gives probabilities, not logits"),
+    ],
+)
+def test_answers_that_are_no_logits_are_refused_before_work(
+    data, teacher, monkeypatch, tmp_path, hand_over, words
+):
+    if "in training" not in words:
+        with pytest.raises(ValueError, match=f"teacher.*{words}"):
+            distill(Wrapped(hand_over), data, student(), folder=tmp_path, progress=False)
+    make = lambda name, classes, *, seed: Wrapped(hand_over, classes, seed)  # noqa: E731
+    monkeypatch.setattr(training, "create_model", make)
+    with pytest.raises(ValueError, match=f"cnn_small.*{words}"):
+        distill(teacher, data, student(), folder=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_last_batch_of_one_is_refused_only_where_batch_norm_meets_it(
+    data, teacher, monkeypatch, tmp_path
+):
+    def with_batch_norm(name, num_classes, *, seed):
+        layers = [create_model(name, 32, seed=seed), nn.BatchNorm1d(32), nn.Linear(32, 10)]
+        return nn.Sequential(*layers)
+
+    one_left = student(batch_size=149, epochs=1)
+    alone = distill(teacher, data, one_left, progress=False)  # no batch norm: nothing to refuse
+    assert len(alone.history) == 1
+    monkeypatch.setattr(training, "create_model", with_batch_norm)
+    for size in (149, 1):
+        words = f"cnn_small in training .*more than 1 value.*batch_size={size} makes a batch of one"
+        settings = student(batch_size=size, epochs=1)
+        with pytest.raises(ValueError, match=words):
+            distill(teacher, data, settings, folder=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+    for fits in ({"batch_size": 148}, {"batch_size": 149, "max_steps": 1}):
+        settings = student(epochs=1, **fits)
+        got = distill(teacher, data, settings, progress=False)
+        state = got.model.state_dict()
+        # trying it out before has not moved batch norm
+        assert state["1.num_batches_tracked"] == (1 if "max_steps" in fits else 2)
+
+
+def test_training_needs_no_float64_on_the_device(data, teacher, tmp_path, monkeypatch):
+    """Sums of metrics are float64, but not there: mps has none. A resume point holds them, too."""
+    settings = [student(m, track_test=True) for m in ("ce", "kd", "ttm", "wttm", "dkd", "dist")]
+    settings += [student("wttm", remember=True, precision="bfloat16", optimiser="adamw")]
+    expected = distill_many(teacher, data, settings, progress=False)
+    monkeypatch.setattr(training, "_BLOCK", 2)  # metrics and resume points in the midst of epochs
+    monkeypatch.setattr(training._Clock, "due", lambda self: True)
+
+    def die(self, held_out):
+        raise KeyboardInterrupt
+
+    options = {"folder": tmp_path, "progress": False}
+    with device_without_float64():
+        with monkeypatch.context() as patch:
+            patch.setattr(training._Student, "end_epoch", die)
+            with pytest.raises(KeyboardInterrupt):
+                distill_many(teacher, data, settings, **options)
+        assert list(tmp_path.rglob("step-*2.pt"))
+        got = distill_many(teacher, data, settings, **options)
+    for one, other in zip(expected, got, strict=True):
+        assert same_weights(one.model, other.model)
+        pd.testing.assert_frame_equal(one.history, other.history, rtol=1e-12)
+
+
+def test_masked_classes_below_temperature_one_do_not_look_diverged(data):
+    """finfo.min / T is -inf there, and times a probability of 0 not a number."""
+
+    class Masked(nn.Module):
+        def forward(self, images):
+            logits = images.flatten(1)[:, :10].cumsum(-1).clone()
+            logits[:, 9] = torch.finfo(logits.dtype).min
+            return logits
+
+    got = distill(Masked(), data, student("ttm", temperature=0.5), progress=False)
+    assert np.isfinite(got.history).all(axis=None)
+    direct = evaluate(got, data.validation, teacher=Masked(), temperature=0.5)
+    assert got.history.iloc[-1]["validation_distance"] == pytest.approx(direct["distance"], 1e-5)
+
+
 def test_learning_works_at_all(data, teacher):
     settings = student("ttm", epochs=30, learning_rate=0.05)
     assert evaluate(distill(teacher, data, settings, progress=False), data.test)["accuracy"] > 0.5
@@ -309,6 +458,45 @@ def test_numpy_numbers_give_the_run_of_plain_ones(data, teacher, tmp_path):
     assert got[0].folder.exists()
     with pytest.raises(ValueError, match=r"seed=1.5 must be a whole number"):
         distill(teacher, data, plain, seed=1.5, progress=False)
+
+
+@pytest.mark.parametrize("kind", [np.bool_, np.int8, np.float16, np.longdouble, np.str_])
+def test_settings_of_numpy_kinds_are_plain_ones_or_refused(kind):
+    """Equal settings have one identity; a kind that does not fit a field is named."""
+    plain = student("kd", precision="float32")
+    values = {
+        np.bool_: {"track_test": np.True_, "remember": 1},
+        np.int8: {"temperature": np.int8(16), "epochs": np.array(2, np.int8)},
+        np.float16: {"temperature": np.float16(0.5), "milestones": np.array([0.5], np.float16)},
+        np.longdouble: {"temperature": np.longdouble(4)},
+        np.str_: {"precision": np.str_("float32"), "method": np.str_("kd")},
+    }[kind]
+    got = replace(plain, **values)
+    for name, value in vars(got).items():
+        assert type(value) in (str, bool, int, float, tuple, type(None)), name
+    assert json.loads(json.dumps(vars(got))) == {**vars(got), "milestones": [*got.milestones]}
+    for name, value in [("temperature", np.complex64(4 + 3j)), ("epochs", np.float64(2))]:
+        with pytest.raises(ValueError, match=f"{name}=.* must be a .*number"):
+            replace(plain, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": "4"}, "temperature='4' must be a number"),
+        ({"temperature": True}, "temperature=True must be a number"),
+        ({"temperature": 10**400}, "temperature=10+ must be a number"),
+        ({"learning_rate": np.zeros(2)}, "learning_rate=array.* must be one value"),
+        ({"learning_rate": np.datetime64("2020")}, "learning_rate=.*date.* must be a number"),
+        ({"milestones": 0.5}, "milestones=0.5 must be several numbers"),
+        ({"milestones": ("half",)}, "milestones='half' must be a number"),
+        ({"epochs": 10**24}, "epochs=10+ must be less than 9223372036854775808"),
+        ({"batch_size": 2**70}, "batch_size=.* must be less than"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_by_name(changes, words):
+    with pytest.raises(ValueError, match=words):
+        student(**changes)
 
 
 def test_teachers_that_differ_in_structure_alone_are_told_apart(data, tmp_path):

@@ -88,6 +88,15 @@ def test_published_files_load(tmp_path, teacher, fresh, kind, archive):
     assert same(fresh, teacher)
 
 
+@pytest.mark.parametrize("code", [*(c for c in np.typecodes["All"] if c not in "OV"), "U3", "S3"])
+def test_numpy_numbers_of_any_kind_beside_weights_load(tmp_path, teacher, fresh, code):
+    """A counter, a flag, an accuracy, a date, a name: whatever a training kept as it was."""
+    number = np.ones(1, code)[0]
+    file = tmp_path / "best.pth"
+    torch.save({"state_dict": teacher.state_dict(), "kept": number}, file)
+    assert same(load_weights(fresh, file), teacher)
+
+
 @pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
 def test_files_of_both_numpy_versions_load(tmp_path, teacher, fresh, module, archive):

@@ -15,6 +15,7 @@ from scipy import optimize, special, stats
 from torch import nn
 
 from ttm_lab.data import Dataset, FileSplit, Split
+from ttm_lab.models import logits_of
 from ttm_lab.runs import atomic_write
 
 MEASURES = ("accuracy", "nll", "brier", "ece", "entropy", "confidence")
@@ -27,8 +28,11 @@ def predict(
     """Logits (N, K) float32 of a network in eval mode, on the CPU; modes are put back after.
 
     ``images`` are a part of a data set, such as ``data.test``, or a tensor that is ready for the
-    network.
+    network. Raises ``ValueError`` where there are none, or where nothing says which part of the
+    network's output the logits are.
     """
+    if not len(images):
+        raise ValueError("there are no pictures to ask about")
     weights = next(model.parameters(), torch.empty(0))
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -38,7 +42,7 @@ def predict(
         loader = images.to(weights.device)
         batches = (x for x, _ in loader.batches(batch_size or images.evaluation_batch_size))
     try:
-        parts = [model(part.to(weights)).float().cpu() for part in batches]
+        parts = [logits_of(model(part.to(weights))).float().cpu() for part in batches]
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -120,13 +124,17 @@ class Outputs:
         return np.stack([np.asarray(files[k][0]).transpose(2, 0, 1) for k in self.pictures])
 
     def save(self, path: str | Path) -> None:
-        """Write a compressed ``.npz`` with the logits in float16: no pickle, no code."""
+        """Write a compressed ``.npz`` with the logits in float16: no pickle, no code.
+
+        Logits above 65,504, which float16 does not reach, are kept as they are.
+        """
         buffer = io.BytesIO()
+        small = np.abs(self.logits).max() <= np.finfo(np.float16).max
         columns = {f"model_{name}": self.models[name].to_numpy() for name in self.COLUMNS}
         columns["model_method"] = columns["model_method"].astype(str)
         np.savez_compressed(
             buffer,
-            logits=self.logits.astype(np.float16),
+            logits=self.logits.astype(np.float16) if small else self.logits,
             labels=self.labels.astype(np.min_scalar_type(len(self.class_names))),
             class_names=np.array(self.class_names, dtype=str),
             pictures=self.pictures,
@@ -136,7 +144,7 @@ class Outputs:
 
     @classmethod
     def load(cls, path: str | Path) -> "Outputs":
-        """Read what ``save`` wrote; logits come back as float32.
+        """Read what ``save`` wrote; float16 logits come back as float32.
 
         Raises ``FileNotFoundError``, or ``ValueError`` where the file is damaged or another kind.
         """
@@ -145,7 +153,8 @@ class Outputs:
                 found = dict(file)
             models = pd.DataFrame({name: found[f"model_{name}"] for name in cls.COLUMNS})
             names = tuple(map(str, found["class_names"]))
-            logits, labels = found["logits"].astype(np.float32), found["labels"].astype(np.int64)
+            logits, labels = found["logits"], found["labels"].astype(np.int64)
+            logits = logits.astype(np.promote_types(logits.dtype, np.float32))
             return cls(models, logits, labels, names, found["pictures"])
         except FileNotFoundError:
             raise
@@ -257,7 +266,9 @@ def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int
             raise ValueError(f"teacher gives {teacher_logits.shape}, student {logits.shape}")
         if not 0 < temperature < np.inf:
             raise ValueError(f"temperature={temperature} must be positive and finite")
-        log_p = special.log_softmax(teacher_logits / temperature, axis=1)
+        with np.errstate(over="ignore"):  # a mask such as finfo.min / T: to the smallest number
+            scaled = np.maximum(teacher_logits / temperature, np.finfo(float).min)
+        log_p = special.log_softmax(scaled, axis=1)
         log_q = special.log_softmax(logits, axis=1)
         result["agreement"] = np.mean(teacher_logits.argmax(1) == logits.argmax(1))
         result["distance"] = np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))

@@ -12,7 +12,9 @@ Logits have shape (..., K), classes last; the leading shape is any, and a teache
 several students if its leading shape broadcasts against theirs. float16 and bfloat16 are computed
 in float32, and the loss is returned in float32 (float64 if either input is float64). The gradient
 goes to the student, in the student's dtype; the teacher gets none. Logits must be finite: to mask
-a class, give it a large negative logit such as -1e4 rather than -inf.
+a class, give it a large negative logit such as -1e4 or `torch.finfo(dtype).min`, not -inf.
+Sharded tensors (DTensor) work like whole ones, labels sharded over samples like the logits; only
+the gradient of `dist_loss` needs whole batches.
 """
 
 from typing import NamedTuple
@@ -68,14 +70,14 @@ def kd_loss(
 
     Raises:
         TypeError: logits that are not floating point tensors, a temperature that is no number.
-        ValueError: shapes that do not fit, T not positive and finite, an unknown reduction, or
-            (when checked) logits that are not finite.
+        ValueError: shapes that do not fit, T not positive and finite, an unknown reduction, the
+            mean of no samples, or (when checked) logits that are not finite.
         RuntimeError: a second derivative is taken by torch.autograd; torch.func supports it.
 
     Source: Hinton, Vinyals and Dean 2015, section 2; Zheng and Yang 2024, Eq. 1.
     Taught in notebooks/02_knowledge_distillation.ipynb.
     """
-    _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
     return _divergence(
         student_logits,
         teacher_logits,
@@ -104,7 +106,7 @@ def ttm_loss(
     Source: Zheng and Yang 2024, Eq. 2.
     Taught in notebooks/03_from_kd_to_ttm.ipynb.
     """
-    _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
     return _divergence(student_logits, teacher_logits, reduction, teacher_exponent=1 / temperature)
 
 
@@ -126,7 +128,7 @@ def wttm_loss(
     Source: Zheng and Yang 2024, section 4.
     Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
     """
-    _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
     return _divergence(
         student_logits, teacher_logits, reduction, teacher_exponent=1 / temperature, weight=None
     )
@@ -167,18 +169,22 @@ def decompose_ttm(
     Source: Zheng and Yang 2024, Eq. 15.
     Taught in notebooks/03_from_kd_to_ttm.ipynb.
     """
-    _check(student_logits, teacher_logits, temperature)
-    T = temperature
+    T = _check(student_logits, teacher_logits, temperature)
     student, teacher = _broadcast(student_logits, teacher_logits)
-    log_p_T = _log_softmax(teacher.double(), T)
-    log_q, log_q_T = _log_softmax(student.double(), 1.0), _log_softmax(student.double(), T)
+
+    def exact(logits: Tensor, temperature: float) -> Tensor:
+        if logits.dtype != torch.float64:
+            logits = logits.cpu().double()  # not every device has float64
+        return _log_softmax(logits, temperature)
+
+    log_p_T, log_q, log_q_T = exact(teacher, T), exact(student, 1.0), exact(student, T)
     terms = (
         T * _kl(log_p_T, log_q_T),
         -T * (log_q / T).logsumexp(-1),  # -(T - 1) * H_{1/T}(q), without 0 / 0 at T = 1
         (1 - T) * (log_p_T.exp() * log_p_T).sum(-1),
         _kl(log_p_T, log_q),
     )
-    return TTMDecomposition(*(term.to(student.dtype) for term in terms))
+    return TTMDecomposition(*(term.to(student.dtype).to(student.device) for term in terms))
 
 
 # Baselines ----------------------------------------------------------------------------------------
@@ -218,11 +224,12 @@ def dkd_loss(
 
     Source: Zhao, Cui, Song, Qiu and Liang 2022, Eq. 7. A baseline; no notebook teaches it.
     """
-    _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
     _check_weights(target_weight=target_weight, nontarget_weight=nontarget_weight)
     student, teacher = _broadcast(student_logits, teacher_logits)
     _check_labels(labels, student.shape)
-    is_label = labels.unsqueeze(-1) == torch.arange(student.shape[-1], device=labels.device)
+    # made from the logits, so that it is sharded where they are
+    is_label = torch.zeros_like(student, dtype=torch.bool).scatter(-1, labels.unsqueeze(-1), True)
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
         log_probabilities = _log_softmax(logits, temperature)
@@ -230,7 +237,7 @@ def dkd_loss(
         label = log_probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         # log P(label) and log P(not label): log(1 - p) would be -inf once p rounds to 1.
         margin = label - others.logsumexp(-1)
-        binary = torch.stack([F.logsigmoid(margin), F.logsigmoid(-margin)], -1)
+        binary = torch.stack([_log_sigmoid(margin), _log_sigmoid(-margin)], -1)
         return binary, others.log_softmax(-1).masked_fill(is_label, 0.0)
 
     (binary_p, others_p), (binary_q, others_q) = split(teacher), split(student)
@@ -272,7 +279,7 @@ def dist_loss(
     Source: Huang, You, Wang, Qian and Xu 2022, section 4; the factor T**2 and the 1e-8 added to
     each denominator are its authors' code's. A baseline; no notebook teaches it.
     """
-    _check(student_logits, teacher_logits, temperature, check_finite=check_finite)
+    temperature = _check(student_logits, teacher_logits, temperature, "mean", check_finite)
     _check_weights(between_weight=between_weight, within_weight=within_weight)
     q, p = (
         _log_softmax(logits, temperature).exp().reshape(-1, logits.shape[-1])
@@ -469,6 +476,9 @@ def _divergence_terms(student, teacher, teacher_exponent, student_exponent, weig
     log_p.mul_(teacher_exponent)
     if student_exponent != 1:
         log_q.mul_(student_exponent)
+    if teacher_exponent > 1:  # see _log_softmax
+        log_p.clamp_(min=torch.finfo(log_p.dtype).min)
+        log_q.clamp_(min=torch.finfo(log_q.dtype).min)
     p, q = log_p.exp(), log_q.exp()
     p_sum, q_sum = p.sum(-1, keepdim=True), q.sum(-1, keepdim=True)
     if weight is None:
@@ -491,7 +501,17 @@ def _shift(logits: Tensor) -> Tensor:
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    return (_shift(logits) / temperature).log_softmax(-1)
+    scaled = _shift(logits) / temperature
+    if temperature < 1:  # a mask such as finfo.min would become -inf, and 0 * inf is NaN
+        scaled = scaled.clamp(min=torch.finfo(scaled.dtype).min)
+    return scaled.log_softmax(-1)
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    if not hasattr(x, "full_tensor"):
+        return F.logsigmoid(x)
+    # torch has no rule for the derivative of logsigmoid where x is sharded (DTensor)
+    return torch.minimum(x, torch.zeros_like(x)) - x.abs().neg().exp().log1p()
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -518,18 +538,25 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
 # Checks -------------------------------------------------------------------------------------------
 
 
-def _check(student, teacher, temperature, reduction="none", check_finite=False) -> None:
-    check_positive("temperature", temperature)
+def _check(student, teacher, temperature, reduction="none", check_finite=False) -> float:
+    """Return the temperature as a plain number if it and all the rest are right."""
+    temperature = check_positive("temperature", temperature)
     check_same_classes("student_logits", student, "teacher_logits", teacher)
     _check_reduction(reduction)
+    if reduction == "mean" and not (student.numel() and teacher.numel()):
+        raise ValueError(
+            f"student_logits {tuple(student.shape)} and teacher_logits {tuple(teacher.shape)} hold "
+            "no samples, so there is no mean; leave empty batches out"
+        )
     if check_finite and not _in_transform():
         for name, logits in (("student_logits", student), ("teacher_logits", teacher)):
-            bad = logits.numel() - int(logits.isfinite().sum())
+            bad = int(_everywhere((~logits.isfinite()).sum()))
             if bad:
                 raise ValueError(
                     f"{name} hold {bad} values that are NaN or infinite; look for a diverged "
                     "model or a broken input, and mask classes with -1e4, not -inf"
                 )
+    return temperature
 
 
 def _check_reduction(reduction: str) -> None:
@@ -559,12 +586,20 @@ def _check_labels(labels: Tensor, logits_shape: torch.Size) -> None:
             f"labels have shape {tuple(labels.shape)}, but logits {tuple(logits_shape)} need one "
             f"label per sample: shape {tuple(logits_shape[:-1])}"
         )
+    if _in_transform() or not labels.numel():
+        return
     classes = logits_shape[-1]
-    if not _in_transform() and labels.numel() and not 0 <= labels.min() <= labels.max() < classes:
+    low, high = int(_everywhere(labels.min())), int(_everywhere(labels.max()))
+    if not 0 <= low <= high < classes:
         raise ValueError(
-            f"labels must lie between 0 and {classes - 1}, got {int(labels.min())} to "
-            f"{int(labels.max())}; drop ignored samples, and check that labels start at 0"
+            f"labels must lie between 0 and {classes - 1}, got {low} to {high}; "
+            "drop ignored samples, and check that labels start at 0"
         )
+
+
+def _everywhere(value: Tensor) -> Tensor:
+    """A sharded tensor's value over all processes, where `int` would take this one's part."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # a DTensor
 
 
 def _in_transform() -> bool:

@@ -39,7 +39,7 @@ def temperature_softmax(logits: Tensor, temperature: float) -> Tensor:
     Source: Hinton, Vinyals and Dean 2015, Eq. 1.
     Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
     """
-    check_positive("temperature", temperature)
+    temperature = check_positive("temperature", temperature)
     logits = _prepare("logits", logits)
     # Shift first: the difference to the largest logit is exact where it matters, and dividing
     # only that keeps the result accurate for logits in the thousands. torch's own softmax adds
@@ -69,7 +69,7 @@ def power_transform(probabilities: Tensor, exponent: float) -> Tensor:
     Source: Zheng and Yang 2024, Eqs. 6 to 9.
     Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
     """
-    check_positive("exponent", exponent)
+    exponent = check_positive("exponent", exponent)
     probabilities = _prepare("probabilities", probabilities)
     # Dividing by the largest entry first keeps a large exponent from underflowing all of them.
     powers = _power(probabilities / probabilities.detach().amax(-1, keepdim=True), exponent)
@@ -97,7 +97,7 @@ def power_sum(probabilities: Tensor, exponent: float) -> Tensor:
     Source: Zheng and Yang 2024, section 4.
     Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
     """
-    check_positive("exponent", exponent)
+    exponent = check_positive("exponent", exponent)
     return _power(_prepare("probabilities", probabilities), exponent).sum(-1)
 
 
@@ -140,7 +140,7 @@ def renyi_entropy(probabilities: Tensor, order: float) -> Tensor:
     Source: Rényi 1961; Zheng and Yang 2024, Eq. 4.
     Taught in notebooks/03_from_kd_to_ttm.ipynb.
     """
-    check_positive("order", order)
+    order = check_positive("order", order)
     probabilities = _prepare("probabilities", probabilities)
     if order == 1:
         return shannon_entropy(probabilities)
@@ -183,7 +183,11 @@ def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
 
 
 def check_positive(name: str, value: float) -> float:
-    """Return `value` as it is if it is a positive, finite number; raise otherwise."""
+    """Return `value` as a plain int or float if it is positive and finite; raise otherwise.
+
+    Callers go on with what comes back: small NumPy integers overflow (`np.int8(16)**2` is 0), and
+    16-bit floats round every result.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(
             f"{name} must be a number such as 4.0, not {type(value).__name__} ({value!r}); "
@@ -191,7 +195,7 @@ def check_positive(name: str, value: float) -> float:
         )
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value!r}; 1.0 changes nothing")
-    return value
+    return value if type(value) in (int, float) else float(value)
 
 
 def check_floating(name: str, tensor: Tensor) -> None:

@@ -17,9 +17,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, islice
+from numbers import Real
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +34,7 @@ from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.data.splits import hash_seed
 from ttm_lab.losses import dist_loss, dkd_loss, kd_loss, ttm_loss, wttm_loss
 from ttm_lab.memory import TeacherMemory, memory_file
-from ttm_lab.models import create_model
+from ttm_lab.models import create_model, logits_of
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -110,6 +111,9 @@ class Settings:
 
     def __post_init__(self):
         names = ("ce", "kd", "ttm", "wttm", "dkd", "dist")
+        for name, value in vars(self).items():
+            if not callable(value) and hasattr(value, "item") and name != "milestones":
+                self._set(name, _plain(name, value))
         if not callable(self.method) and self.method not in names:
             raise ValueError(f"method={self.method!r} must be one of {names} or a callable")
         if self.method != "ce":
@@ -119,14 +123,17 @@ class Settings:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
+            self._set(name, choices[choices.index(getattr(self, name))])  # 1 is stored as True
         for name in ("epochs", "batch_size", "max_steps", "warmup_epochs"):
             if getattr(self, name) is not None:
                 self._set(name, _whole(name, getattr(self, name)))
         numbers = ("temperature", "distill_weight", "ce_weight", "learning_rate", "momentum")
         for name in (*numbers, "weight_decay", "learning_rate_decay"):
             if getattr(self, name) is not None:
-                self._set(name, float(getattr(self, name)))
-        self._set("milestones", tuple(map(float, self.milestones)))
+                self._set(name, _number(name, getattr(self, name)))
+        if not hasattr(self.milestones, "__iter__"):
+            raise ValueError(f"milestones={self.milestones!r} must be several numbers, as (0.5,)")
+        self._set("milestones", tuple(_number("milestones", m) for m in self.milestones))
         positive = ("epochs", "batch_size", "learning_rate", "learning_rate_decay")
         for name in (*positive, "temperature", "max_steps"):
             value = getattr(self, name)
@@ -328,7 +335,7 @@ def _train(
     checkpoint_seconds: float = 30.0,
     remembered: str | Path | None = None,
 ) -> list[Trained]:
-    settings, seeds = list(settings), [_whole("seed", seed) for seed in seeds]
+    settings, seeds = list(settings), [_whole("seed", seed, 2**64) for seed in seeds]
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"seeds {seeds} must not be negative")
     if not settings or not seeds:
@@ -355,9 +362,6 @@ def _train(
     folders = [student.run.folder for student in students if student.run]
     if len(set(folders)) < len(folders):
         raise ValueError("two settings hold losses with the same source and values: keep one")
-    _check_logits(teacher and teacher.network, students, data)
-    if teacher is not None:
-        teacher.prepare(settings, data, remembered)
 
     def group_key(student):
         s = student.settings
@@ -371,6 +375,9 @@ def _train(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         ),
     ):
+        _check_logits(teacher and teacher.network, students, data)
+        if teacher is not None:
+            teacher.prepare(settings, data, remembered)
         for _, group in groupby(sorted(students, key=group_key), key=group_key):
             _train_together(list(group), teacher, data, progress, checkpoint_seconds)
 
@@ -392,16 +399,14 @@ def _train_together(students, teacher, data, progress, checkpoint_seconds) -> No
             return
         train, settings, seed = data.train, students[0].settings, students[0].seed
         device = students[0].device
-        first, last = min(s.epoch for s in waiting), max(s.settings.epochs for s in waiting)
         held_out = _held_out(data, teacher, settings, any(s.settings.track_test for s in waiting))
         clock = _Clock(checkpoint_seconds, device)
         report = _Progress(progress, waiting, math.ceil(len(train) / settings.batch_size))
         for student in waiting:
             student.start()
-        for epoch in range(first, last):
-            active = [s for s in waiting if s.epoch == epoch and not s.done]
-            if not active:
-                continue
+        while left_over := [s for s in waiting if not s.done]:
+            epoch = min(s.epoch for s in left_over)
+            active = [s for s in left_over if s.epoch == epoch]
             noise = hash_seed(seed, "noise", epoch)
             start = min(s.batch for s in active)
             report.epoch_starts(epoch, start)
@@ -571,7 +576,7 @@ class _Student:
         # epochs finished, batches of the next one behind us, and all steps so far
         self.epoch, self.batch, self.steps, self.rows = 0, 0, 0, []
         self.diverged = ""
-        self.meter = _Meter(settings.temperature or 1.0)
+        self.meter = _Meter(settings.temperature or 1.0, device)
         self.run = None
         if folder is not None:
             config = {
@@ -607,6 +612,12 @@ class _Student:
         s = self.settings
         return math.inf if s.max_steps is None else self.batch + s.max_steps - self.steps
 
+    def smallest_batch(self, pictures: int) -> int:
+        """How many pictures the smallest batch has, the last one of an epoch if it is reached."""
+        size, steps = self.settings.batch_size, self.settings.max_steps
+        cut = steps is not None and steps * size < pictures
+        return size if cut else pictures % size or size
+
     @property
     def done(self) -> bool:
         return bool(self.diverged) or self.cut or self.epoch >= self.settings.epochs
@@ -632,8 +643,7 @@ class _Student:
         if "optimiser" in state:
             self.optimiser.load_state_dict(state["optimiser"])
             self.batch, self.steps = state["batch"], state["steps"]
-            totals = {name: x.to(self.device) for name, x in state["meter"]["totals"].items()}
-            self.meter.restore({**state["meter"], "totals": totals})
+            self.meter.restore(state["meter"])
 
     def start(self) -> None:
         network = torch.compile(self.model) if self.settings.compiled else self.model
@@ -650,7 +660,7 @@ class _Student:
 
     def step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None, size) -> None:
         with _autocast(self.device, self.settings.precision):
-            logits = self.network(images)
+            logits = logits_of(self.network(images))
         ce = F.cross_entropy(logits.float(), labels)
         loss, extra = self.settings.ce_weight * ce, None
         if self.method is not None:
@@ -709,10 +719,13 @@ class _Student:
 
 
 class _Meter:
-    """Sums of per-sample measures, kept on the device and read once an epoch."""
+    """Sums of per-sample measures, taken in blocks and read once an epoch.
 
-    def __init__(self, temperature: float):
-        self.temperature = temperature
+    They are Python's numbers, added up on the CPU: not every device has float64.
+    """
+
+    def __init__(self, temperature: float, device: torch.device):
+        self.temperature, self.device = temperature, device
         self._clear()
 
     def _clear(self) -> None:
@@ -726,7 +739,7 @@ class _Meter:
             self._flush()
 
     def _add(self, name: str, values: Tensor) -> None:
-        self.totals[name] = self.totals.get(name, 0) + values.double().sum()
+        self.totals[name] = self.totals.get(name, 0.0) + values.cpu().double().sum().item()
 
     @torch.no_grad()
     def _flush(self) -> None:
@@ -736,8 +749,7 @@ class _Meter:
                 ("loss", "ce_loss", "distill_loss"), zip(*self.losses, strict=True), strict=True
             ):
                 if column[0] is not None:
-                    values = torch.stack(column).double()
-                    self._add(name, values * sizes.to(values.device))
+                    self._add(name, torch.stack(column).cpu().double() * sizes)
         logits, labels, teacher_logits = (
             None if parts[0] is None else torch.cat(parts)
             for parts in zip(*self.batches, strict=True)
@@ -749,6 +761,7 @@ class _Meter:
         self._add("confidence", q.amax(-1))
         if teacher_logits is not None:
             log_p = F.log_softmax(teacher_logits.float() / self.temperature, dim=-1)
+            log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 * -inf is NaN
             self._add("distance", (log_p.exp() * (log_p - log_q)).sum(-1))
         self.count += len(labels)
         self.batches, self.losses = [], []
@@ -758,8 +771,8 @@ class _Meter:
         if self.batches:
             self._flush()
         if distributed.count() > 1 and self.totals:
-            sums = torch.stack([*self.totals.values()])
-            counted = distributed.total(torch.cat([sums, sums.new_tensor([float(self.count)])]))
+            sums = torch.tensor([*self.totals.values(), self.count], dtype=torch.float64)
+            counted = distributed.total(sums.to(self.device)).tolist()
             self.totals = dict(zip(self.totals, counted[:-1], strict=True))
             self.count = int(counted[-1])
 
@@ -780,7 +793,7 @@ class _Meter:
         """Means per sample since the last reading; losses keep their bare names."""
         self._gather()
         names = [name if name.endswith("loss") else prefix + name for name in self.totals]
-        values = (torch.stack(list(self.totals.values())) / self.count).tolist()
+        values = [total / self.count for total in self.totals.values()]
         self._clear()
         return dict(zip(names, values, strict=True))
 
@@ -848,8 +861,8 @@ def _seed_noise(seed: int, device: torch.device) -> None:
     ``torch.manual_seed`` does the same for every kind of device, at half a millisecond a call.
     """
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _name_of(method) -> str:
@@ -898,11 +911,30 @@ def _source(thing) -> str:
         ) from None
 
 
-def _whole(name: str, value) -> int:
+def _plain(name: str, value):
+    """The one Python value in a scalar of NumPy or torch."""
     try:
-        return operator.index(value)
+        return value.item()
+    except (ValueError, RuntimeError):  # NumPy's and torch's for more values than one
+        raise ValueError(f"{name}={value!r} must be one value") from None
+
+
+def _number(name: str, value) -> float:
+    value = _plain(name, value) if hasattr(value, "item") else value
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            return float(value)
+    raise ValueError(f"{name}={value!r} must be a number")
+
+
+def _whole(name: str, value, limit: int = 2**63) -> int:
+    try:
+        value = operator.index(value)
     except TypeError:
         raise ValueError(f"{name}={value!r} must be a whole number") from None
+    if value >= limit:
+        raise ValueError(f"{name}={value} must be less than {limit}")
+    return value
 
 
 def _slug(label: str) -> str:
@@ -914,7 +946,7 @@ def _slug(label: str) -> str:
 def _logits(model: nn.Module | None, images: Tensor, batch_size: int = 1024) -> Tensor | None:
     if model is None:
         return None
-    return torch.cat([model(part) for part in images.split(batch_size)])
+    return torch.cat([logits_of(model(part)) for part in images.split(batch_size)])
 
 
 def _check_data(data: Dataset, settings: Sequence[Settings]) -> None:
@@ -941,29 +973,28 @@ def _check_data(data: Dataset, settings: Sequence[Settings]) -> None:
 
 
 def _check_logits(teacher, students, data: Dataset) -> None:
-    """Try one picture first: a mismatch or a broken teacher shows before any long work."""
-    probe, _ = next(data.train.batches(1, order=torch.tensor([0])))
-    wanted = (1, data.num_classes)
+    """Try few pictures first: a mismatch or a broken teacher shows before any long work.
+
+    A student is tried in training, too, on a batch as small as its smallest.
+    """
+    pictures = len(data.train)
+    probe, _ = next(data.train.batches(2, order=torch.arange(min(pictures, 2))))
     for name, model in [("teacher", teacher), *[(s.settings.model, s.model) for s in students]]:
-        if model is None:
-            continue
-        was_training = model.training
-        try:
-            logits = _logits(model.eval(), probe)
-        except RuntimeError as error:
-            shape = tuple(probe.shape[1:])
-            raise ValueError(
-                f"{name} does not take the pictures of {data.name}, {shape}: {error}"
-            ) from error
-        model.train(was_training)
-        if tuple(logits.shape) != wanted:
-            raise ValueError(
-                f"{name} gives logits {tuple(logits.shape)} for one picture of {data.name}, "
-                f"expected {wanted}: build it with num_classes={data.num_classes}"
-            )
-        if not torch.isfinite(logits).all():
-            raise ValueError(f"{name} gives logits that are not finite: check its weights")
-    probe, label = torch.zeros(2, data.num_classes, device=probe.device), data.train.labels[:2]
+        if model is not None:
+            was_training = model.training
+            _check_answer(name, model.eval(), probe[:1], data)
+            model.train(was_training)
+    for student in students:
+        model, name, size = student.model, student.settings.model, student.settings.batch_size
+        # on copies of what batch norm would move
+        buffers = {key: value.clone() for key, value in model.named_buffers()}
+        network = functools.partial(torch.func.functional_call, model.train(), buffers)
+        few = probe[: student.smallest_batch(pictures)]
+        hint = f"; batch_size={size} makes a batch of one of {pictures} pictures: give another"
+        _check_answer(f"{name} in training", network, few, data, hint if len(few) == 1 else "")
+        model.eval()
+    label = data.train.labels[:2]
+    probe = torch.zeros(len(label), data.num_classes, device=label.device)
     for student in students:
         method = student.settings.method
         if not callable(method):
@@ -979,3 +1010,27 @@ def _check_logits(teacher, students, data: Dataset) -> None:
                 "return a tensor with one number; for the package's losses write their names, "
                 "such as method='wttm'"
             )
+
+
+@torch.no_grad()
+def _check_answer(name: str, network, images: Tensor, data: Dataset, hint: str = "") -> None:
+    shape, wanted = tuple(images.shape[1:]), (len(images), data.num_classes)
+    try:
+        output = network(images)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{name} does not take the pictures of {data.name}, {shape}: {error}{hint}"
+        ) from error
+    try:
+        logits = logits_of(output)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if tuple(logits.shape) != wanted:
+        raise ValueError(
+            f"{name} gives logits {tuple(logits.shape)} for {wanted[0]} of the pictures of "
+            f"{data.name}, expected {wanted}: build it with num_classes={data.num_classes}"
+        )
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"{name} gives logits that are not finite: check its weights")
+    if (logits >= 0).all() and ((logits.sum(-1) - 1).abs() < 1e-3).all():
+        raise ValueError(f"{name} gives probabilities, not logits: leave its last softmax out")

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from ttm_lab.models.cifar import CIFAR_MODELS
+from ttm_lab.models.network import logits_of
 from ttm_lab.models.teachers import fetch_teacher
 from ttm_lab.models.tiny import TinyConvNet
 from ttm_lab.models.weights import load_weights
 
-__all__ = ["create_model", "fetch_teacher", "list_models", "load_weights"]
+__all__ = ["create_model", "fetch_teacher", "list_models", "load_weights", "logits_of"]
 
 _SMALL_MODELS = {
     "cnn_small": partial(TinyConvNet, (4, 8)),
@@ -51,8 +52,8 @@ def create_model(
     The digits' and CIFAR networks also give their penultimate features (B, D), in the same pass:
     ``features = model.forward_features(images)``, then ``logits = model.head(features)``.
 
-    Raises ``ValueError`` for an unknown name or fewer than two classes, ``ImportError`` where timm
-    is needed and absent.
+    Raises ``ValueError`` for an unknown name, fewer than two classes or a seed of more than 64
+    bits, ``ImportError`` where timm is needed and absent.
 
     Taught in notebooks/02_knowledge_distillation.ipynb.
     """
@@ -61,6 +62,8 @@ def create_model(
         num_classes = 1000 if library else 100
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes} must be at least 2")
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed={seed} must be less than {2**64} in size, as torch takes it")
     if library == "torchvision":
         build = _torchvision_builder(library_name)
     elif library == "timm":

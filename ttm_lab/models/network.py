@@ -1,6 +1,27 @@
-"""What all networks of this package have in common: named layers, the last one a classifier."""
+"""What networks have in common: logits, whatever else they return, and for the package's own
+networks named layers, the last of which is a classifier.
+"""
+
+from collections.abc import Mapping
 
 from torch import Tensor, nn
+
+
+def logits_of(output) -> Tensor:
+    """The logits in what a network returned: the tensor, ``output.logits`` or ``["logits"]``.
+
+    What else is there, such as the auxiliary outputs of torchvision's GoogLeNet and Inception in
+    training, is left alone. Raises ``ValueError`` where nothing says which part the logits are.
+    """
+    named = output.get("logits") if isinstance(output, Mapping) else output
+    logits = getattr(named, "logits", named)
+    if not isinstance(logits, Tensor):
+        parts = f" of {list(output)}" if isinstance(output, Mapping) else ""
+        raise ValueError(
+            f"the network returns a {type(output).__name__}{parts} instead of logits: wrap it in a "
+            "module whose forward returns the logits alone, or a dict that names them 'logits'"
+        )
+    return logits
 
 
 class Network(nn.Module):

@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# torch.load refuses by default what the published teacher files hold beside their tensors. Their
-# optimizer's learning rate is a NumPy number once it has decayed, which pickle stores as a call of
-# `scalar` with a dtype (NumPy 1 and 2 name that function's module differently); the last epoch's
-# file also keeps the command line, a Namespace. Neither these types nor that call run foreign code.
+# torch.load refuses by default what published files hold beside their tensors. A NumPy number, such
+# as a learning rate that has decayed, is stored as a call of `scalar` with a dtype (NumPy 1 and 2
+# name that function's module differently); the CIFAR teachers of the last epoch also keep the
+# command line, a Namespace. Neither these types nor that call run foreign code.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 _PUBLISHED_TYPES = [
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
-    type(np.dtype("float64")),
+    *{type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"},  # no objects
+    bytes,  # an empty string of NumPy's
     argparse.Namespace,
 ]
 _SHOWN = 20
