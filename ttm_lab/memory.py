@@ -7,6 +7,7 @@ length with the same teacher starts with 77 % of all views known.
 """
 
 import hashlib
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -144,7 +145,7 @@ def _make_file(path: Path, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
         there = path.stat() if path.exists() else None
-        if there is not None and there.st_size != size:
+        if there is not None and there.st_size not in (0, size):
             raise ValueError(
                 f"{path} has {there.st_size:,} bytes instead of {size:,}: it was cut off or is "
                 "something else; delete it, and the teacher is asked again"
@@ -158,9 +159,9 @@ def _make_file(path: Path, size: int) -> None:
                 f"{free / 1e9:.1f} GB are free: make room, set TTM_LAB_RUNS to a folder on a "
                 "larger disk, or train with remember=False"
             )
-        if there is None:
-            with open(path, "xb") as file:
-                file.truncate(size)
+        if there is None or not there.st_size:  # empty: a full disk or a kill came in between
+            path.touch()
+            os.truncate(path, size)
 
 
 def _checksum(words: np.ndarray) -> np.ndarray:
