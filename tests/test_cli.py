@@ -1,9 +1,11 @@
 """The commands do what they say, go on where they stopped, and refuse in one line."""
 
+import hashlib
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,10 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from ttm_lab import analysis, cli, data, paper, reproduce, runs, studies
+from ttm_lab import analysis, cli, data, paper, reproduce, runs, studies, training
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.models import create_model, load_weights
 
@@ -97,6 +100,68 @@ def test_a_search_adds_its_seeds_and_keeps_the_others(tmp_path, monkeypatch, cap
     budget = ["search-digits", "--seeds", "99", "--trials", "1"]
     assert cli.main(budget) == 2
     assert "would not be an equal budget" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    settings = training.Settings("cnn_small", epochs=1, max_steps=1)
+    return training.train_teacher(
+        load_dataset("digits"), settings, folder=folder, device="cpu", progress=False
+    ).folder
+
+
+DOCUMENTS = {
+    "list": b"[]",
+    "nothing": b"null",
+    "number": b"17",
+    "text": b'"config"',
+    "empty object": b"{}",
+    "empty": b"",
+    "half right": b'{"settings": {"model": "cnn_small"}, "seed": 0}',
+    "other kinds": b'{"settings": [], "seed": {}, "data": 3}',
+    "unhashable": b'{"settings": {"model": [], "method": {}}, "seed": 0, "data": {"name": []}}',
+    "deep": b"[" * 100_000,
+    "latin": "{'é': 1}".encode("latin-1"),
+    "utf-16": '{"a": 1}'.encode("utf-16"),
+    "zeros": bytes(100),
+    "table": b"a,b\n1,2\n1,2,3,4\n",
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("file", ["config.json", "metrics.csv"])
+def test_a_run_with_a_damaged_file_is_refused_by_its_name(name, file, finished, workplace, capsys):
+    shutil.copytree(finished, "run")
+    Path("run", file).write_bytes(DOCUMENTS[name])
+    error = refusal("evaluate run --device cpu", capsys)
+    assert f"run/{file} is missing, damaged or no run's" in error
+    assert "give its model.safetensors" in error
+
+
+def test_a_run_from_before_checksums_is_read_or_named(finished, workplace, capsys):
+    shutil.copytree(finished, "run")
+    table = hashlib.sha256(Path("run/metrics.csv").read_bytes()).hexdigest()
+    state = load_file("run/model.safetensors")
+    save_file(state, "run/model.safetensors", {"metrics_sha256": table})
+    assert call("evaluate run --device cpu") == 0
+    capsys.readouterr()
+    for notes in ({"metrics_sha256": table}, {}):
+        save_file(state, "run/model.safetensors", notes)
+        for name in ("empty", "utf-16", "table"):
+            Path("run/metrics.csv").write_bytes(DOCUMENTS[name])
+            assert "run/metrics.csv is missing, dam" in refusal("evaluate run --device cpu", capsys)
+
+
+def test_settings_of_another_version_are_named(finished, workplace, capsys):
+    shutil.copytree(finished, "run")
+    save_file(load_file("run/model.safetensors"), "run/model.safetensors")
+    path = Path("run/config.json")
+    path.write_text(path.read_text().replace('"momentum"', '"impulse"'))
+    error = refusal("evaluate run --device cpu", capsys)
+    assert "run/config.json holds settings of another version" in error
+    assert "'impulse'" in error
 
 
 @pytest.mark.parametrize("words", [["--seeds", "5-3"], ["--seeds", "1", "--trials", "0"]])

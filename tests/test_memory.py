@@ -1,5 +1,7 @@
 """Remembered teacher logits are those that were computed, whatever came between."""
 
+import errno
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -96,9 +98,10 @@ def test_rows_that_were_torn_are_computed_again(data, tmp_path):
     words[8, :2] = 0  # half a row never reached the disk
     words[9, [0, 1]] = words[9, [1, 0]]
     words[10] = 0
+    words[11, [0, 2]] ^= 1 << 31  # two sign bits
     again = TeacherMemory(linear, part, "crop", 3, path)
     assert torch.equal(again.look_up(views), wanted)
-    assert again.computed == 4
+    assert again.computed == 5
 
 
 def test_a_file_of_another_size_or_too_full_a_disk_is_refused(data, tmp_path, monkeypatch):
@@ -114,6 +117,21 @@ def test_a_file_of_another_size_or_too_full_a_disk_is_refused(data, tmp_path, mo
     with pytest.raises(OSError, match=r"takes up to 0\.0 GB in .*make room"):
         TeacherMemory(linear, part, "crop", 3, tmp_path / "other.f32")
     assert not (tmp_path / "other.f32").exists()
+
+
+def test_a_file_that_could_not_grow_is_made_the_next_time(data, tmp_path, monkeypatch):
+    part, path = data.train.to("cpu"), tmp_path / "memory.f32"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(os, "truncate", full)
+    with pytest.raises(OSError, match=r"memory\.f32"):
+        TeacherMemory(linear, part, "crop", 3, path)
+    assert path.stat().st_size == 0
+    monkeypatch.undo()
+    TeacherMemory(linear, part, "crop", 3, path)
+    assert path.stat().st_size == 60 * 81 * 4 * 4
 
 
 def test_size_and_hit_rate_of_the_papers_run():

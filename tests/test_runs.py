@@ -1,5 +1,6 @@
 """A run survives being killed at any moment and ends as if nothing had happened."""
 
+import errno
 import json
 import os
 import shutil
@@ -110,10 +111,10 @@ def test_atomic_write_leaves_the_old_file_when_the_disk_fails(tmp_path, monkeypa
     runs.atomic_write(path, "old")
 
     def full(_):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")  # as the system does: no name
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"No space left on device.*file\.txt"):
         runs.atomic_write(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
@@ -166,6 +167,36 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run):
         pytest.raises(ValueError, match="delete that folder to start over"),
     ):
         run.load_checkpoint()
+
+
+@pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
+def test_one_flipped_bit_in_a_checkpoint_is_noticed(run, place):
+    for epoch in (1, 2):
+        run.save_checkpoint(epoch, {"x": torch.full([1000], epoch)})
+    newest = run.folder / "checkpoint" / "step-000000002.pt"
+    damaged = bytearray(newest.read_bytes())
+    damaged[int(place * len(damaged))] ^= 4
+    newest.write_bytes(damaged)
+    with pytest.warns(UserWarning, match=r"damaged checkpoint .*step-000000002\.pt: its checksum"):
+        assert run.load_checkpoint()["x"].eq(1).all()
+
+
+@pytest.mark.parametrize("damage", [b"", b"[1]", b"\xff\xfe{\0}\0", b"[" * 100_000])
+def test_a_damaged_config_is_named_and_written_anew(run, damage):
+    with run:
+        wanted = (run.folder / "config.json").read_bytes()
+    (run.folder / "config.json").write_bytes(damage)
+    with pytest.warns(UserWarning, match=r"config\.json was (damaged|deleted); it is written anew"):
+        run.save_checkpoint(1, {})
+    assert (run.folder / "config.json").read_bytes() == wanted
+
+
+def test_what_names_a_folder_stays_below_the_one_it_belongs_to(tmp_path):
+    for name in ("../victim", "/victim", "..", "", "a\\b", "a/b"):
+        with pytest.raises(ValueError, match="must be one name"):
+            runs.Run(tmp_path, name, {})
+        with pytest.raises(ValueError, match="must be one name"):
+            runs.runs_folder(name)
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(run, tmp_path):

@@ -103,6 +103,10 @@ def test_finished_seeds_are_forgotten_when_the_training_code_changes(tmp_path, m
     studies.mark_finished(tmp_path, [0, 1], None)
     assert studies.finished_seeds(tmp_path, None) == [0, 1]
     assert studies.finished_seeds(tmp_path, 2) == []
+    for damage in ("[]", "null", "{}", "[" * 100_000, '{"training_code": 3}', "é"):
+        (tmp_path / "damaged").mkdir(exist_ok=True)
+        (tmp_path / "damaged/finished.json").write_bytes(damage.encode("latin-1"))
+        assert studies.finished_seeds(tmp_path / "damaged", None) == []
     monkeypatch.setattr(runs, "code_fingerprint", lambda: "other")
     assert studies.finished_seeds(tmp_path, None) == []
 
@@ -165,6 +169,12 @@ def test_what_is_unfinished_decides_how_many_processes_start(tmp_path, monkeypat
     studies.train_seeds([0, 3], ["appendix"], tmp_path, max_steps=2, workers=4)
     studies.train_seeds([0, 3], ["appendix"], None, max_steps=2, workers=4)
     assert asked == [[0, 3]]  # first only seed 3 was missing, at last there is nothing to share
+    config = next(tmp_path.glob("ttm-seed3-*")) / "config.json"
+    for damage in ("[]", "{", ""):
+        config.write_text(damage)
+        with pytest.warns(UserWarning, match=r"config\.json was (damaged|deleted)"):
+            studies.train_seeds([0, 3], ["no-ce"], tmp_path, max_steps=2, workers=4)
+    assert asked == [[0, 3]]  # one seed alone is no reason for a process
 
 
 def test_a_failure_in_a_process_surfaces_with_seed_and_message(tmp_path):

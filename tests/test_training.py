@@ -1,6 +1,9 @@
 """Training does what the formulas say, the same alone and in company, and says what is wrong."""
 
+import hashlib
+import io
 import json
+import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lab import device_without_float64
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import GoogLeNetOutputs
 
@@ -541,3 +545,146 @@ def test_a_damaged_finished_run_is_named_with_the_remedy(data, teacher, tmp_path
     (folder / "metrics.csv").unlink()
     with pytest.raises(ValueError, match="is damaged"):
         distill(teacher, data, settings, **options)
+
+
+def test_files_of_another_run_are_not_taken_for_this_one_s(data, teacher, tmp_path):
+    options = {"folder": tmp_path, "progress": False}
+    one, two = (distill(teacher, data, student(epochs=n), **options).folder for n in (1, 2))
+    shutil.copy(two / "model.safetensors", one)
+    with pytest.raises(ValueError, match=rf"{one.name} is damaged.*does not fit the weights"):
+        distill(teacher, data, student(epochs=1), **options)
+    shutil.copytree(two, one, dirs_exist_ok=True)
+    with (
+        pytest.warns(UserWarning, match=r"config\.json was damaged"),
+        pytest.raises(ValueError, match=rf"{one.name} is damaged.*does not fit the weights"),
+    ):
+        distill(teacher, data, student(epochs=1), **options)
+    save_file(create_model("cnn_small", 10).state_dict(), two / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"{two.name} is damaged.*was not written by this run"):
+        distill(teacher, data, student(epochs=2), **options)
+
+
+@pytest.fixture(scope="module")
+def broken_off(data, teacher, tmp_path_factory):
+    """Settings, their whole run, and a folder that was broken off with two resume points."""
+    folder = tmp_path_factory.mktemp("broken")
+    settings = student(epochs=4, batch_size=32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_BLOCK", 2)
+        whole = distill(teacher, data, settings, progress=False)
+        original, count = torch.optim.SGD.step, iter(range(100))
+
+        def step(self, *arguments, **options):
+            if next(count) == 13:  # of 5 steps an epoch: the newest is of epoch 3, after 2 batches
+                raise KeyboardInterrupt
+            return original(self, *arguments, **options)
+
+        patch.setattr(torch.optim.SGD, "step", step)
+        options = {"folder": folder, "progress": False, "checkpoint_seconds": 0}
+        with pytest.raises(KeyboardInterrupt):
+            distill(teacher, data, settings, **options)
+    names = sorted(path.name for path in folder.glob("*/checkpoint/*"))
+    assert names == ["step-000000010.pt", "step-000000012.pt"]
+    return settings, whole, folder
+
+
+DAMAGE = {
+    "no model": ("model", lambda s: s.pop("model")),
+    "a layer less": ("model", lambda s: s["model"].popitem()),
+    "another layer": ("model", lambda s: s["model"].update({"classifier.bias": torch.ones(3)})),
+    "model of lists": ("model", lambda s: s.update(model=[1])),
+    "no optimiser": ("optimiser", lambda s: s.pop("optimiser")),
+    "empty optimiser": ("optimiser", lambda s: s.update(optimiser={})),
+    "other momentum": (
+        "optimiser",
+        lambda s: s["optimiser"]["state"][0].update(momentum_buffer=torch.ones(1)),
+    ),
+    "no meter": ("meter", lambda s: s.pop("meter")),
+    "meter without a count": ("meter", lambda s: s["meter"].pop("count")),
+    "meter of text": ("meter", lambda s: s["meter"]["totals"].update(loss="1")),
+    "no epoch": ("progress", lambda s: s.pop("epoch")),
+    "epoch as text": ("progress", lambda s: s.update(epoch="2")),
+    "epoch half done": ("progress", lambda s: s.update(epoch=1.5)),
+    "epoch too far": ("progress", lambda s: s.update(epoch=4)),
+    "epoch below zero": ("progress", lambda s: s.update(epoch=-1)),
+    "no step": ("progress", lambda s: s.update(steps=None)),
+    "batch below zero": ("progress", lambda s: s.update(batch=-3)),
+    "no history": ("progress", lambda s: s.update(rows=None)),
+    "half a history": ("progress", lambda s: s["rows"].pop()),
+    "history of numbers": ("progress", lambda s: s.update(rows=[1, 2])),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_resume_point_with_wrong_fields_is_named_and_the_one_before_taken(
+    name, broken_off, data, teacher, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "_BLOCK", 2)
+    settings, whole, folder = broken_off
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (newest,) = tmp_path.glob("*/checkpoint/step-000000012.pt")
+    state = torch.load(io.BytesIO(newest.read_bytes()[:-32]), weights_only=True)
+    field, damage = DAMAGE[name]
+    damage(state)
+    torch.save(state, newest)
+    content = newest.read_bytes()
+    newest.write_bytes(content + hashlib.sha256(content).digest())
+    words = rf"damaged checkpoint .*step-000000012\.pt: its {field} is missing or wrong"
+    with pytest.warns(UserWarning, match=words):
+        got = distill(teacher, data, settings, folder=tmp_path, progress=False)
+    assert same_weights(got.model, whole.model)
+    pd.testing.assert_frame_equal(got.history, whole.history, check_exact=True)
+
+
+@pytest.mark.parametrize("victim", ["runs", "runs/*", "runs/*/config.json"])
+@pytest.mark.parametrize("step", [1, 4, 6])  # of six, and of nine of the student beside it
+def test_what_is_deleted_while_it_trains_is_said_and_written_anew(
+    victim, step, data, teacher, tmp_path, monkeypatch
+):
+    settings = [student("kd"), student("wttm", epochs=3)]
+    wanted = distill_many(teacher, data, settings, progress=False)
+    original, count = training._Student.step, iter(range(1, 100))
+
+    def delete(self, *arguments):
+        original(self, *arguments)
+        if next(count) == 2 * step:
+            for path in list(tmp_path.glob(victim)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    options = {"folder": tmp_path / "runs", "progress": False, "checkpoint_seconds": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Student, "step", delete)
+        with pytest.warns(UserWarning, match=r"config\.json was deleted; it is written anew"):
+            got = distill_many(teacher, data, settings, **options)
+    for one, two in zip(got, wanted, strict=True):
+        assert same_weights(one.model, two.model)
+        names = {path.name for path in one.folder.iterdir()} - {".lock"}
+        assert names == {"config.json", "environment.json", "metrics.csv", "model.safetensors"}
+    monkeypatch.setattr(training._Student, "step", None)  # would fail
+    distill_many(teacher, data, settings, **options)
+
+
+def test_a_finished_folder_deleted_while_others_train_is_there_at_the_end(
+    data, teacher, tmp_path, monkeypatch
+):
+    original = training._Student.end_epoch
+
+    def delete(self, *arguments):
+        original(self, *arguments)
+        if self.epoch == 3:
+            shutil.rmtree(tmp_path)
+
+    monkeypatch.setattr(training._Student, "end_epoch", delete)
+    settings = [student("kd"), student("wttm", epochs=3)]
+    with pytest.warns(UserWarning, match=r"kd-seed0-.*config\.json was deleted"):
+        got = distill_many(teacher, data, settings, folder=tmp_path, progress=False)
+    for one in got:
+        assert len([path for path in one.folder.iterdir() if path.name != ".lock"]) == 4
+
+
+def test_weights_that_blew_up_unseen_are_not_a_finished_run(data, teacher, tmp_path):
+    unseen = replace(data, validation=Split(data.validation.images[:0], data.validation.labels[:0]))
+    settings = student("ce", learning_rate=1e38, weight_decay=1e10, max_steps=1)
+    with pytest.raises(Diverged, match="not finite in epoch 1"):
+        distill(teacher, unseen, settings, folder=tmp_path, progress=False)
+    assert not list(tmp_path.rglob("model.safetensors"))

@@ -6,10 +6,12 @@ import pickle
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ttm_lab import runs
 from ttm_lab.models import create_model, load_weights
 
 
@@ -244,3 +246,28 @@ def test_other_contents_are_named(tmp_path, fresh, content):
 def test_a_missing_file_is_missing(tmp_path, fresh):
     with pytest.raises(FileNotFoundError):
         load_weights(fresh, tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, teacher, fresh, form, value):
+    state = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    name = next(iter(state))
+    state[name].view(-1)[3] = value
+    path = tmp_path / "weights"
+    (save_file if form == "safetensors" else torch.save)(state, path)
+    with pytest.raises(ValueError, match=rf"NaN or infinite, in \['{name}'\]"):
+        load_weights(fresh, path)
+
+
+def test_one_flipped_bit_of_weights_with_a_checksum_is_noticed(tmp_path, teacher, fresh):
+    runs.Run(tmp_path, "student", {}).finish(teacher, pd.DataFrame({"epoch": [1]}))
+    (path,) = tmp_path.glob("*/model.safetensors")
+    whole = path.read_bytes()
+    assert same(load_weights(fresh, path), teacher)
+    for place in range(9, len(whole), len(whole) // 40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1  # the smallest change of a value, somewhere
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.safetensors"):
+            load_weights(fresh, path)

@@ -247,6 +247,8 @@ def _evaluate(options) -> int:
         try:
             trained = paper.load_teacher(model, source, data.num_classes)
         except ValueError as error:
+            if "does not fit" not in str(error):
+                raise
             raise ValueError(
                 f"{error}. {data.name} has {data.num_classes} classes: name the data that the "
                 "network was trained on with --data, and the network with --model"
@@ -270,12 +272,11 @@ def _evaluate(options) -> int:
 
 def _run_config(source: str) -> dict | None:
     """What made a run's folder, or None for a file."""
-    import json
+    from ttm_lab import runs
 
-    path = Path(source) / "config.json"
     if not Path(source).exists():
         raise FileNotFoundError(f"there is no file or folder {source}")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return runs.read_config(source) if (Path(source) / "config.json").exists() else None
 
 
 def _data_of_runs(options, configs: dict) -> tuple[str | None, int | None]:

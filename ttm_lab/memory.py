@@ -7,7 +7,9 @@ length with the same teacher starts with 77 % of all views known.
 """
 
 import hashlib
+import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -143,7 +145,7 @@ def _make_file(path: Path, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
         there = path.stat() if path.exists() else None
-        if there is not None and there.st_size != size:
+        if there is not None and there.st_size not in (0, size):
             raise ValueError(
                 f"{path} has {there.st_size:,} bytes instead of {size:,}: it was cut off or is "
                 "something else; delete it, and the teacher is asked again"
@@ -157,19 +159,17 @@ def _make_file(path: Path, size: int) -> None:
                 f"{free / 1e9:.1f} GB are free: make room, set TTM_LAB_RUNS to a folder on a "
                 "larger disk, or train with remember=False"
             )
-        if there is None:
-            with open(path, "xb") as file:
-                file.truncate(size)
+        if there is None or not there.st_size:  # empty: a full disk or a kill came in between
+            path.touch()
+            os.truncate(path, size)
 
 
 def _checksum(words: np.ndarray) -> np.ndarray:
-    """A 32-bit number per row, made of all its bits, that an empty row does not have.
+    """CRC-32 of each row: it sees any two flipped bits, words that changed places, and empty rows.
 
-    Each word is multiplied by an odd number of its own place, so that words which changed places
-    are noticed, too.
+    (That of zeros is never zero, which is what an empty row has in its place.)
     """
-    places = 2 * np.arange(words.shape[1], dtype=np.uint32) + 1
-    return (words * places).sum(1, dtype=np.uint32) + np.uint32(0x9E3779B9)
+    return np.array([zlib.crc32(row) for row in words], np.uint32)
 
 
 def _fits(rows: np.ndarray) -> np.ndarray:

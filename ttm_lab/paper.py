@@ -387,13 +387,21 @@ def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
         else:
             model = load_weights(create_model(ours, num_classes), fetch_teacher(ours))
     else:
-        path = weights_file(weights)
-        if Path(weights).is_dir():
-            folder, history = Path(weights), runs.read_table(path.with_name("metrics.csv"))
-            config = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
+        path, model = weights_file(weights), create_model(ours, num_classes)
+        if not Path(weights).is_dir():
+            load_weights(model, path)
+        else:
+            folder = Path(weights)
+            config, history, _ = runs.load_finished(folder, model)
             if config["settings"]["method"] == "ce":
-                recipe, seed = Settings(**config["settings"], label="teacher"), config["seed"]
-        model = load_weights(create_model(ours, num_classes), path)
+                try:
+                    recipe = Settings(**config["settings"], label="teacher")
+                except (TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"{folder / 'config.json'} holds settings of another version or none "
+                        f"({error}): give {path} as a file of weights"
+                    ) from error
+                seed = config["seed"]
     return Trained(model.eval(), recipe, seed, history, folder)
 
 

@@ -2,8 +2,9 @@
 
 A run folder holds ``config.json`` (everything that decides the result), ``environment.json``
 (versions, hardware, git state; outside the identity), ``metrics.csv`` (a row an epoch),
-``model.safetensors`` (written last: its presence says that the run is finished), and while it
-runs ``checkpoint/`` with the last two resume states.
+``model.safetensors`` (written last: its presence says that the run is finished; it also carries
+the run's identity and the checksums of its weights and of ``metrics.csv``), and while it runs
+``checkpoint/`` with the last two resume states, each with its checksum behind it.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -24,10 +26,10 @@ from pathlib import Path
 import filelock
 import pandas as pd
 import torch
-from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from ttm_lab.models import load_weights
+from ttm_lab.models.weights import read_notes, weights_sha256
 from ttm_lab.paths import find_root
 
 _TRAINING_CODE = (
@@ -44,7 +46,14 @@ _TRAINING_CODE = (
 def runs_folder(experiment: str) -> Path:
     """Where an experiment's runs live: ``$TTM_LAB_RUNS/<experiment>``, else ``<root>/runs/...``."""
     base = os.environ.get("TTM_LAB_RUNS")
-    return (Path(base) if base else find_root() / "runs") / experiment
+    return (Path(base) if base else find_root() / "runs") / _folder_name(experiment)
+
+
+def _folder_name(name: str) -> str:
+    """``name`` if it makes a folder just below another; names come from data sets and files."""
+    if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+        raise ValueError(f"{name!r} cannot name a folder: it must be one name, without / or \\")
+    return name
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
@@ -58,6 +67,9 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say whose
+        raise
     finally:
         part.unlink(missing_ok=True)
     if os.name == "posix":  # make the new name itself survive a power cut
@@ -69,7 +81,7 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 
 
 def read_table(path) -> pd.DataFrame:
-    """A CSV file as a frame, every number exactly as it was written."""
+    """A CSV file (or its open bytes) as a frame, every number exactly as it was written."""
     # pandas below 3.1 rounds the last digit unless asked not to; from 3.1 on asking is deprecated
     old = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
     return pd.read_csv(path, **({"float_precision": "round_trip"} if old else {}))
@@ -86,11 +98,57 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 
     A plain attribute that the printed form does not show is not seen.
     """
-    digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return weights_sha256(model.state_dict(), repr(model))
+
+
+def read_config(folder: str | Path) -> dict:
+    """A run folder's ``config.json``: settings, seed, data and more.
+
+    Raises ``ValueError`` naming the file and the remedy where it is missing, damaged, or no run's.
+    """
+    path = Path(folder) / "config.json"
+    kinds = {"settings.model": str, "settings.method": str, "seed": int}
+    kinds |= {"data.name": str, "data.seed": int, "data.sha256": str}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        for name, kind in kinds.items():
+            value = config
+            for key in name.split("."):
+                value = value.get(key) if isinstance(value, dict) else None
+            if not isinstance(value, kind):
+                raise ValueError(f"{name} is {value!r:.40}, not of type {kind.__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    return config
+
+
+def load_finished(folder: str | Path, model: torch.nn.Module) -> tuple[dict, pd.DataFrame, dict]:
+    """Load a finished run's weights into ``model``; its config, history, and notes on the weights.
+
+    Config and history are held against the notes that were written with the weights; a run from
+    before there were such notes is read as it is. Raises ``ValueError`` naming the file that is
+    missing, damaged, or of another run, and ``FileNotFoundError`` where there are no weights.
+    """
+    path, metrics = Path(folder) / "model.safetensors", Path(folder) / "metrics.csv"
+    config = read_config(folder)
+    load_weights(model, path)
+    notes = read_notes(path)
+    if notes.get("run") not in (None, identity(config)):
+        raise _damaged(Path(folder) / "config.json", "it does not fit the weights beside it")
+    try:
+        table = metrics.read_bytes()
+        if notes.get("metrics_sha256") not in (None, hashlib.sha256(table).hexdigest()):
+            raise ValueError("it is not the one that was written with the weights")
+        return config, read_table(BytesIO(table)), notes
+    except (OSError, ValueError) as error:
+        raise _damaged(metrics, error) from error
+
+
+def _damaged(path: Path, reason) -> ValueError:
+    return ValueError(
+        f"{path} is missing, damaged or no run's ({str(reason).strip()}): train the run again, or "
+        "give its model.safetensors as a file of weights"
+    )
 
 
 @cache
@@ -155,7 +213,7 @@ class Run:
 
     def __init__(self, experiment: str | Path, label: str, config: dict):
         self.config, self.label = config, label
-        self.folder = Path(experiment) / f"{label}-{identity(config)}"
+        self.folder = Path(experiment) / f"{_folder_name(label)}-{identity(config)}"
         self._lock = filelock.FileLock(self.folder / ".lock")
 
     def __enter__(self) -> "Run":
@@ -167,14 +225,29 @@ class Run:
             self._lock.acquire()
         for part in self.folder.rglob(".*.part"):  # left by a process that was killed
             part.unlink(missing_ok=True)
+        self._describe(new=True)
+        return self
+
+    def _describe(self, new: bool = False) -> None:
+        """Write ``config.json`` and ``environment.json``, and say so unless they are ``new``.
+
+        What decides the result is known, so neither a damaged nor a deleted file loses a run.
+        """
         for name, content in (
             ("config.json", lambda: self.config),
             ("environment.json", environment),
         ):
             path = self.folder / name
-            if not path.exists() or not path.stat().st_size:
-                atomic_write(path, json.dumps(content(), indent=1))
-        return self
+            there = path.read_bytes() if path.exists() else b""
+            if there and name != "config.json":
+                continue
+            text = json.dumps(content(), indent=1)
+            if there == text.encode():
+                continue
+            if there or not new:
+                what = "damaged" if there else "deleted"
+                warnings.warn(f"{path} was {what}; it is written anew", stacklevel=3)
+            atomic_write(path, text)
 
     def __exit__(self, *_error) -> None:
         self._lock.release()
@@ -184,13 +257,19 @@ class Run:
         return (self.folder / "model.safetensors").exists()
 
     def finish(self, model: torch.nn.Module, history: pd.DataFrame) -> None:
-        """Write the history, then the weights with the history's hash; drop the checkpoints."""
+        """Write the history, then the weights with all checksums; drop the checkpoints."""
+        self._describe()
         # repr of a float64 has 17 digits at most, so the numbers come back bit by bit
         table = history.to_csv(index=False).encode()
         atomic_write(self.folder / "metrics.csv", table)
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        note = {"metrics_sha256": hashlib.sha256(table).hexdigest()}
-        atomic_write(self.folder / "model.safetensors", safetensors_bytes(state, note))
+        notes = {
+            "run": identity(self.config),
+            "weights_sha256": weights_sha256(state),
+            "metrics_sha256": hashlib.sha256(table).hexdigest(),
+        }
+        weights = safetensors_bytes(state, {"ttm_lab": json.dumps(notes)})
+        atomic_write(self.folder / "model.safetensors", weights)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
     def load(self, model: torch.nn.Module) -> pd.DataFrame:
@@ -199,46 +278,51 @@ class Run:
         Raises ``ValueError`` naming the folder where a file is damaged.
         """
         try:
-            load_weights(model, self.folder / "model.safetensors")
-            with safe_open(self.folder / "model.safetensors", "pt") as file:
-                wanted = (file.metadata() or {}).get("metrics_sha256")
-            found = hashlib.sha256((self.folder / "metrics.csv").read_bytes()).hexdigest()
-            if found != wanted:
-                raise ValueError("metrics.csv is not the one that was written with the weights")
+            self._describe()
+            _, history, notes = load_finished(self.folder, model)
+            if notes.get("run") != identity(self.config):
+                raise ValueError("model.safetensors was not written by this run")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"the run {self.folder} is damaged ({error}); delete that folder, and it is "
                 "trained again"
             ) from error
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)  # left by a killed process
-        return read_table(self.folder / "metrics.csv")
+        return history
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoint").glob("step-*.pt"))
 
     def save_checkpoint(self, step: int, state: dict) -> None:
         """Keep ``state`` as the resume point after ``step`` steps, and the one before it."""
+        self._describe()
         buffer = BytesIO()
         torch.save({"identity": identity(self.config), **state}, buffer)
-        atomic_write(self.folder / "checkpoint" / f"step-{step:09d}.pt", buffer.getvalue())
+        content = buffer.getvalue()
+        content += hashlib.sha256(content).digest()  # the archive's own checksums, torch ignores
+        atomic_write(self.folder / "checkpoint" / f"step-{step:09d}.pt", content)
         for old in self._checkpoints()[:-2]:
-            old.unlink()
+            old.unlink(missing_ok=True)
 
-    def load_checkpoint(self) -> dict | None:
+    def load_checkpoint(self, take: Callable[[dict], None] = lambda _: None) -> dict | None:
         """The newest whole checkpoint of this run, or None where there is none.
 
-        A damaged file is named in a warning and the one before it is taken. Raises
-        ``ValueError`` if files are there and none can be read.
+        ``take`` is given the state and raises ``ValueError`` where a field of it is missing or
+        wrong. A damaged or refused file is named in a warning and the one before it is tried.
+        Raises ``ValueError`` if files are there and none is whole.
         """
         files = self._checkpoints()
         for file in reversed(files):
             try:
-                state = torch.load(file, map_location="cpu", weights_only=True)
-            except Exception as error:
-                warnings.warn(f"damaged checkpoint {file}: {error}", stacklevel=2)
-                continue
-            if not isinstance(state, dict) or state.get("identity") != identity(self.config):
-                warnings.warn(f"{file} belongs to another run; not used", stacklevel=2)
+                content = file.read_bytes()
+                if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+                    raise ValueError("its checksum does not fit")
+                state = torch.load(BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+                if not isinstance(state, dict) or state.get("identity") != identity(self.config):
+                    raise ValueError("it belongs to another run")
+                take(state)
+            except Exception as error:  # torch, pickle and zip each have their own
+                warnings.warn(f"damaged checkpoint {file}: {error}; not used", stacklevel=2)
                 continue
             return state
         if files:

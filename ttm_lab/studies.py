@@ -291,7 +291,10 @@ def _unfinished(wanted: dict[int, list[Settings]], folder: Path) -> list[int]:
         return json.dumps([seed, values], sort_keys=True)
 
     for file in folder.glob("*/config.json"):
-        config = json.loads(file.read_text(encoding="utf-8") or "{}")
+        try:
+            config = runs.read_config(file.parent)
+        except ValueError:  # its training will write it anew
+            continue
         if config.get("training_code") == code and (file.parent / "model.safetensors").exists():
             finished.add(key(config["seed"], config["settings"]))
     return [
@@ -428,8 +431,8 @@ def mark_finished(folder: Path, seeds: Sequence[int], max_steps: int | None) -> 
 def finished_seeds(folder: Path, max_steps: int | None) -> list[int]:
     """The seeds whose students ``mark_finished`` noted with this training code; else none."""
     try:
-        note = json.loads((folder / "finished.json").read_text())
-    except FileNotFoundError:
-        return []
-    same = note["training_code"] == runs.code_fingerprint() and note["max_steps"] == max_steps
-    return note["seeds"] if same else []
+        note = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
+        same = note["training_code"] == runs.code_fingerprint() and note["max_steps"] == max_steps
+        return [int(seed) for seed in note["seeds"]] if same else []
+    except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
+        return []  # missing, or not what mark_finished wrote: then nothing is known

@@ -633,17 +633,54 @@ class _Student:
                 state = {"epoch": self.settings.epochs, "rows": rows}
                 state |= {"model": self.model.state_dict()} if distributed.count() > 1 else {}
             else:
-                state = self.run.load_checkpoint()
+                state = self.run.load_checkpoint(self.resume)
         state = distributed.from_first(state, self.device)
         if state is None:
+            return
+        if "optimiser" in state:
+            if distributed.rank() > 0:
+                self.resume(state)
             return
         self.epoch, self.rows = state["epoch"], state["rows"]
         if "model" in state:
             self.model.load_state_dict(state["model"])
-        if "optimiser" in state:
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.batch, self.steps = state["batch"], state["steps"]
-            self.meter.restore(state["meter"])
+
+    def resume(self, state: dict) -> None:
+        """Take over a resume point. Raises ``ValueError`` with the field that is wrong."""
+        for name, take in (
+            ("model", self.model.load_state_dict),
+            ("optimiser", self._take_optimiser),
+            ("meter", self._take_meter),
+            ("progress", self._take_progress),
+        ):
+            try:
+                take(state if name == "progress" else state[name])
+            except Exception as error:  # what is wrong inside decides the kind
+                raise ValueError(
+                    f"its {name} is missing or wrong ({type(error).__name__}: {error})"
+                ) from error
+
+    def _take_optimiser(self, state: dict) -> None:
+        self.optimiser.load_state_dict(state)
+        for parameter, values in self.optimiser.state.items():
+            for name, value in values.items():
+                if value.shape not in (parameter.shape, ()):
+                    raise ValueError(f"{name} {tuple(value.shape)} for {tuple(parameter.shape)}")
+
+    def _take_meter(self, state: dict) -> None:
+        totals = {name: _number(name, total) for name, total in state["totals"].items()}
+        self.meter.restore({"count": _whole("count", state["count"]), "totals": totals})
+
+    def _take_progress(self, state: dict) -> None:
+        self.epoch, self.batch, self.steps = (
+            _whole(name, state[name]) for name in ("epoch", "batch", "steps")
+        )
+        self.rows = state["rows"]
+        past = [row["epoch"] for row in self.rows]
+        if self.done or past != list(range(1, self.epoch + 1)) or not 0 <= self.batch <= self.steps:
+            raise ValueError(
+                f"epoch {self.epoch}, batch {self.batch}, step {self.steps}, history of {past}"
+            )
 
     def start(self) -> None:
         network = torch.compile(self.model) if self.settings.compiled else self.model
@@ -689,10 +726,13 @@ class _Student:
             row |= self.meter.read(prefix)
         self.rows.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
-        wrong = [name for name, value in row.items() if not math.isfinite(value)]
+        wrong = [f"{name} {value}" for name, value in row.items() if not math.isfinite(value)]
+        if self.done:  # where nothing is held out, no measure has seen the last step's weights
+            weights = self.model.state_dict().items()
+            wrong += [f"{name} not finite" for name, x in weights if not x.isfinite().all()]
         if wrong:
             self.diverged = (
-                f"{self.settings.label}, seed {self.seed}: {wrong[0]} {row[wrong[0]]} in epoch "
+                f"{self.settings.label}, seed {self.seed}: {wrong[0]} in epoch "
                 f"{self.epoch} (learning_rate={self.settings.learning_rate})"
             )
 
@@ -713,6 +753,8 @@ class _Student:
 
     def result(self) -> Trained:
         distributed.unwrap(self.model)
+        if self.run is not None and not self.run.finished:
+            self.finish()  # its folder was deleted while others were trained
         folder = self.run.folder if self.run else None
         history = pd.DataFrame(self.rows)
         return Trained(self.model.eval(), self.settings, self.seed, history, folder)

@@ -1,6 +1,8 @@
 """Weights from files that others wrote."""
 
 import argparse
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -24,6 +26,30 @@ _PUBLISHED_TYPES = [
 _SHOWN = 20
 
 
+def weights_sha256(state: dict[str, Tensor], start: str = "") -> str:
+    """SHA-256 over ``start`` and every tensor of a state dict: its name, dtype, shape and bits."""
+    digest = hashlib.sha256(start.encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def read_notes(path: str | Path) -> dict[str, str]:
+    """What a run wrote into a safetensors file beside its weights; none for other files."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        # one entry: the order of several is random, and the same run must give the same file
+        return metadata | json.loads(metadata.get("ttm_lab", "{}"))
+    except (SafetensorError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); remove it and fetch it again"
+        ) from error
+
+
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a file of weights into ``model``, strictly, and hand the model back.
 
@@ -33,11 +59,12 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     (DataParallel) and ``_orig_mod.`` (torch.compile) are dropped, and batch norm's
     ``num_batches_tracked``, absent from old files, may be missing.
 
-    No file can run code: pickles are read in torch's weights-only mode.
+    No file can run code: pickles are read in torch's weights-only mode. Weights that were written
+    with their checksum, as those of a run (``runs.Run.finish``), are held against it.
 
-    Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for one that is truncated, of
-    another format, in need of running code, or of another network (missing and unexpected names and
-    differing shapes are listed).
+    Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for one that is truncated or
+    damaged, of another format, in need of running code, of another network (missing and unexpected
+    names and differing shapes are listed), or with weights that are NaN or infinite.
     """
     state = _without_wrappers(_read(Path(path)), path)
     wanted = model.state_dict()
@@ -53,6 +80,12 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             f"{path} does not fit {type(model).__name__}: missing {_listed(missing)}, "
             f"unexpected {_listed(unexpected)}, other shapes {_listed(shapes)}"
         )
+    broken = [k for k in state if state[k].is_floating_point() and not state[k].isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{path} holds weights that are NaN or infinite, in {_listed(broken)}: its training "
+            "went wrong or the file is damaged; take other weights"
+        )
     # what is missing by now is num_batches_tracked, and only an average over all batches uses it
     model.load_state_dict(wanted | state)
     return model
@@ -62,15 +95,16 @@ def _read(path: Path):
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:] == b"{":  # a header's length in eight bytes, then the header, JSON
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        try:
-            return load_file(path)
-        except SafetensorError as error:
+        wanted = read_notes(path).get("weights_sha256")
+        state = load_file(path)
+        if wanted not in (None, weights_sha256(state)):
             raise ValueError(
-                f"{path} is not a whole safetensors file ({error}); remove it and fetch it again"
-            ) from error
+                f"{path} is damaged: its weights do not fit the checksum written with them; remove "
+                "it and fetch or train it again"
+            )
+        return state
     try:
         with torch.serialization.safe_globals(_PUBLISHED_TYPES):
             return torch.load(path, map_location="cpu", weights_only=True)
