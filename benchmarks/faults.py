@@ -93,7 +93,7 @@ def call(function, folder, data, *, at=None, action=None, file_size=None):
     receive, send = FORK.Pipe(False)
 
     def work():
-        training._BLOCK = 3  # resume points within epochs, too
+        training.Meter.BLOCK = 3  # resume points within epochs, too
         torch.set_num_threads(1)
         for name in SIGNALS[1:]:  # as the command line has it
             signal.signal(getattr(signal, name), signal.default_int_handler)

@@ -27,6 +27,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL
@@ -42,6 +43,8 @@ from ttm_lab.data import FileSplit
 from ttm_lab.data.folders import IMAGENET_SCALE
 from ttm_lab.data.splits import _Pictures, read_picture
 from ttm_lab.models import create_model
+from ttm_lab.objectives import Output
+from ttm_lab.teacher import autocast, logits_in_pieces
 
 SIZE, CLASSES, PICTURES = 224, 1000, 96
 AUGMENTATION = "resized-crop-flip"
@@ -136,14 +139,16 @@ def prepare_step(names, settings, device):
     """A function that takes a step of ``distill`` on a batch."""
     teacher = create_model(paper.model_name(names[0]), CLASSES, seed=1)
     teacher = teacher.to(device, memory_format=torch.channels_last).eval()
-    student = training._Student(settings, 0, CLASSES, None, None, device, None)
+    student = training.Student(
+        settings, 0, SimpleNamespace(num_classes=CLASSES, train=range(PICTURES)), device=device
+    )
     student.start()
-    student.begin_epoch()
+    student.begin_epoch(0)
 
     def step(images, labels):
-        with training._autocast(device, settings.precision):
-            teacher_logits = training._logits(teacher, images)
-        student.step(images, labels, teacher_logits, len(labels))
+        with autocast(device, settings.precision):
+            answer = Output(logits_in_pieces(teacher, images))
+        student.step(images, labels, answer, len(labels))
 
     return step
 

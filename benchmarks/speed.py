@@ -34,6 +34,7 @@ from tqdm import tqdm
 from ttm_lab import training
 from ttm_lab.data import Dataset, Split
 from ttm_lab.models import create_model
+from ttm_lab.teacher import Teacher, fold_batch_norm
 from ttm_lab.training import Settings
 
 PAIRS = (("resnet110", "resnet20"), ("wrn_40_2", "wrn_16_2"), ("resnet32x4", "resnet8x4"))
@@ -92,7 +93,7 @@ class Plain:
                 if isinstance(layer, torch.nn.ReLU):
                     layer.inplace = inplace
         if folded:
-            self.teacher = training._fold(self.teacher, torch.zeros(2, 3, 32, 32, device=device))
+            self.teacher = fold_batch_norm(self.teacher, torch.zeros(2, 3, 32, 32, device=device))
             self.teacher.to(memory_format=layout)
         weights, values = self.student.parameters(), {"momentum": 0.9, "weight_decay": 5e-4}
         self.optimiser = torch.optim.SGD(weights, 0.05, fused=fused or None, **values)
@@ -144,14 +145,11 @@ class Ours:
             )
             for method in methods
         ]  # fmt: skip
-        self.teacher = training._Teacher(teacher, "benchmark", device)
-        self.teacher.prepare(self.settings, self.data, None)
-        self.students = [
-            training._Student(s, 1, CLASSES, None, None, device, None) for s in self.settings
-        ]
+        self.teacher = Teacher(teacher, "benchmark", self.data, self.settings, device)
+        self.students = [training.Student(s, 1, self.data, device=device) for s in self.settings]
         for student in self.students:
             student.start()
-            student.begin_epoch()
+            student.begin_epoch(0)
 
     def run(self, steps):
         options = {

@@ -104,7 +104,7 @@ def test_broken_off_anywhere_a_run_ends_bit_identical(
     settings = [student("kd", epochs=3, **changes), student("wttm", epochs=2, **changes)]
     whole = distill_many(teacher, data, settings, progress=False)
     options = {"folder": tmp_path, "progress": False, "checkpoint_seconds": 0}
-    monkeypatch.setattr(training, "_BLOCK", 2)
+    monkeypatch.setattr(training.Meter, "BLOCK", 2)
     # sums of metrics are formed block by block, so the run to compare with has the same blocks
     reference = distill_many(teacher, data, settings, progress=False)
     assert same_weights(reference[0], whole[0])
@@ -135,7 +135,7 @@ def test_broken_off_anywhere_a_run_ends_bit_identical(
 
 def test_cut_short_at_a_resume_point_the_metrics_still_come(data, teacher, tmp_path, monkeypatch):
     """A run that dies between its last step and its metrics has them after a resume."""
-    monkeypatch.setattr(training, "_BLOCK", 2)
+    monkeypatch.setattr(training.Meter, "BLOCK", 2)
     settings = student(max_steps=4)
     options = {"folder": tmp_path, "progress": False, "checkpoint_seconds": 0}
     whole = distill(teacher, data, settings, progress=False)
@@ -144,7 +144,7 @@ def test_cut_short_at_a_resume_point_the_metrics_still_come(data, teacher, tmp_p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Student, "end_epoch", die)
+        patch.setattr(training.Student, "end_epoch", die)
         with pytest.raises(KeyboardInterrupt):
             distill(teacher, data, settings, **options)
     again = distill(teacher, data, settings, **options)

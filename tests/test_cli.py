@@ -382,7 +382,7 @@ def test_a_row_from_the_command_line(workplace, monkeypatch, capsys):
     assert row["accuracy"].item() == pytest.approx(accuracy, abs=1e-9)
 
     # once more: nothing is trained, the same is printed
-    monkeypatch.setattr("ttm_lab.training._Student.step", never_trains)
+    monkeypatch.setattr("ttm_lab.training.Student.step", never_trains)
     assert call(command) == 0
     assert capsys.readouterr().out == first.out
     assert sorted(Path("runs").glob("*/*")) == folders
@@ -421,7 +421,7 @@ def test_a_teacher_is_trained_evaluated_and_distilled_from(workplace, monkeypatc
 
     # the pair's own teacher has seed 0; once trained by itself, the pair finds it
     assert call(train.replace("--seed 5", "--seed 0")) == 0
-    monkeypatch.setattr("ttm_lab.training._Student.step", never_trains)
+    monkeypatch.setattr("ttm_lab.training.Student.step", never_trains)
     with pytest.raises(AssertionError):  # at the student, with no new folder for a teacher
         call(distill.partition(" --teacher")[0])
     assert len(list(Path("runs/digits-resnet8").iterdir())) == 2
@@ -549,13 +549,13 @@ STOPPED = """
 import signal, sys
 from ttm_lab import cli, training
 what, epoch, number, *command = sys.argv[1:]
-training._train.__kwdefaults__["checkpoint_seconds"] = 0.0
-report = training._Progress.epoch_done
+training.CHECKPOINT_SECONDS = 0.0
+report = training.Progress.epoch_done
 def epoch_done(self, done, students):
     report(self, done, students)
     if (self.what, done + 1) == (what, int(epoch)):
         signal.raise_signal(int(number))
-training._Progress.epoch_done = epoch_done
+training.Progress.epoch_done = epoch_done
 sys.exit(cli.main(command))
 """
 

@@ -120,7 +120,7 @@ def test_resumed_with_other_workers_ends_bit_identical(folder, teacher_file, tmp
     options = {"progress": False, "checkpoint_seconds": 0}
     whole = distill(teacher, load(folder, size=32), settings, **options)
 
-    step = training._Student.step
+    step = training.Student.step
 
     def cut(self, *arguments):
         if self.steps == 5:  # in the middle of the second epoch
@@ -128,8 +128,8 @@ def test_resumed_with_other_workers_ends_bit_identical(folder, teacher_file, tmp
         step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Student, "step", cut)
-        patch.setattr(training, "_BLOCK", 2)  # a resume point after every second batch
+        patch.setattr(training.Student, "step", cut)
+        patch.setattr(training.Meter, "BLOCK", 2)  # a resume point after every second batch
         with pytest.raises(Cut):
             distill(teacher, load(folder, size=32), settings, folder=tmp_path, **options)
     kept = sorted(path.name for path in tmp_path.glob("*/checkpoint/*"))

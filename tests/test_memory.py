@@ -15,6 +15,7 @@ from ttm_lab import training
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.memory import TeacherMemory
 from ttm_lab.models import create_model
+from ttm_lab.teacher import fold_batch_norm
 from ttm_lab.training import Settings, distill, distill_many, remember_teacher
 
 
@@ -193,7 +194,7 @@ def test_company_seeds_and_later_runs_share_the_answers(data, teacher, tmp_path,
         for epoch in range(3)
         for batch in data.train.views(
             16,
-            order=training._order(60, seed, epoch),
+            order=training.epoch_order(60, seed, epoch),
             augmentation="crop-flip",
             seed=training.hash_seed(seed, "augmentation", epoch),
         )
@@ -211,7 +212,7 @@ def test_company_seeds_and_later_runs_share_the_answers(data, teacher, tmp_path,
 
 
 def test_broken_off_a_run_that_remembers_ends_bit_identical(data, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_BLOCK", 2)
+    monkeypatch.setattr(training.Meter, "BLOCK", 2)
     settings = [student("kd"), student("ttm", epochs=2)]
     whole = distill_many(teacher, data, settings, folder=tmp_path / "a", progress=False)
     original, count = torch.optim.SGD.step, 0
@@ -251,7 +252,7 @@ def test_folding_leaves_fewer_layers_and_the_same_logits(name):
                 layer.running_var.uniform_(0.5, 2)
                 layer.running_mean.normal_(0, 0.1)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    folded = training._fold(network, images[:2])
+    folded = fold_batch_norm(network, images[:2])
 
     def layers(module):
         return sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
@@ -272,7 +273,7 @@ def test_what_cannot_be_folded_stays_as_it_is():
             return x if x.sum() > 0 else -x  # depends on the data, which tracing refuses
 
     network = Fickle().eval()
-    assert training._fold(network, torch.randn(2, 3, 8, 8)) is network
+    assert fold_batch_norm(network, torch.randn(2, 3, 8, 8)) is network
 
 
 def test_fast_settings_are_valid_and_say_what_they_turn_on():

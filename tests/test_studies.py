@@ -98,16 +98,16 @@ def test_settings_by_family():
         studies.student_settings(0, "best")
 
 
-def test_finished_seeds_are_forgotten_when_the_training_code_changes(tmp_path, monkeypatch):
+def test_finished_seeds_are_forgotten_when_the_numbers_change(tmp_path, monkeypatch):
     assert studies.finished_seeds(tmp_path, None) == []
     studies.mark_finished(tmp_path, [0, 1], None)
     assert studies.finished_seeds(tmp_path, None) == [0, 1]
     assert studies.finished_seeds(tmp_path, 2) == []
-    for damage in ("[]", "null", "{}", "[" * 100_000, '{"training_code": 3}', "é"):
+    for damage in ("[]", "null", "{}", "[" * 100_000, '{"numerics": "3"}', "é"):
         (tmp_path / "damaged").mkdir(exist_ok=True)
         (tmp_path / "damaged/finished.json").write_bytes(damage.encode("latin-1"))
         assert studies.finished_seeds(tmp_path / "damaged", None) == []
-    monkeypatch.setattr(runs, "code_fingerprint", lambda: "other")
+    monkeypatch.setattr(studies, "NUMERICS", -1)
     assert studies.finished_seeds(tmp_path, None) == []
 
 
@@ -156,7 +156,7 @@ def test_the_grid_of_students_is_trained_once_by_one_teacher(tmp_path, monkeypat
     last = np.array(list(tmp_path.glob("wttm-seed1-*/model.safetensors")))
     assert len(last) == 4
 
-    monkeypatch.setattr("ttm_lab.training._Student.step", None)  # nothing is trained again
+    monkeypatch.setattr("ttm_lab.training.Student.step", None)  # nothing is trained again
     again = studies.student_grid(tmp_path, seeds=(0, 1), max_steps=2)
     assert np.array_equal(again.logits, first.logits)
 

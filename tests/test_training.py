@@ -19,8 +19,9 @@ from torchvision.models import GoogLeNetOutputs
 from ttm_lab import training
 from ttm_lab.analysis import evaluate
 from ttm_lab.data import Dataset, Split, load_dataset
-from ttm_lab.losses import WTTMLoss, ttm_loss
+from ttm_lab.losses import ttm_loss
 from ttm_lab.models import create_model
+from ttm_lab.objectives import LogitTerm
 from ttm_lab.training import Diverged, Settings, distill, distill_many, train_teacher
 
 
@@ -288,16 +289,18 @@ def test_training_needs_no_float64_on_the_device(data, teacher, tmp_path, monkey
     settings = [student(m, track_test=True) for m in ("ce", "kd", "ttm", "wttm", "dkd", "dist")]
     settings += [student("wttm", remember=True, precision="bfloat16", optimiser="adamw")]
     expected = distill_many(teacher, data, settings, progress=False)
-    monkeypatch.setattr(training, "_BLOCK", 2)  # metrics and resume points in the midst of epochs
-    monkeypatch.setattr(training._Clock, "due", lambda self: True)
+    monkeypatch.setattr(
+        training.Meter, "BLOCK", 2
+    )  # metrics and resume points in the midst of epochs
+    monkeypatch.setattr(training.Clock, "due", lambda self: True)
 
-    def die(self, held_out):
+    def die(self, epoch, held_out):
         raise KeyboardInterrupt
 
     options = {"folder": tmp_path, "progress": False}
     with device_without_float64():
         with monkeypatch.context() as patch:
-            patch.setattr(training._Student, "end_epoch", die)
+            patch.setattr(training.Student, "end_epoch", die)
             with pytest.raises(KeyboardInterrupt):
                 distill_many(teacher, data, settings, **options)
         assert list(tmp_path.rglob("step-*2.pt"))
@@ -404,8 +407,8 @@ def test_everything_that_decides_the_result_decides_the_folder(data, teacher, tm
         replace(base, temperature=2.0),
         replace(base, weight_decay=0.0),
         replace(base, milestones=(0.5,)),
-        student(own(1.0), max_steps=1, label="WTTM"),
-        student(own(2.0), max_steps=1, label="WTTM"),
+        student(LogitTerm(own(1.0), name="own", factor=1), max_steps=1, label="WTTM"),
+        student(LogitTerm(own(2.0), name="own", factor=2), max_steps=1, label="WTTM"),
         replace(base, epochs=3),
     ]
     other_data = replace(data, train=Split(data.train.images[1:], data.train.labels[1:]))
@@ -426,27 +429,32 @@ def test_everything_that_decides_the_result_decides_the_folder(data, teacher, tm
     assert config["data"]["sha256"] == data.fingerprint
 
 
-def test_a_loss_that_cannot_be_told_apart_is_refused_with_a_folder(data, teacher, tmp_path):
-    table = torch.rand(3)
+def test_a_loss_without_a_name_is_refused_with_a_folder(data, teacher, tmp_path):
+    def own(z, v, y):
+        return ttm_loss(z, v, 4.0)
 
-    def with_a_tensor(z, v, y):
-        return z.sum() * table.sum()
-
-    class Scaled:
-        factor = 2
-
-        def loss(self, z, v, y):
-            return self.factor * ttm_loss(z, v, 4.0)
-
-    for method, words in [
-        (with_a_tensor, r"cannot be written down.*folder=None"),
-        (lambda z, v, y: ttm_loss(z, v, 4.0), r"a lambda .* cannot be told from others"),
-        (Scaled().loss, r"a method of an object .* cannot be told from others"),
-    ]:
+    for method in (own, lambda z, v, y: ttm_loss(z, v, 4.0)):
         settings = student(method, max_steps=1, label="mine")
         assert distill(teacher, data, settings, progress=False).label == "mine"
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=r"no name of its own.*name=.*folder=None"):
             distill(teacher, data, settings, folder=tmp_path, progress=False)
+
+
+def test_runs_of_an_earlier_version_are_named_in_one_line(data, teacher, tmp_path, capsys):
+    config = tmp_path / "kd-seed0-0123456789ab" / "config.json"
+    config.parent.mkdir()
+    config.write_text('{"seed": 0, "training_code": "12ab"}')
+    distill(teacher, data, student("kd", max_steps=1), folder=tmp_path, progress=False)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "kd-seed0-0123456789ab, were made by an earlier version" in said
+
+
+def test_a_teacher_that_cannot_be_folded_says_so_in_the_config(data, tmp_path):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    got = distill(plain, data, student(max_steps=1), folder=tmp_path, progress=False)
+    config = json.loads((got.folder / "config.json").read_text())
+    assert config["settings"]["fold_batch_norm"] is False
 
 
 def test_numpy_numbers_give_the_run_of_plain_ones(data, teacher, tmp_path):
@@ -522,7 +530,7 @@ def test_weights_that_blew_up_in_the_last_step_are_not_a_finished_run(data, teac
     assert not list(tmp_path.rglob("model.safetensors"))
 
 
-@pytest.mark.parametrize("method", [ttm_loss, WTTMLoss(4.0), lambda z, v, y: z.mean(0)])
+@pytest.mark.parametrize("method", [ttm_loss, lambda z, v, y: z.mean(0)])
 def test_a_loss_of_the_wrong_form_is_refused_with_the_remedy(data, teacher, method):
     with pytest.raises(ValueError, match=r"must take \(student_logits.*method='wttm'"):
         distill(teacher, data, student(method, label="own"), progress=False)
@@ -570,7 +578,7 @@ def broken_off(data, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("broken")
     settings = student(epochs=4, batch_size=32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_BLOCK", 2)
+        patch.setattr(training.Meter, "BLOCK", 2)
         whole = distill(teacher, data, settings, progress=False)
         original, count = torch.optim.SGD.step, iter(range(100))
 
@@ -602,13 +610,13 @@ DAMAGE = {
     "no meter": ("meter", lambda s: s.pop("meter")),
     "meter without a count": ("meter", lambda s: s["meter"].pop("count")),
     "meter of text": ("meter", lambda s: s["meter"]["totals"].update(loss="1")),
-    "no epoch": ("progress", lambda s: s.pop("epoch")),
-    "epoch as text": ("progress", lambda s: s.update(epoch="2")),
-    "epoch half done": ("progress", lambda s: s.update(epoch=1.5)),
-    "epoch too far": ("progress", lambda s: s.update(epoch=4)),
-    "epoch below zero": ("progress", lambda s: s.update(epoch=-1)),
-    "no step": ("progress", lambda s: s.update(steps=None)),
-    "batch below zero": ("progress", lambda s: s.update(batch=-3)),
+    "no step": ("progress", lambda s: s.pop("steps")),
+    "step of nothing": ("progress", lambda s: s.update(steps=None)),
+    "step as text": ("progress", lambda s: s.update(steps="12")),
+    "step half done": ("progress", lambda s: s.update(steps=11.5)),
+    "step too far": ("progress", lambda s: s.update(steps=10**6)),
+    "step of another epoch": ("progress", lambda s: s.update(steps=1)),
+    "step below zero": ("progress", lambda s: s.update(steps=-1)),
     "no history": ("progress", lambda s: s.update(rows=None)),
     "half a history": ("progress", lambda s: s["rows"].pop()),
     "history of numbers": ("progress", lambda s: s.update(rows=[1, 2])),
@@ -619,7 +627,7 @@ DAMAGE = {
 def test_a_resume_point_with_wrong_fields_is_named_and_the_one_before_taken(
     name, broken_off, data, teacher, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(training, "_BLOCK", 2)
+    monkeypatch.setattr(training.Meter, "BLOCK", 2)
     settings, whole, folder = broken_off
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (newest,) = tmp_path.glob("*/checkpoint/step-000000012.pt")
@@ -643,7 +651,7 @@ def test_what_is_deleted_while_it_trains_is_said_and_written_anew(
 ):
     settings = [student("kd"), student("wttm", epochs=3)]
     wanted = distill_many(teacher, data, settings, progress=False)
-    original, count = training._Student.step, iter(range(1, 100))
+    original, count = training.Student.step, iter(range(1, 100))
 
     def delete(self, *arguments):
         original(self, *arguments)
@@ -653,28 +661,28 @@ def test_what_is_deleted_while_it_trains_is_said_and_written_anew(
 
     options = {"folder": tmp_path / "runs", "progress": False, "checkpoint_seconds": 0}
     with monkeypatch.context() as patch:
-        patch.setattr(training._Student, "step", delete)
+        patch.setattr(training.Student, "step", delete)
         with pytest.warns(UserWarning, match=r"config\.json was deleted; it is written anew"):
             got = distill_many(teacher, data, settings, **options)
     for one, two in zip(got, wanted, strict=True):
         assert same_weights(one.model, two.model)
         names = {path.name for path in one.folder.iterdir()} - {".lock"}
         assert names == {"config.json", "environment.json", "metrics.csv", "model.safetensors"}
-    monkeypatch.setattr(training._Student, "step", None)  # would fail
+    monkeypatch.setattr(training.Student, "step", None)  # would fail
     distill_many(teacher, data, settings, **options)
 
 
 def test_a_finished_folder_deleted_while_others_train_is_there_at_the_end(
     data, teacher, tmp_path, monkeypatch
 ):
-    original = training._Student.end_epoch
+    original = training.Student.end_epoch
 
     def delete(self, *arguments):
         original(self, *arguments)
-        if self.epoch == 3:
+        if len(self.rows) == 3:
             shutil.rmtree(tmp_path)
 
-    monkeypatch.setattr(training._Student, "end_epoch", delete)
+    monkeypatch.setattr(training.Student, "end_epoch", delete)
     settings = [student("kd"), student("wttm", epochs=3)]
     with pytest.warns(UserWarning, match=r"kd-seed0-.*config\.json was deleted"):
         got = distill_many(teacher, data, settings, folder=tmp_path, progress=False)

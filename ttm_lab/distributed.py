@@ -122,6 +122,13 @@ def wrap(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None)
 
 
+def average_gradients(module: nn.Module) -> None:
+    """Make the gradients of a module that ``wrap`` has not seen the mean over processes."""
+    for parameter in module.parameters():
+        if count() > 1 and parameter.grad is not None:
+            total(parameter.grad).div_(count())
+
+
 def unwrap(model: nn.Module) -> None:
     """Give a network that ``wrap`` has changed its own batch norm back."""
     for module in model.modules():

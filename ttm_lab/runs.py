@@ -32,16 +32,6 @@ from ttm_lab.models import load_weights
 from ttm_lab.models.weights import read_notes, weights_sha256
 from ttm_lab.paths import find_root
 
-_TRAINING_CODE = (
-    "probability.py",
-    "losses.py",
-    "data/*.py",
-    "models/*.py",
-    "distributed.py",
-    "memory.py",
-    "training.py",
-)
-
 
 def runs_folder(experiment: str) -> Path:
     """Where an experiment's runs live: ``$TTM_LAB_RUNS/<experiment>``, else ``<root>/runs/...``."""
@@ -107,7 +97,7 @@ def read_config(folder: str | Path) -> dict:
     Raises ``ValueError`` naming the file and the remedy where it is missing, damaged, or no run's.
     """
     path = Path(folder) / "config.json"
-    kinds = {"settings.model": str, "settings.method": str, "seed": int}
+    kinds = {"settings.model": str, "settings.method": str | dict, "seed": int}
     kinds |= {"data.name": str, "data.seed": int, "data.sha256": str}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -116,7 +106,9 @@ def read_config(folder: str | Path) -> dict:
             for key in name.split("."):
                 value = value.get(key) if isinstance(value, dict) else None
             if not isinstance(value, kind):
-                raise ValueError(f"{name} is {value!r:.40}, not of type {kind.__name__}")
+                raise ValueError(
+                    f"{name} is {value!r:.40}, not of type {getattr(kind, '__name__', kind)}"
+                )
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     return config
@@ -149,16 +141,6 @@ def _damaged(path: Path, reason) -> ValueError:
         f"{path} is missing, damaged or no run's ({str(reason).strip()}): train the run again, or "
         "give its model.safetensors as a file of weights"
     )
-
-
-@cache
-def code_fingerprint() -> str:
-    """SHA-256 over the package's training code, so that changed code never reuses old runs."""
-    digest = hashlib.sha256()
-    for pattern in _TRAINING_CODE:
-        for file in sorted(Path(__file__).parent.glob(pattern)):
-            digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
-    return digest.hexdigest()
 
 
 @cache
@@ -256,12 +238,25 @@ class Run:
     def finished(self) -> bool:
         return (self.folder / "model.safetensors").exists()
 
-    def finish(self, model: torch.nn.Module, history: pd.DataFrame) -> None:
-        """Write the history, then the weights with all checksums; drop the checkpoints."""
+    def finish(
+        self,
+        model: torch.nn.Module,
+        history: pd.DataFrame,
+        objective: torch.nn.Module | None = None,
+    ) -> None:
+        """Write the history, then the weights with all checksums; drop the checkpoints.
+
+        An objective's trained parts, if it has any, go to ``objective.safetensors``.
+        """
         self._describe()
         # repr of a float64 has 17 digits at most, so the numbers come back bit by bit
         table = history.to_csv(index=False).encode()
         atomic_write(self.folder / "metrics.csv", table)
+        if objective is not None and objective.state_dict():
+            parts = {name: tensor.contiguous() for name, tensor in objective.state_dict().items()}
+            notes = {"run": identity(self.config), "weights_sha256": weights_sha256(parts)}
+            weights = safetensors_bytes(parts, {"ttm_lab": json.dumps(notes)})
+            atomic_write(self.folder / "objective.safetensors", weights)
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         notes = {
             "run": identity(self.config),
@@ -272,8 +267,10 @@ class Run:
         atomic_write(self.folder / "model.safetensors", weights)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
-    def load(self, model: torch.nn.Module) -> pd.DataFrame:
-        """Load a finished run's weights into ``model`` and return its history.
+    def load(
+        self, model: torch.nn.Module, objective: torch.nn.Module | None = None
+    ) -> pd.DataFrame:
+        """Load a finished run's weights into ``model`` (and ``objective``); return its history.
 
         Raises ``ValueError`` naming the folder where a file is damaged.
         """
@@ -282,6 +279,8 @@ class Run:
             _, history, notes = load_finished(self.folder, model)
             if notes.get("run") != identity(self.config):
                 raise ValueError("model.safetensors was not written by this run")
+            if objective is not None and objective.state_dict():
+                load_weights(objective, self.folder / "objective.safetensors")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"the run {self.folder} is damaged ({error}); delete that folder, and it is "

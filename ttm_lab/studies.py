@@ -30,8 +30,9 @@ from tqdm.auto import tqdm
 from ttm_lab import runs
 from ttm_lab.analysis import Outputs, collect_outputs, evaluate, generalisation_gap, predict
 from ttm_lab.data import Dataset, load_dataset
+from ttm_lab.objectives import LogitTerm
 from ttm_lab.probability import power_sum, temperature_softmax
-from ttm_lab.training import Diverged, Settings, Trained, distill_many, train_teacher
+from ttm_lab.training import NUMERICS, Diverged, Settings, Trained, distill_many, train_teacher
 
 # The teacher's two numbers were set by hand on validation accuracy, once for all methods.
 TEACHER = Settings("cnn_large", epochs=15, learning_rate=0.1, label="teacher")
@@ -60,11 +61,14 @@ def label_smoothing(student_logits: Tensor, _teacher_logits: Tensor, _labels: Te
     return -F.log_softmax(student_logits.float(), dim=-1).mean()
 
 
+LABEL_SMOOTHING = LogitTerm(label_smoothing, name="label smoothing")
+
+
 def _settings(method: str, **values) -> Settings:
     """A student's settings; ``kd1`` and ``smoothing`` are this study's names for B6's methods."""
     loss, label = {
         "kd1": ("kd", "KD, T = 1"),
-        "smoothing": (label_smoothing, "label smoothing"),
+        "smoothing": (LABEL_SMOOTHING, "label smoothing"),
     }.get(method, (method, method.upper()))
     return Settings("cnn_small", loss, **{"label": label, **values})
 
@@ -284,7 +288,7 @@ def _unfinished(wanted: dict[int, list[Settings]], folder: Path) -> list[int]:
 
     Only a guess at whether processes pay: the training itself decides what is loaded.
     """
-    code, finished = runs.code_fingerprint(), set()
+    finished = set()
 
     def key(seed: int, settings: dict) -> str:
         values = {k: v for k, v in settings.items() if k not in ("method", "milestones", "label")}
@@ -295,7 +299,7 @@ def _unfinished(wanted: dict[int, list[Settings]], folder: Path) -> list[int]:
             config = runs.read_config(file.parent)
         except ValueError:  # its training will write it anew
             continue
-        if config.get("training_code") == code and (file.parent / "model.safetensors").exists():
+        if config.get("numerics") == NUMERICS and (file.parent / "model.safetensors").exists():
             finished.add(key(config["seed"], config["settings"]))
     return [
         seed
@@ -424,7 +428,7 @@ def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:
 
 def mark_finished(folder: Path, seeds: Sequence[int], max_steps: int | None) -> None:
     """Note which seeds' students are complete, for a notebook that would rather load than train."""
-    note = {"seeds": list(seeds), "max_steps": max_steps, "training_code": runs.code_fingerprint()}
+    note = {"seeds": list(seeds), "max_steps": max_steps, "numerics": NUMERICS}
     runs.atomic_write(folder / "finished.json", json.dumps(note))
 
 
@@ -432,7 +436,7 @@ def finished_seeds(folder: Path, max_steps: int | None) -> list[int]:
     """The seeds whose students ``mark_finished`` noted with this training code; else none."""
     try:
         note = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
-        same = note["training_code"] == runs.code_fingerprint() and note["max_steps"] == max_steps
+        same = note.get("numerics") == NUMERICS and note["max_steps"] == max_steps
         return [int(seed) for seed in note["seeds"]] if same else []
     except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
         return []  # missing, or not what mark_finished wrote: then nothing is known

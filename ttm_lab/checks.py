@@ -1,0 +1,129 @@
+"""What is tried before any long work: whether data, networks, losses and settings fit."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ttm_lab import distributed
+from ttm_lab.data import Dataset, FileSplit
+from ttm_lab.models import logits_of
+from ttm_lab.objectives import Objective, Output, label_of, recorded
+from ttm_lab.settings import Settings
+from ttm_lab.teacher import Teacher
+
+
+def check_data(data: Dataset, settings: Sequence[Settings]) -> None:
+    """Whether these settings fit these data, and both the number of processes."""
+    for s in settings:
+        if s.remember and isinstance(data.train, FileSplit):
+            raise ValueError(
+                f"remember=True does not fit {data.name}: only pictures held in memory (of at most "
+                "64x64 pixels) are cropped in finitely many ways"
+            )
+        if s.augmentation not in data.train.augmentations:
+            raise ValueError(
+                f"augmentation={s.augmentation!r} does not fit {data.name}, whose pictures offer "
+                f"{data.train.augmentations}"
+            )
+        if s.batch_size < distributed.count():
+            raise ValueError(
+                f"batch_size={s.batch_size} is the batch of all {distributed.count()} processes "
+                "together: give at least one picture to each"
+            )
+    for name in ("train", "validation", "test"):
+        if 0 < len(getattr(data, name)) < distributed.count():
+            raise ValueError(f"{data.name}: {name} has fewer pictures than there are processes")
+
+
+def check_network(name: str, model: nn.Module, data: Dataset) -> None:
+    """Ask a network about one image: a mismatch or broken weights show at once."""
+    probe, _ = next(data.train.batches(1, order=torch.tensor([0])))
+    was_training = model.training
+    _check_answer(name, model.eval(), probe, data)
+    model.train(was_training)
+
+
+def check_student(model: nn.Module, settings: Settings, data: Dataset) -> None:
+    """Ask a student, in training too, on a batch as small as its smallest."""
+    check_network(settings.model, model, data)
+    images, size, steps = len(data.train), settings.batch_size, settings.max_steps
+    cut = steps is not None and steps * size < images
+    smallest = min(2, size if cut else images % size or size)
+    probe, _ = next(data.train.batches(2, order=torch.arange(min(images, smallest))))
+    # on copies of what batch norm would move
+    buffers = {key: value.clone() for key, value in model.named_buffers()}
+    network = partial(torch.func.functional_call, model.train(), buffers)
+    hint = f"; batch_size={size} makes a batch of one of {images} pictures: give another"
+    name = f"{settings.model} in training"
+    _check_answer(name, network, probe, data, hint if len(probe) == 1 else "")
+    model.eval()
+
+
+@torch.no_grad()
+def check_objective(
+    model: nn.Module,
+    objective: Objective,
+    settings: Settings,
+    teacher: Teacher | None,
+    data: Dataset,
+) -> None:
+    """Compute an objective of the user's once, on two images."""
+    if isinstance(settings.method, str):
+        return
+    features = [*objective.student_features, *objective.teacher_features]
+    for switch in ("remember", "compiled"):
+        if features and getattr(settings, switch):
+            raise ValueError(f"{switch}=True does not fit {settings.label}, which uses features")
+    images, labels = next(data.train.batches(2, order=torch.arange(min(2, len(data.train)))))
+    with recorded(model.eval(), objective.student_features) as seen:
+        logits = logits_of(model(images))
+    answer = teacher and teacher.ask(images, settings, objective.teacher_features)
+    try:
+        terms, reason = objective.eval()(Output(logits, seen), answer, labels), ""
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        terms, reason = {"": None}, f" ({error})"
+    if not all(isinstance(t, Tensor) and t.ndim == 0 for t in terms.values()):
+        raise ValueError(
+            f"method={label_of(settings.method)} must take (student_logits, teacher_logits, labels)"
+            f" and return a tensor with one number{reason}; the package's losses also go by their "
+            "names, such as method='wttm'"
+        )
+
+
+def check_compiler() -> None:
+    """Whether ``torch.compile`` finds the compiler that it needs on a CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise ValueError(
+            f"compiled=True needs a C++ compiler ({error}): install g++, name one in the variable "
+            "CXX, or leave it out (on the command line --compiled)"
+        ) from error
+
+
+@torch.no_grad()
+def _check_answer(name: str, network, images: Tensor, data: Dataset, hint: str = "") -> None:
+    shape, wanted = tuple(images.shape[1:]), (len(images), data.num_classes)
+    try:
+        output = network(images)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{name} does not take the pictures of {data.name}, {shape}: {error}{hint}"
+        ) from error
+    try:
+        logits = logits_of(output)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if tuple(logits.shape) != wanted:
+        raise ValueError(
+            f"{name} gives logits {tuple(logits.shape)} for {wanted[0]} of the pictures of "
+            f"{data.name}, expected {wanted}: build it with num_classes={data.num_classes}"
+        )
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"{name} gives logits that are not finite: check its weights")
+    if (logits >= 0).all() and ((logits.sum(-1) - 1).abs() < 1e-3).all():
+        raise ValueError(f"{name} gives probabilities, not logits: leave its last softmax out")

@@ -1,0 +1,255 @@
+"""What a student minimises: named terms of the outputs of student and teacher, and their weights.
+
+``Settings(method=...)`` takes a name, one term, or a whole ``Objective``. A term is one line:
+
+    WTTMLoss(4.0)                                                   a loss of this package
+    LogitTerm(my_loss, name="mine", scale=2)                        your function of the logits
+    FeatureTerm(nn.MSELoss(), "layer3", "layer3", project=nn.Conv2d(16, 64, 1), name="FitNet")
+
+The parameters of terms, such as a projection's, are trained, saved and resumed with the student.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ttm_lab.losses import DISTLoss, DKDLoss, KDLoss, TTMLoss, WTTMLoss
+
+METHODS = {"kd": KDLoss, "ttm": TTMLoss, "wttm": WTTMLoss, "dkd": DKDLoss, "dist": DISTLoss}
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a network says of a batch: ``logits`` (B, K), and ``features`` by name as asked for."""
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Term(nn.Module):
+    """One term of an objective: ``forward(student, teacher, labels)`` gives a scalar tensor.
+
+    ``student`` and ``teacher`` are ``Output``; what they are asked for beside the logits stands in
+    ``student_features`` and ``teacher_features``. A subclass that a run folder is to remember has
+    an ``identity``: what tells it from other terms, in values that JSON knows.
+    """
+
+    student_features: tuple[str, ...] = ()
+    teacher_features: tuple[str, ...] = ()
+
+    def identity(self):
+        raise ValueError(
+            f"{type(self).__name__} has no identity(), so its run could not be told from others: "
+            "return a name and the values that change its numbers, or pass folder=None"
+        )
+
+
+class CrossEntropy(Term):
+    """Cross-entropy with the labels, in float32, in nats."""
+
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor) -> Tensor:
+        return F.cross_entropy(student.logits.float(), labels)
+
+    def identity(self):
+        return "cross-entropy"
+
+
+class LogitTerm(Term):
+    """A function or module of logits as a term.
+
+    Args:
+        loss: ``loss(student_logits, teacher_logits)`` or ``loss(student_logits, teacher_logits,
+            labels)``, which returns a scalar tensor.
+        name, values: what tells its runs from others (values that JSON knows). The author of a
+            loss changes one of them when the loss changes: its source is not looked at. The
+            package's own losses name themselves.
+    """
+
+    def __init__(self, loss: Callable, *, name: str | None = None, **values):
+        super().__init__()
+        self.loss, self.name, self.values = loss, name, values
+        self.takes_labels = _required_arguments(loss) != 2
+
+    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+        labels = (labels,) if self.takes_labels else ()
+        return self.loss(student.logits, teacher.logits, *labels)
+
+    def identity(self):
+        if self.name is None and isinstance(self.loss, tuple(METHODS.values())):
+            return repr(self.loss)
+        return _named(self.name or "", self.values, label_of(self.loss), "LogitTerm(loss, name=...")
+
+
+class FeatureTerm(Term):
+    """A loss between one feature of the student and one of the teacher.
+
+    Args:
+        loss: ``loss(student_feature, teacher_feature)``, which returns a scalar tensor.
+        student, teacher: the modules whose outputs are compared, by their names in
+            ``network.named_modules()``; with ``:input`` behind it, what goes into a module, so
+            that ``"classifier:input"`` are the penultimate features.
+        project: a module for the student's feature, trained with the student (a 1x1 convolution,
+            a linear layer); None compares as it is.
+        name, values: as for ``LogitTerm``.
+    """
+
+    def __init__(
+        self,
+        loss: Callable,
+        student: str,
+        teacher: str,
+        *,
+        project: nn.Module | None = None,
+        name: str | None = None,
+        **values,
+    ):
+        super().__init__()
+        self.loss, self.name, self.values = loss, name, values
+        self.project = nn.Identity() if project is None else project
+        self.student_features, self.teacher_features = (student,), (teacher,)
+
+    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+        feature = student.features[self.student_features[0]]
+        target = teacher.features[self.teacher_features[0]].detach()
+        return self.loss(self.project(feature.float()), target.float())
+
+    def identity(self):
+        named = _named(
+            self.name or "", self.values, label_of(self.loss), "FeatureTerm(..., name=..."
+        )
+        places = [*self.student_features, *self.teacher_features]
+        return [named, places, repr(self.project)]
+
+
+class Objective(nn.Module):
+    """A weighted sum of named terms: ``objective(student, teacher, labels)`` gives them by name.
+
+    Args:
+        terms: by name, the weight and the term: a ``Term``, or what ``LogitTerm`` takes. A run's
+            history has a column ``<name>_loss`` for each, and ``loss``, the weighted sum.
+
+    Raises:
+        ValueError: no terms, a weight below 0 or not finite, a name that is no identifier.
+
+        Objective({"ce": (1, CrossEntropy()), "distill": (36, TTMLoss(4.0)), "hint": (10, fitnet)})
+    """
+
+    def __init__(self, terms: Mapping[str, tuple[float, Callable]]):
+        super().__init__()
+        if not terms:
+            raise ValueError("an objective needs at least one term")
+        for name, (weight, _) in terms.items():
+            if not name.isidentifier() or not 0 <= weight < float("inf"):
+                raise ValueError(
+                    f"term {name!r} with weight {weight!r}: give a name of letters and digits and "
+                    "a finite weight of at least 0"
+                )
+        self.weights = {name: float(weight) for name, (weight, _) in terms.items()}
+        self.terms = nn.ModuleDict(
+            {n: t if isinstance(t, Term) else LogitTerm(t) for n, (_, t) in terms.items()}
+        )
+
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor) -> dict[str, Tensor]:
+        return {name: term(student, teacher, labels) for name, term in self.terms.items()}
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of what ``forward`` gave."""
+        weighted = [self.weights[name] * value for name, value in terms.items()]
+        return sum(weighted[1:], start=weighted[0])
+
+    @property
+    def student_features(self) -> list[str]:
+        return sorted({name for term in self.terms.values() for name in term.student_features})
+
+    @property
+    def teacher_features(self) -> list[str]:
+        return sorted({name for term in self.terms.values() for name in term.teacher_features})
+
+    def identity(self):
+        """What tells this objective from others, in values that JSON knows."""
+        return {name: [self.weights[name], term.identity()] for name, term in self.terms.items()}
+
+
+def make_objective(
+    method, *, temperature: float | None, ce_weight: float, distill_weight: float | None
+) -> Objective:
+    """The objective behind a method: a name, a term, or an objective, which is copied.
+
+    Every student gets a copy of its own, since its parts are trained.
+    """
+    if isinstance(method, Objective):
+        return copy.deepcopy(method)
+    terms = {"ce": (ce_weight, CrossEntropy())}
+    if method != "ce":
+        term = METHODS[method](temperature) if isinstance(method, str) else copy.deepcopy(method)
+        terms["distill"] = distill_weight, term
+    return Objective(terms)
+
+
+def label_of(method) -> str:
+    """A method's name for tables and run folders."""
+    if isinstance(method, str):
+        return method.upper() if method in ("ce", *METHODS) else method
+    if isinstance(method, Term) and getattr(method, "name", None):
+        return method.name
+    if isinstance(method, LogitTerm):
+        return label_of(method.loss)
+    if isinstance(method, tuple(METHODS.values())):
+        return type(method).__name__.removesuffix("Loss")
+    return getattr(method, "__qualname__", None) or type(method).__qualname__
+
+
+@contextmanager
+def recorded(network: nn.Module, names: Sequence[str]):
+    """While it lasts, the outputs (or with ``:input`` the inputs) of named modules, by name.
+
+    What a later layer changes in place is seen as changed. Raises ``ValueError`` for a name that
+    the network does not have.
+    """
+    features, handles = {}, []
+    known = dict(network.named_modules()) if names else {}
+    try:
+        for name in names:
+            path, _, side = name.partition(":")
+            if path not in known or side not in ("", "input"):
+                raise ValueError(
+                    f"{type(network).__name__} has no module {name!r}; it has "
+                    f"{', '.join(k for k in known if k and '.' not in k)} and what is inside them"
+                )
+            keep = partial(_keep, features, name, side == "input")
+            handles.append(known[path].register_forward_hook(keep))
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keep(features: dict, name: str, before: bool, _module, inputs: tuple, output) -> None:
+    features[name] = inputs[0] if before else output
+
+
+def _required_arguments(loss: Callable) -> int:
+    """How many positional arguments a loss insists on; 3 where that cannot be seen."""
+    try:
+        parameters = inspect.signature(
+            loss.forward if isinstance(loss, nn.Module) else loss
+        ).parameters.values()
+    except (TypeError, ValueError):
+        return 3
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds and p.default is p.empty for p in parameters)
+
+
+def _named(name: str, values: dict, label: str, remedy: str):
+    if not name:
+        raise ValueError(
+            f"{label} has no name of its own, so its run could not be told from others: write "
+            f"{remedy}, and the values that change it), or pass folder=None"
+        )
+    return [name, values] if values else name

@@ -1,0 +1,155 @@
+"""What a training says of itself on its way: sums of measures, a bar or lines, the clock."""
+
+import os
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ttm_lab import distributed
+from ttm_lab.memory import TeacherMemory
+from ttm_lab.settings import number, whole_number
+
+
+class Clock:
+    """Tells when the next resume point is due: the same to all processes."""
+
+    def __init__(self, seconds: float, device: torch.device):
+        self.seconds, self.device = seconds, device
+        self.reset()
+
+    def due(self) -> bool:
+        return distributed.agree(time.monotonic() - self.saved >= self.seconds, self.device)
+
+    def reset(self) -> None:
+        self.saved = time.monotonic()
+
+
+class Meter:
+    """Sums of per-sample measures, taken in blocks and read once an epoch.
+
+    They are Python's numbers, added up on the CPU: not every device has float64.
+    """
+
+    # Logits of so many batches wait before their metrics are computed. Resume points within an
+    # epoch lie between two such blocks, so that a resume forms the same sums in the same order.
+    BLOCK = 64
+
+    def __init__(self, temperature: float, device: torch.device):
+        self.temperature, self.device = temperature, device
+        self._clear()
+
+    def _clear(self) -> None:
+        self.batches, self.losses, self.totals, self.count = [], [], {}, 0
+
+    def add(self, logits, labels, teacher_logits, losses: dict[str, Tensor] | None = None) -> None:
+        self.batches.append((logits, labels, teacher_logits))
+        if losses:
+            self.losses.append({name: value.detach() for name, value in losses.items()})
+        if len(self.batches) == self.BLOCK:
+            self._flush()
+
+    def _add(self, name: str, values: Tensor) -> None:
+        self.totals[name] = self.totals.get(name, 0.0) + values.cpu().double().sum().item()
+
+    @torch.no_grad()
+    def _flush(self) -> None:
+        if self.losses:
+            sizes = torch.tensor([len(labels) for _, labels, _ in self.batches])
+            for name in self.losses[0]:
+                values = torch.stack([losses[name] for losses in self.losses]).cpu().double()
+                self._add(name, values * sizes)
+        logits, labels, teacher_logits = (
+            None if parts[0] is None else torch.cat(parts)
+            for parts in zip(*self.batches, strict=True)
+        )
+        log_q = F.log_softmax(logits.float(), dim=-1)
+        q = log_q.exp()
+        self._add("accuracy", logits.argmax(-1) == labels)
+        self._add("entropy", -(q * log_q).sum(-1))
+        self._add("confidence", q.amax(-1))
+        if teacher_logits is not None:
+            log_p = F.log_softmax(teacher_logits.float() / self.temperature, dim=-1)
+            log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 * -inf is NaN
+            self._add("distance", (log_p.exp() * (log_p - log_q)).sum(-1))
+        self.count += len(labels)
+        self.batches, self.losses = [], []
+
+    def _gather(self) -> None:
+        """Bring what all processes have counted together."""
+        if self.batches:
+            self._flush()
+        if distributed.count() > 1 and self.totals:
+            sums = torch.tensor([*self.totals.values(), self.count], dtype=torch.float64)
+            counted = distributed.total(sums.to(self.device)).tolist()
+            self.totals = dict(zip(self.totals, counted[:-1], strict=True))
+            self.count = int(counted[-1])
+
+    def state(self) -> dict:
+        """What has been counted, for a resume point; afterwards process 0 holds all of it."""
+        self._gather()
+        state = {"totals": self.totals, "count": self.count}
+        self.restore(state)
+        return state
+
+    def restore(self, state: dict) -> None:
+        """Go on from ``state``, which process 0 alone holds: others have the names and zeros."""
+        mine = int(distributed.rank() == 0)
+        self.totals = {name: mine * number(name, x) for name, x in state["totals"].items()}
+        self.count = mine * whole_number("count", state["count"])
+
+    def read(self, prefix: str) -> dict[str, float]:
+        """Means per sample since the last reading; losses keep their bare names."""
+        self._gather()
+        names = [name if name.endswith("loss") else prefix + name for name in self.totals]
+        values = [total / self.count for total in self.totals.values()]
+        self._clear()
+        return dict(zip(names, values, strict=True))
+
+
+class Progress:
+    """A bar over batches at a screen; one line an epoch in a batch; nothing if switched off."""
+
+    def __init__(self, progress: bool | None, students):
+        batch = bool(os.environ.get("TTM_LAB_BATCH")) or not (
+            sys.stderr.isatty() or "ipykernel" in sys.modules
+        )
+        first = distributed.rank() == 0
+        self.lines = progress is None and batch and first
+        labels = sorted({s.settings.label for s in students})
+        what = labels[0] if len(labels) == 1 else f"{len(labels)} students"
+        self.what = f"{what}, seed {students[0].seed}"
+        self.last = max(s.settings.epochs for s in students)
+        hidden = progress is False or self.lines or not first
+        self.bar = tqdm(
+            total=self.last * students[0].per_epoch, desc=self.what, unit="batch", disable=hidden
+        )
+        self.text = ""
+
+    def epoch_starts(self, epoch: int, done: int) -> None:
+        # what an earlier start did counts as done, not as speed
+        if not self.bar.disable and self.bar.n < done:
+            self.bar.initial += done - self.bar.n
+            self.bar.n = done
+        self.bar.set_postfix_str(f"epoch {epoch + 1}/{self.last}{self.text}", refresh=False)
+
+    def batch_done(self) -> None:
+        self.bar.update()
+
+    def epoch_done(self, epoch: int, students) -> None:
+        rows = [s.rows[-1] for s in students]
+        part = "validation" if "validation_accuracy" in rows[0] else "train"
+        accuracy = [row[f"{part}_accuracy"] for row in rows]
+        self.text = f", {part} accuracy {min(accuracy):.3f} to {max(accuracy):.3f}"
+        if self.lines:
+            line = f"{self.what}: epoch {epoch + 1}/{self.last}{self.text}"
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self, memory: TeacherMemory | None) -> None:
+        self.bar.close()
+        if memory is not None and (self.lines or not self.bar.disable):
+            share = f"{memory.hit_rate:.0%} of {memory.asked:,} teacher answers remembered"
+            print(f"{self.what}: {share}", file=sys.stderr, flush=True)

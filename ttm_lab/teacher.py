@@ -1,0 +1,126 @@
+"""The network that students learn from: folded, asked, or looked up in its cache."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ttm_lab.data import Dataset, FileSplit, Split
+from ttm_lab.memory import TeacherMemory, memory_file
+from ttm_lab.models import logits_of
+from ttm_lab.objectives import Output, recorded
+from ttm_lab.settings import Settings
+
+
+class Teacher:
+    """A network in evaluation mode on its device, with the batches that it has answered.
+
+    Args:
+        network: the teacher; it gets no gradient. fingerprint: of its weights, names cache files.
+        data, settings: what it will be asked about and how, on ``device``.
+        folder: where cache files lie; None keeps answers in memory.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        fingerprint: str,
+        data: Dataset,
+        settings: Sequence[Settings],
+        device: torch.device,
+        folder: str | Path | None = None,
+    ):
+        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.fingerprint, self.device, self.caches = fingerprint, device, {}
+        self.folded = self.network
+        if any(s.fold_batch_norm for s in settings):
+            probe, _ = next(data.train.batches(2))
+            self.folded = fold_batch_norm(self.network, probe)
+        for s in settings:
+            if s.remember and way_of_asking(s) not in self.caches:
+                path = folder and memory_file(
+                    folder,
+                    teacher=fingerprint,
+                    part=data.train,
+                    augmentation=s.augmentation,
+                    precision=s.precision,
+                    folded=self.is_folded(s),
+                )
+                ask = partial(self.ask, settings=s)
+                self.caches[way_of_asking(s)] = TeacherMemory(
+                    lambda images, ask=ask: ask(images).logits,
+                    data.train,
+                    s.augmentation,
+                    data.num_classes,
+                    path,
+                )
+
+    def is_folded(self, settings: Settings) -> bool:
+        """Whether these settings ask a folded copy: not every network can be folded."""
+        return settings.fold_batch_norm and self.folded is not self.network
+
+    @torch.no_grad()
+    def ask(self, images: Tensor, settings: Settings, features: Sequence[str] = ()) -> Output:
+        """The answer to a batch of images. Features come from the network as it is, not folded."""
+        network = self.folded if settings.fold_batch_norm and not features else self.network
+        with (
+            autocast(self.device, settings.precision),
+            recorded(network, features) as found,
+        ):
+            pieces = len(images) if features else 1024  # a recorded feature is of one pass
+            return Output(logits_in_pieces(network, images, pieces), dict(found))
+
+    def batches(
+        self,
+        train: Split | FileSplit,
+        settings: Settings,
+        options: dict,
+        count: int,
+        features: Sequence[str] = (),
+    ) -> Iterator[tuple[Tensor, Tensor, Output]]:
+        """``count`` batches at most of ``train``: images, labels, and the teacher's answers."""
+        size, cache = settings.batch_size, self.caches.get(way_of_asking(settings))
+        if cache is None:
+            for images, labels in islice(train.batches(size, **options), count):
+                yield images, labels, self.ask(images, settings, features)
+        else:
+            for views, logits in cache.answers(islice(train.views(size, **options), count)):
+                yield *train.take(views, settings.augmentation), Output(logits)
+
+
+def way_of_asking(settings: Settings) -> tuple:
+    """What decides the teacher's answer, the teacher and the image aside."""
+    s = settings
+    return s.augmentation, s.precision, s.fold_batch_norm, s.remember
+
+
+def autocast(device: torch.device, precision: str):
+    """The context in which networks run at a ``precision`` of ``Settings``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@torch.no_grad()
+def logits_in_pieces(model: nn.Module, images: Tensor, batch_size: int = 1024) -> Tensor:
+    """Logits (N, K) of images, ``batch_size`` at a time, without gradients."""
+    return torch.cat([logits_of(model(part)) for part in images.split(batch_size)])
+
+
+def fold_batch_norm(network: nn.Module, probe: Tensor) -> nn.Module:
+    """A copy in which convolutions do the work of the batch norms that follow them.
+
+    What cannot be traced, or would give other logits for ``probe``, comes back as it is.
+    """
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
+        return network
+    from torch.fx.experimental.optimization import fuse  # slow to import
+
+    try:
+        folded = fuse(network).to(memory_format=torch.channels_last).eval()
+        before, after = logits_in_pieces(network, probe), logits_in_pieces(folded, probe)
+    except Exception:  # each kind of network fails to be traced in its own way
+        return network
+    close = torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
+    return folded if close else network
