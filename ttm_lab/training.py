@@ -644,6 +644,8 @@ class _Student:
         ):
             try:
                 take(state if name == "progress" else state[name])
+            except (MemoryError, torch.OutOfMemoryError):
+                raise  # nothing is wrong with the file
             except Exception as error:  # what is wrong inside decides the kind
                 raise ValueError(
                     f"its {name} is missing or wrong ({type(error).__name__}: {error})"
