@@ -559,12 +559,12 @@ def test_files_of_another_run_are_not_taken_for_this_one_s(data, teacher, tmp_pa
     options = {"folder": tmp_path, "progress": False}
     one, two = (distill(teacher, data, student(epochs=n), **options).folder for n in (1, 2))
     shutil.copy(two / "model.safetensors", one)
-    with pytest.raises(ValueError, match=rf"{one.name} is damaged.*does not fit the weights"):
+    with pytest.raises(ValueError, match=rf"{one.name} is damaged.*is not that of the weights"):
         distill(teacher, data, student(epochs=1), **options)
     shutil.copytree(two, one, dirs_exist_ok=True)
     with (
         pytest.warns(UserWarning, match=r"config\.json was damaged"),
-        pytest.raises(ValueError, match=rf"{one.name} is damaged.*does not fit the weights"),
+        pytest.raises(ValueError, match=rf"{one.name} is damaged.*is not that of the weights"),
     ):
         distill(teacher, data, student(epochs=1), **options)
     save_file(create_model("cnn_small", 10).state_dict(), two / "model.safetensors")
@@ -696,3 +696,26 @@ def test_weights_that_blew_up_unseen_are_not_a_finished_run(data, teacher, tmp_p
     with pytest.raises(Diverged, match="not finite in epoch 1"):
         distill(teacher, unseen, settings, folder=tmp_path, progress=False)
     assert not list(tmp_path.rglob("model.safetensors"))
+
+
+def test_a_lack_of_memory_is_not_taken_for_damage(broken_off, data, teacher, tmp_path, monkeypatch):
+    settings, _, folder = broken_off
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("the device is full")
+
+    monkeypatch.setattr(training._Student, "_take_optimiser", full)
+    with pytest.raises(torch.OutOfMemoryError, match="is full"):
+        distill(teacher, data, settings, folder=tmp_path, progress=False)
+
+
+def test_the_environment_of_a_finished_run_is_not_made_up(data, teacher, tmp_path):
+    options = {"folder": tmp_path, "progress": False}
+    folder = distill(teacher, data, student(epochs=1), **options).folder
+    (folder / "environment.json").unlink()
+    (folder / "config.json").unlink()
+    with pytest.warns(UserWarning, match=r"config\.json was deleted; it is written anew"):
+        distill(teacher, data, student(epochs=1), **options)
+    assert (folder / "config.json").exists()
+    assert not (folder / "environment.json").exists()

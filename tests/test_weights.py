@@ -271,3 +271,19 @@ def test_one_flipped_bit_of_weights_with_a_checksum_is_noticed(tmp_path, teacher
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"model\.safetensors"):
             load_weights(fresh, path)
+
+
+def test_tensors_of_other_forms_are_refused_or_converted(tmp_path, teacher, fresh):
+    state = teacher.state_dict()
+    name = next(iter(state))
+    path = tmp_path / "weights.pth"
+    quantized = torch.quantize_per_tensor(state[name], 0.1, 0, torch.qint8)
+    for value in (state[name].to_sparse(), state[name].to("meta"), quantized):
+        torch.save(state | {name: value}, path)
+        with pytest.raises(ValueError, match=r"weights\.pth holds .*not weights by name"):
+            load_weights(fresh, path)
+    torch.save(state | {name: state[name].to(torch.float8_e4m3fn)}, path)
+    assert torch.allclose(load_weights(fresh, path).state_dict()[name], state[name], atol=0.1)
+    torch.save(state | {name: state[name].double() * 1e300}, path)
+    with pytest.raises(ValueError, match=rf"NaN or infinite, in \['{name}'\]"):
+        load_weights(fresh, path)

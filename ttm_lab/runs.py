@@ -126,7 +126,7 @@ def load_finished(folder: str | Path, model: torch.nn.Module) -> tuple[dict, pd.
     load_weights(model, path)
     notes = read_notes(path)
     if notes.get("run") not in (None, identity(config)):
-        raise _damaged(Path(folder) / "config.json", "it does not fit the weights beside it")
+        raise _damaged(Path(folder) / "config.json", "it is not that of the weights beside it")
     try:
         table = metrics.read_bytes()
         if notes.get("metrics_sha256") not in (None, hashlib.sha256(table).hexdigest()):
@@ -221,8 +221,8 @@ class Run:
         ):
             path = self.folder / name
             there = path.read_bytes() if path.exists() else b""
-            if there and name != "config.json":
-                continue
+            if name == "environment.json" and (there or self.finished):
+                continue  # of a finished run, this process's would be another
             text = json.dumps(content(), indent=1)
             if there == text.encode():
                 continue
@@ -320,6 +320,8 @@ class Run:
                 if not isinstance(state, dict) or state.get("identity") != identity(self.config):
                     raise ValueError("it belongs to another run")
                 take(state)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise  # nothing is wrong with the file
             except Exception as error:  # torch, pickle and zip each have their own
                 warnings.warn(f"damaged checkpoint {file}: {error}; not used", stacklevel=2)
                 continue

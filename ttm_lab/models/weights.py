@@ -80,7 +80,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             f"{path} does not fit {type(model).__name__}: missing {_listed(missing)}, "
             f"unexpected {_listed(unexpected)}, other shapes {_listed(shapes)}"
         )
-    broken = [k for k in state if state[k].is_floating_point() and not state[k].isfinite().all()]
+    broken = [k for k in state if not state[k].to(wanted[k].dtype).isfinite().all()]
     if broken:
         raise ValueError(
             f"{path} holds weights that are NaN or infinite, in {_listed(broken)}: its training "
@@ -126,7 +126,8 @@ def _without_wrappers(loaded, path: str | Path) -> dict[str, Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+        isinstance(name, str) and isinstance(value, Tensor) and _is_plain(value)
+        for name, value in loaded.items()
     ):
         found = sorted(map(str, loaded)) if isinstance(loaded, dict) else type(loaded).__name__
         raise ValueError(
@@ -137,6 +138,10 @@ def _without_wrappers(loaded, path: str | Path) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in loaded):
             loaded = {name.removeprefix(prefix): tensor for name, tensor in loaded.items()}
     return dict(loaded)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
 
 
 def _listed(names: list[str]) -> str:
