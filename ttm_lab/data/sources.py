@@ -44,13 +44,18 @@ def load_dataset(
     2017) are downloaded by torchvision, once and with their checksums, into ``root`` (default:
     ``$TTM_LAB_DATA``, else ``data/downloads``): uint8 (N, 3, 32, 32), or (N, 1, 28, 28) for
     Fashion-MNIST. With ``size`` they become RGB of that size. They are normalised by mean and
-    standard deviation of the pictures trained on; CIFAR-100 by the published recipe's constants.
+    standard deviation of the pictures trained on (a channel that hardly varies by the largest of
+    the others); CIFAR-100 by the published recipe's constants.
 
     ``"folder"`` is any collection of pictures in ``root/train/<class>/`` and ``root/test/<class>/``
     or ``root/val/<class>/``; with all three, ``val`` is the validation part. Files of any size and
-    mode become RGB. Pictures of up to 64x64 (or ``size`` up to 64) are held in memory as uint8
-    (N, 3, H, W), scaled and cut to one size; larger ones stay in their files (``FileSplit``) and
-    give 224x224, or ``size``.
+    mode become RGB: upright as EXIF says, transparent pixels on white, grey ones with more than 8
+    bits by the upper 8 of the 8, 10, 12, 14 or 16 that they fill. Where the median height and width
+    of (up to a hundred) training pictures are up to 64, or ``size`` is, all are held in memory as
+    uint8 (N, 3, H, W), scaled and cut to that size; otherwise they stay in their files
+    (``FileSplit``) and give 224x224, or ``size``. One warning counts the files that are no pictures
+    to Pillow, and names folders that lead back or that devices leave (``@eaDir``): they are left
+    out, as are hidden ones.
 
     ``"imagenet"`` is such a folder of ILSVRC2012 (``root/train/<wnid>/``, ``root/val/<wnid>/``),
     never held in memory; a number of classes other than 1000 is allowed with a warning. Pictures
