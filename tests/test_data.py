@@ -7,6 +7,7 @@ import http.server
 import io
 import os
 import pickle
+import shutil
 import struct
 import sys
 import tarfile
@@ -285,6 +286,83 @@ def test_fashion_mnist_without_a_network_names_the_files_that_are_missing(
     raw = tmp_path / "FashionMNIST" / "raw"
     assert f"{server[1]}/t10k-images-idx3-ubyte.gz to {raw}/t10k-images" in str(refused.value)
     assert "train-images" not in str(refused.value).split("Fetch by any other way")[1]
+
+
+def stop_serving(folder):
+    """From now on the server has nothing; gives what it had."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in folder.iterdir():
+        path.unlink()
+    return files
+
+
+@pytest.mark.parametrize("kept", [0, 20, -1, "a page"])
+def test_an_unpacked_file_that_is_damaged_is_named_until_it_is_removed(
+    server, tmp_path, monkeypatch, kept
+):
+    """Fashion-MNIST's: cut short while unpacking, or foreign. Its archives alone have checksums."""
+    offer_fashion_mnist(monkeypatch, *server)
+    load = functools.partial(load_dataset, "fashion_mnist", root=tmp_path, validation=0)
+    whole = load().fingerprint
+    files = stop_serving(server[0])
+    raw = tmp_path / "FashionMNIST" / "raw"
+    damaged = raw / "train-labels-idx1-ubyte"
+    body = damaged.read_bytes()
+    damaged.write_bytes(b"<html>" if kept == "a page" else body[:kept])
+    with pytest.raises(ConnectionError, match="Remove what was unpacked") as refused:
+        load()
+    assert f"  {damaged}\n" in str(refused.value)
+    assert "Fetch" not in str(refused.value)  # the archives are there
+    # Doing what it says is enough, with the archives and, fetched by other ways, without.
+    damaged.unlink()
+    assert load().fingerprint == whole
+    damaged.write_bytes(body[:-1])
+    for name in files:
+        (raw / name).unlink()
+    with pytest.raises(ConnectionError, match=r"(?s)Remove .*Fetch .*labels-idx1-ubyte\.gz"):
+        load()
+    damaged.unlink()
+    for name, content in files.items():
+        (raw / name).write_bytes(content)
+    assert load().fingerprint == whole
+
+
+def test_damaged_files_of_an_old_torchvision_are_named(server, tmp_path, monkeypatch):
+    offer_fashion_mnist(monkeypatch, *server)
+    processed = tmp_path / "FashionMNIST" / "processed"
+    processed.mkdir(parents=True)
+    for name in ("training.pt", "test.pt"):
+        (processed / name).write_bytes(b"cut short")
+    with pytest.raises(ConnectionError, match="Remove what was unpacked") as refused:
+        load_dataset("fashion_mnist", root=tmp_path, validation=0)
+    assert f"  {processed}\n" in str(refused.value)
+    shutil.rmtree(processed)
+    assert len(load_dataset("fashion_mnist", root=tmp_path, validation=0).train) == 40
+
+
+@pytest.mark.parametrize("archive", ["kept", "gone"])
+@pytest.mark.parametrize("what", ["meta", "train", "all"])
+def test_unpacked_cifar_files_that_are_foreign_are_named(
+    small_cifar100, server, downloads, what, archive
+):
+    whole = load_dataset("cifar100", validation=0).fingerprint
+    ((name, content),) = stop_serving(server[0]).items()
+    unpacked = downloads / "cifar-100-python"
+    if what == "all":
+        shutil.rmtree(unpacked)
+        unpacked.write_bytes(b"something else")
+    else:
+        (unpacked / what).write_bytes(b"something else")
+    if archive == "gone":
+        (downloads / name).unlink()
+    if (what, archive) != ("train", "kept"):  # which torchvision mends by itself
+        with pytest.raises(ConnectionError, match="Remove what was unpacked") as refused:
+            load_dataset("cifar100", validation=0)
+        assert f"  {unpacked}\n" in str(refused.value)
+        assert ("Fetch" in str(refused.value)) is (archive == "gone")
+        unpacked.unlink() if what == "all" else shutil.rmtree(unpacked)
+        (downloads / name).write_bytes(content)
+    assert load_dataset("cifar100", validation=0).fingerprint == whole
 
 
 # Picture folders
