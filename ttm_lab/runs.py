@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from ttm_lab.models import load_weights
-from ttm_lab.paths import find_root
+from ttm_lab.paths import find_root, user_path
 
 _TRAINING_CODE = (
     "probability.py",
@@ -44,12 +44,12 @@ _TRAINING_CODE = (
 def runs_folder(experiment: str) -> Path:
     """Where an experiment's runs live: ``$TTM_LAB_RUNS/<experiment>``, else ``<root>/runs/...``."""
     base = os.environ.get("TTM_LAB_RUNS")
-    return (Path(base) if base else find_root() / "runs") / experiment
+    return (user_path(base) if base else find_root() / "runs") / experiment
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
     """Write a whole file or nothing: temporary file, fsync, rename."""
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -155,7 +155,7 @@ class Run:
 
     def __init__(self, experiment: str | Path, label: str, config: dict):
         self.config, self.label = config, label
-        self.folder = Path(experiment) / f"{label}-{identity(config)}"
+        self.folder = user_path(experiment) / f"{label}-{identity(config)}"
         self._lock = filelock.FileLock(self.folder / ".lock")
 
     def __enter__(self) -> "Run":

@@ -23,6 +23,7 @@ from ttm_lab.data.splits import (
     normalisation,
     read_picture,
 )
+from ttm_lab.paths import user_path
 
 # What torchvision's pretrained networks were trained with.
 IMAGENET_SCALE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -45,7 +46,7 @@ def load_folder(
     workers: int,
 ) -> Dataset:
     """The data set in folder ``root``; arguments as ``load_dataset`` describes them."""
-    root = Path(root).expanduser().absolute()
+    root = user_path(root).absolute()
     sources = _find_parts(name, root)
     class_names, files, ignored = _list_pictures(name, root, sources)
     if ignored:

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from ttm_lab.data.folders import layout, load_folder
 from ttm_lab.data.splits import Dataset, Split, carve, normalisation
-from ttm_lab.paths import downloads_folder
+from ttm_lab.paths import downloads_folder, user_path
 
 # Our names for torchvision's classes, which know each address and checksum.
 DOWNLOADS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
@@ -93,7 +93,7 @@ def load_dataset(
             )
         return _digits(int(seed), size)
     if name in DOWNLOADS:
-        folder = downloads_folder() if root is None else Path(root).expanduser()
+        folder = downloads_folder() if root is None else user_path(root)
         return _downloaded(name, folder.absolute(), int(seed), validation, size)
     if name in ("folder", "imagenet"):
         if root is None:

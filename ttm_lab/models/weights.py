@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ttm_lab.paths import user_path
+
 # torch.load refuses by default what the published teacher files hold beside their tensors. Their
 # optimizer's learning rate is a NumPy number once it has decayed, which pickle stores as a call of
 # `scalar` with a dtype (NumPy 1 and 2 name that function's module differently); the last epoch's
@@ -38,7 +40,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     another format, in need of running code, or of another network (missing and unexpected names and
     differing shapes are listed).
     """
-    state = _without_wrappers(_read(Path(path)), path)
+    state = _without_wrappers(_read(user_path(path)), path)
     wanted = model.state_dict()
     missing = [k for k in wanted if k not in state and not k.endswith(".num_batches_tracked")]
     unexpected = [k for k in state if k not in wanted]
