@@ -431,6 +431,7 @@ def test_every_mode_becomes_rgb(tmp_path):
     assert np.array_equal(data.test.images[0].permute(1, 2, 0), rgb)
 
 
+@pytest.mark.filterwarnings("ignore:.*left out files that Pillow:UserWarning")
 def test_hidden_files_other_files_and_depth(tmp_path):
     make_folder(tmp_path)
     cats = tmp_path / "train/cat"
@@ -727,6 +728,7 @@ def test_pictures_stand_upright_as_their_exif_says(tmp_path, suffix, size):
         assert (pictures - wanted).abs().mean() < 0.02
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")  # Pillow's
 def test_a_damaged_exif_does_not_lose_the_picture(tmp_path):
     pixels = np.full((8, 8, 3), 100, np.uint8)
     for part in ("train", "test"):

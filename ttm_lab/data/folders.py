@@ -1,12 +1,12 @@
 """Picture folders with one folder per class: in memory when small, read from file when not."""
 
 import os
-import unicodedata
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ def _list_pictures(
                     + ": fill it, or remove it from every part"
                 )
             others += there
-            found[part].setdefault(_composed(class_name), []).extend(pictures)
+            found[part].setdefault(normalize("NFC", class_name), []).extend(pictures)
         if not found[part]:
             raise ValueError(f"{root / folder} holds no class folders: {layout(name, root)}")
     class_names = tuple(sorted(found["train"]))
@@ -173,7 +173,7 @@ def _list_pictures(
                 "lacks: the folders in 'train' say which classes there are"
             )
         pairs = [(path, label[c]) for c, paths in classes.items() for path in paths]
-        pairs.sort(key=lambda pair: (_composed(pair[0]), pair))
+        pairs.sort(key=lambda pair: (normalize("NFC", pair[0]), pair))
         files[part] = [path for path, _ in pairs], np.array([k for _, k in pairs])
     ignored = [_counted(others)] if others else []
     if folders:
@@ -215,10 +215,6 @@ def _without_leftovers(where: str | Path, folders: list[str], ignored: list[str]
         (name for name in folders if name[0] != "." and name.lower() not in _LEFT_BEHIND),
         key=lambda name: (os.path.islink(os.path.join(where, name)), name),
     )
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _counted(others: Counter) -> str:
