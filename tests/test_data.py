@@ -7,9 +7,13 @@ import http.server
 import io
 import os
 import pickle
+import shutil
 import struct
+import sys
 import tarfile
 import threading
+import unicodedata
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import datasets
+from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2 import functional
 
 from ttm_lab.data import Dataset, FileSplit, Split, load_dataset
@@ -283,6 +288,83 @@ def test_fashion_mnist_without_a_network_names_the_files_that_are_missing(
     assert "train-images" not in str(refused.value).split("Fetch by any other way")[1]
 
 
+def stop_serving(folder):
+    """From now on the server has nothing; gives what it had."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in folder.iterdir():
+        path.unlink()
+    return files
+
+
+@pytest.mark.parametrize("kept", [0, 20, -1, "a page"])
+def test_an_unpacked_file_that_is_damaged_is_named_until_it_is_removed(
+    server, tmp_path, monkeypatch, kept
+):
+    """Fashion-MNIST's: cut short while unpacking, or foreign. Its archives alone have checksums."""
+    offer_fashion_mnist(monkeypatch, *server)
+    load = functools.partial(load_dataset, "fashion_mnist", root=tmp_path, validation=0)
+    whole = load().fingerprint
+    files = stop_serving(server[0])
+    raw = tmp_path / "FashionMNIST" / "raw"
+    damaged = raw / "train-labels-idx1-ubyte"
+    body = damaged.read_bytes()
+    damaged.write_bytes(b"<html>" if kept == "a page" else body[:kept])
+    with pytest.raises(ConnectionError, match="Remove what was unpacked") as refused:
+        load()
+    assert f"  {damaged}\n" in str(refused.value)
+    assert "Fetch" not in str(refused.value)  # the archives are there
+    # Doing what it says is enough, with the archives and, fetched by other ways, without.
+    damaged.unlink()
+    assert load().fingerprint == whole
+    damaged.write_bytes(body[:-1])
+    for name in files:
+        (raw / name).unlink()
+    with pytest.raises(ConnectionError, match=r"(?s)Remove .*Fetch .*labels-idx1-ubyte\.gz"):
+        load()
+    damaged.unlink()
+    for name, content in files.items():
+        (raw / name).write_bytes(content)
+    assert load().fingerprint == whole
+
+
+def test_damaged_files_of_an_old_torchvision_are_named(server, tmp_path, monkeypatch):
+    offer_fashion_mnist(monkeypatch, *server)
+    processed = tmp_path / "FashionMNIST" / "processed"
+    processed.mkdir(parents=True)
+    for name in ("training.pt", "test.pt"):
+        (processed / name).write_bytes(b"cut short")
+    with pytest.raises(ConnectionError, match="Remove what was unpacked") as refused:
+        load_dataset("fashion_mnist", root=tmp_path, validation=0)
+    assert f"  {processed}\n" in str(refused.value)
+    shutil.rmtree(processed)
+    assert len(load_dataset("fashion_mnist", root=tmp_path, validation=0).train) == 40
+
+
+@pytest.mark.parametrize("archive", ["kept", "gone"])
+@pytest.mark.parametrize("what", ["meta", "train", "all"])
+def test_unpacked_cifar_files_that_are_foreign_are_named(
+    small_cifar100, server, downloads, what, archive
+):
+    whole = load_dataset("cifar100", validation=0).fingerprint
+    ((name, content),) = stop_serving(server[0]).items()
+    unpacked = downloads / "cifar-100-python"
+    if what == "all":
+        shutil.rmtree(unpacked)
+        unpacked.write_bytes(b"something else")
+    else:
+        (unpacked / what).write_bytes(b"something else")
+    if archive == "gone":
+        (downloads / name).unlink()
+    if (what, archive) != ("train", "kept"):  # which torchvision mends by itself
+        with pytest.raises(ConnectionError, match="Remove what was unpacked") as refused:
+            load_dataset("cifar100", validation=0)
+        assert f"  {unpacked}\n" in str(refused.value)
+        assert ("Fetch" in str(refused.value)) is (archive == "gone")
+        unpacked.unlink() if what == "all" else shutil.rmtree(unpacked)
+        (downloads / name).write_bytes(content)
+    assert load_dataset("cifar100", validation=0).fingerprint == whole
+
+
 # Picture folders
 
 
@@ -340,7 +422,8 @@ def test_every_mode_becomes_rgb(tmp_path):
     pictures = dict(zip(sorted([*names, "red.jpg"]), found, strict=True))
     assert np.array_equal(pictures["grey.png"], np.dstack([grey] * 3))
     assert np.array_equal(pictures["rgb.BMP"], rgb)
-    assert np.array_equal(pictures["clear.png"], rgb)
+    opaque = grey[..., None] / 255  # over white
+    assert np.abs(pictures["clear.png"] - (opaque * rgb + (1 - opaque) * 255)).max() <= 1
     assert np.array_equal(pictures["palette.gif"], palette.convert("RGB"))
     for name in ("deep.png", "deep.tif"):
         assert np.array_equal(pictures[name], np.dstack([deep // 256] * 3))
@@ -348,6 +431,7 @@ def test_every_mode_becomes_rgb(tmp_path):
     assert np.array_equal(data.test.images[0].permute(1, 2, 0), rgb)
 
 
+@pytest.mark.filterwarnings("ignore:.*left out files that Pillow:UserWarning")
 def test_hidden_files_other_files_and_depth(tmp_path):
     make_folder(tmp_path)
     cats = tmp_path / "train/cat"
@@ -360,6 +444,110 @@ def test_hidden_files_other_files_and_depth(tmp_path):
     data = load_dataset("folder", root=tmp_path, validation=0)
     assert data.class_names == ("cat", "dog")
     assert data.train.labels.tolist() == [0] * 5 + [1] * 4
+
+
+def load_with_warning(root, **options):
+    """What was left out is said in one warning, at the line that asked."""
+    with pytest.warns(UserWarning, match="left out") as caught:
+        data = load_dataset("folder", root=root, validation=0, **options)
+    assert [warning.filename for warning in caught] == [__file__]
+    return data, str(caught[0].message)
+
+
+def test_links_that_lead_back_are_named_and_no_picture_counts_twice(tmp_path):
+    make_folder(tmp_path / "pictures", count=3)
+    cats = tmp_path / "pictures/train/cat"
+    (cats / "more").mkdir()
+    (cats / "0.png").rename(cats / "more/0.png")
+    links = {"itself": cats, "again": cats / "more", "up": cats.parent, "home": tmp_path}
+    for name, target in links.items():
+        (cats / name).symlink_to(target, target_is_directory=True)
+    (cats.parent / "all").symlink_to(cats.parent, target_is_directory=True)
+    (cats / "more/nowhere").symlink_to(cats / "more/nowhere")
+    data, said = load_with_warning(tmp_path / "pictures")
+    assert data.class_names == ("cat", "dog")
+    assert data.train.labels.tolist() == [0] * 3 + [1] * 3
+    assert "lead back or that devices leave: train/cat/again, train/cat/home" in said
+    assert "and 2 more" in said
+
+    # a ring over two classes, and links elsewhere, which are taken as before
+    make_folder(tmp_path / "ring", count=1)
+    for one, other in (("cat", "dog"), ("dog", "cat")):
+        (tmp_path / "ring/train" / one / other).symlink_to(tmp_path / "ring/train" / other)
+    data, said = load_with_warning(tmp_path / "ring")
+    assert data.train.labels.tolist() == [0, 0, 1, 1]
+    assert "train/cat/dog/cat, train/dog/cat/dog" in said
+
+
+def test_links_to_other_places_are_followed_even_for_two_classes(tmp_path, recwarn):
+    make_folder(tmp_path / "pictures")
+    for part in ("train", "test"):
+        (tmp_path / "pictures" / part / "lion").symlink_to(tmp_path / "pictures/train/cat")
+    data = load_dataset("folder", root=tmp_path / "pictures", validation=0)
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert not recwarn.list
+
+
+def test_what_devices_leave_is_no_picture_and_no_class(tmp_path):
+    make_folder(tmp_path)
+    cats = tmp_path / "train/cat"
+    for name in ("@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/._0.png", "._0.png"):
+        for folder in (cats, cats.parent, cats.parent.parent):
+            save(folder / name)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+        (cats / name).write_bytes(b"a list")
+    data, said = load_with_warning(tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4
+    for name in ("train/@eaDir", "train/__MACOSX", "train/cat/@eaDir", "and 1 more"):
+        assert name in said
+    assert "Pillow" not in said
+
+
+def test_files_that_are_no_pictures_to_pillow_are_counted(tmp_path):
+    make_folder(tmp_path)
+    for name in ("train/cat/a.h5", "train/cat/a.HEIC", "train/dog/b.heic", "test/dog/a.mpg"):
+        (tmp_path / name).write_bytes(b"something else")
+    (tmp_path / "train/cat/no ending").write_bytes(b"something else")
+    data, said = load_with_warning(tmp_path)
+    assert (len(data.train), len(data.test)) == (8, 8)
+    assert "2 .heic, 1 .h5, 1 without an ending, 1 .mpg (save pictures among them as JPEG" in said
+    for path in (tmp_path / "train/dog").glob("*.png"):
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(ValueError, match=r"train/dog holds no picture but .*: 5 \.heic.*fill it"):
+        load_dataset("folder", root=tmp_path, validation=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no such names")
+def test_a_file_name_that_is_not_utf_8_works_and_a_class_name_is_refused(tmp_path):
+    make_folder(tmp_path)
+    odd = os.fsdecode(os.fsencode(tmp_path / "train/cat") + b"/caf\xe9.png")
+    pixels = save(Path(odd))
+    for size in (None, 96):
+        data = load_dataset("folder", root=tmp_path, validation=0, size=size, workers=0)
+        assert len(inputs(data.train)) == 9
+        assert len(data.fingerprint) == 64
+    images = load_dataset("folder", root=tmp_path, validation=0).train.images
+    assert np.array_equal(images[4].permute(1, 2, 0), pixels)
+    Path(odd).write_bytes(b"no picture")
+    data, _ = load_with_warning(tmp_path, skip_corrupt=True)
+    assert data.skipped == 1
+    Path(odd).unlink()
+    Path(os.fsdecode(os.fsencode(tmp_path / "train") + b"/caf\xe9")).mkdir()
+    with pytest.raises(ValueError, match=r"class folder b'.*train/caf.xe9' is not UTF-8: rename"):
+        load_dataset("folder", root=tmp_path, validation=0)
+
+
+def test_an_accent_written_as_one_character_or_as_two_is_the_same_class(tmp_path):
+    one, two = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for part, accented in (("train", one), ("test", two)):
+        for k, name in enumerate((accented, "cafz", "cage")):
+            save(tmp_path / part / name / "0.png", seed=k)
+    data = load_dataset("folder", root=tmp_path, validation=0)
+    assert data.class_names == tuple(sorted(("cafz", one, "cage")))
+    for split in (data.train, data.test):
+        assert split.labels.tolist() == [0, 1, 2]
+        assert torch.equal(split.images, data.train.images)
 
 
 def test_validation_pictures_come_from_training_by_seed_in_equal_shares(tmp_path):
@@ -434,6 +622,229 @@ def test_a_picture_of_another_size_is_scaled_and_its_middle_cut_out(tmp_path):
     wanted = functional.center_crop(functional.resize(picture, 16, antialias=True), 16)
     assert (data.test.images[0].int() - wanted.int()).abs().max() <= 1
     assert data.test.images[0, :, 8, 8].tolist() == [0, 255, 0]
+
+
+def load_parts(root, train, test, **options):
+    """Both parts, in memory, of one class made of these pixels or pictures."""
+    for part, pictures in (("train", train), ("test", test)):
+        for k, pixels in enumerate(pictures):
+            save(root / part / "a" / f"{k:03}.png", pixels)
+    return load_dataset("folder", root=root, validation=0, **options)
+
+
+def inputs(split, augmentation="none"):
+    return torch.cat([images for images, _ in split.batches(100, augmentation=augmentation)])
+
+
+@pytest.mark.parametrize("noise", [0, 1])
+def test_a_band_that_never_changes_in_train_is_not_blown_up(tmp_path, noise):
+    generator = np.random.default_rng(0)
+    train, test = generator.integers(0, 256, (2, 20, 16, 16, 3), dtype=np.uint8)
+    train[..., 1] = 200 + (generator.random(train.shape[:-1]) < 0.2) * noise  # as JPEG leaves it
+    data = load_parts(tmp_path, train, test)
+    scaled = train / 255
+    std = scaled.std((0, 1, 2))
+    np.testing.assert_allclose(data.train.std, [std[0], std.max(), std[2]], rtol=1e-9)
+    wanted = (test / 255 - scaled.mean((0, 1, 2))) / data.train.std
+    np.testing.assert_allclose(inputs(data.test).permute(0, 2, 3, 1), wanted, atol=1e-5)
+    assert inputs(data.train, "crop").abs().max() < 4  # black comes in at the edge
+
+
+def test_a_band_that_never_changes_in_test_alone_stays_where_train_puts_it(tmp_path):
+    train, test = np.random.default_rng(0).integers(0, 256, (2, 20, 8, 8, 3), dtype=np.uint8)
+    test[..., 2] = 90
+    data = load_parts(tmp_path, train, test)
+    wanted = (90 / 255 - (train / 255).mean((0, 1, 2))[2]) / (train / 255).std((0, 1, 2))[2]
+    np.testing.assert_allclose(inputs(data.test)[:, 2], wanted, atol=1e-5)
+
+
+def test_pictures_of_one_colour_and_masks_of_0_and_1_give_sane_inputs(tmp_path):
+    from sklearn.preprocessing import StandardScaler
+
+    flat = np.full((4, 8, 8, 3), 7, np.uint8)
+    mask = np.random.default_rng(0).integers(0, 2, (4, 8, 8), dtype=np.uint8)
+    data = load_parts(tmp_path / "flat", flat, [mask[0] * 255])
+    assert data.train.std == tuple(StandardScaler().fit(flat.reshape(-1, 3) / 255).scale_)
+    assert inputs(data.train).abs().max() < 1e-6
+    assert inputs(data.test).abs().max() <= 1
+    data = load_parts(tmp_path / "mask", mask, mask)
+    wanted = np.repeat((mask - mask.mean())[:, None], 3, axis=1)
+    np.testing.assert_allclose(inputs(data.test), wanted, atol=1e-5)
+
+
+def test_a_standard_deviation_of_zero_is_refused():
+    images, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long()
+    with pytest.raises(ValueError, match=r"std=\(1\.0, 0\.0, 1\.0\) must be above 0"):
+        Split(images, labels, (0.0,) * 3, (1.0, 0.0, 1.0))
+
+
+def test_one_odd_file_does_not_decide_for_all(tmp_path):
+    saved = make_folder(tmp_path, count=4, size=(20, 30))
+    saved |= {"train/a/0.png": save(tmp_path / "train/a/0.png", size=(300, 400))}  # comes first
+    save(tmp_path / "train/zebra/0.png", np.zeros((20, 30), np.uint16))
+    for part in ("test/a", "test/zebra"):
+        save(tmp_path / part / "0.png", size=(20, 30))
+    data = load_dataset("folder", root=tmp_path, validation=0)
+    assert data.train.images.shape == (10, 3, 20, 30)
+    assert np.array_equal(data.train.images[1].permute(1, 2, 0), saved["train/cat/0.png"])
+
+    make_folder(tmp_path / "large", size=(70, 100))
+    save(tmp_path / "large/train/cat/0.png", size=(8, 8))
+    assert isinstance(
+        load_dataset("folder", root=tmp_path / "large", validation=0).train, FileSplit
+    )
+
+
+def test_a_damaged_first_file_decides_nothing_either(tmp_path):
+    make_folder(tmp_path, size=(20, 30))
+    (tmp_path / "train/cat/0.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match=r"left out 1 pictures.*cat/0\.png"):
+        data = load_dataset("folder", root=tmp_path, validation=0, skip_corrupt=True)
+    assert data.train.images.shape == (7, 3, 20, 30)
+
+
+@pytest.mark.parametrize("size", [None, 96])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_pictures_stand_upright_as_their_exif_says(tmp_path, suffix, size):
+    upright = np.zeros((40, 24, 3), np.uint8)
+    upright[:10] = 255  # the sky
+    ways = {3: 2, 6: 1, 8: -1}  # how often the camera was turned left, by the orientation's code
+    for k, turns in ways.items():
+        exif = Image.Exif()
+        exif[0x0112] = k
+        for part in ("train", "test"):
+            path = tmp_path / part / "a" / f"{k}.{suffix}"
+            save(path, np.ascontiguousarray(np.rot90(upright, turns)), exif=exif, quality=95)
+    data = load_dataset("folder", root=tmp_path, validation=0, size=size, workers=0)
+    scale = torch.tensor(data.train.std).view(3, 1, 1), torch.tensor(data.train.mean).view(3, 1, 1)
+    for images in (inputs(data.train), inputs(data.test)):
+        pictures = images * scale[0] + scale[1]
+        if size is None:
+            assert pictures.shape[-2:] == (40, 24)
+            wanted = torch.from_numpy(upright).permute(2, 0, 1) / 255
+        else:  # larger than 64: from files, the middle of 8/7 of the size
+            wanted = torch.from_numpy(upright).permute(2, 0, 1)
+            wanted = functional.center_crop(functional.resize(wanted, 109), 96) / 255
+        assert (pictures - wanted).abs().mean() < 0.02
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")  # Pillow's
+def test_a_damaged_exif_does_not_lose_the_picture(tmp_path):
+    pixels = np.full((8, 8, 3), 100, np.uint8)
+    for part in ("train", "test"):
+        save(tmp_path / part / "a/0.jpg", pixels, exif=b"Exif\0\0no TIFF at all")
+        save(tmp_path / part / "a/1.jpg", pixels, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12")
+    data = load_dataset("folder", root=tmp_path, validation=0)
+    assert (data.train.images.int() - 100).abs().max() < 3
+
+
+def test_what_lies_under_transparency_is_white_in_every_mode(tmp_path):
+    red = Image.new("RGB", (8, 8), "red")
+    clear = red.copy()
+    clear.putalpha(0)
+    half = red.copy()
+    half.putalpha(128)
+    keyed = red.convert("P")
+    pictures = {
+        "clear.png": clear,
+        "clear.webp": clear,
+        "half.png": half,
+        "grey.png": clear.convert("LA"),
+        "palette.png": keyed,
+        "key.png": red,
+    }
+    options = {
+        "palette.png": {"transparency": keyed.getpixel((0, 0))},
+        "key.png": {"transparency": (255, 0, 0)},
+        "clear.webp": {"lossless": True, "exact": True},
+    }
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        for name, picture in pictures.items():
+            picture.save(tmp_path / part / "a" / name, **options.get(name, {}))
+    data = load_dataset("folder", root=tmp_path, validation=0)
+    for name, found in zip(sorted(pictures), data.train.images, strict=True):
+        wanted = (255, 127, 127) if name == "half.png" else (255, 255, 255)
+        assert found[:, 4, 4].tolist() == list(wanted), name
+
+
+@pytest.mark.parametrize("size", [None, 96])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_grey_data_of_fewer_bits_in_16_bit_files_are_not_black(tmp_path, bits, size):
+    """Dim pictures stay dim beside bright ones, and one odd picture changes no other."""
+    generator = np.random.default_rng(bits)
+    pictures = generator.integers(0, 2**bits, (6, 8, 8)).astype(np.uint16)
+    pictures[3] //= 64
+    for part in ("train", "test"):
+        for k, pixels in enumerate(pictures):
+            save(tmp_path / part / "a" / f"{k}.{'png' if k % 2 else 'tif'}", pixels)
+    white = save(tmp_path / "train/a/odd.png", np.full((8, 8), 65535, np.uint16))
+    data = load_dataset("folder", root=tmp_path, validation=0, size=size, workers=0)
+    for split in (data.train, data.test):
+        found = split.images if size is None else inputs(split)
+        wanted = np.repeat((pictures >> (bits - 8))[:, None], 3, axis=1)
+        if size is None:
+            assert np.array_equal(found[:6], wanted)
+            continue
+        large = functional.resize(torch.from_numpy(wanted.astype(np.uint8)), 109, antialias=True)
+        wanted = functional.center_crop(large, 96) / 255
+        scaled = found * torch.tensor(data.train.std).view(3, 1, 1)
+        scaled += torch.tensor(data.train.mean).view(3, 1, 1)
+        np.testing.assert_allclose(scaled[:6], wanted, atol=0.006)
+    if size is None:
+        assert (data.train.images[-1] == white[0, 0] // 257).all()
+
+
+def png_of_16_bits(pixels):
+    """A colour PNG (H, W, 3) by the format's specification: Pillow writes none."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">2I5B", width, height, 16, 2, 0, 0, 0)
+    body = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        body += struct.pack(">I", len(data)) + kind + data
+        body += struct.pack(">I", zlib.crc32(kind + data))
+    return body
+
+
+def test_colour_of_16_bits_that_pillow_would_show_black_is_named(tmp_path):
+    make_folder(tmp_path)
+    generator = np.random.default_rng(0)
+    path = tmp_path / "train/cat/0.png"
+    pixels = generator.integers(0, 65536, (8, 8, 3))
+    path.write_bytes(png_of_16_bits(pixels))
+    found = load_dataset("folder", root=tmp_path, validation=0).train.images[0]
+    assert np.array_equal(found.permute(1, 2, 0), pixels >> 8)
+    path.write_bytes(png_of_16_bits(pixels >> 4))
+    with pytest.raises(ValueError, match=r"cat/0\.png cannot be decoded.*save it with 8 bits"):
+        load_dataset("folder", root=tmp_path, validation=0)
+
+
+def test_a_very_long_picture_is_cut_before_it_is_scaled(tmp_path, monkeypatch):
+    """1 x 20,000 pixels at 224 took 4.2 GB; its middle is the same."""
+    largest = 0
+
+    def resized(self, image, *arguments, _real=transforms.Resize.transform):
+        nonlocal largest
+        result = _real(self, image, *arguments)
+        largest = max(largest, result.numel())
+        return result
+
+    monkeypatch.setattr(transforms.Resize, "transform", resized)
+    ramp = (np.arange(2000) % 256).astype(np.uint8)
+    for part in ("train", "test"):
+        save(tmp_path / part / "a/wide.png", np.tile(ramp, (2, 1)))
+        save(tmp_path / part / "a/tall.png", np.tile(ramp, (1, 10)).T)
+    data = load_dataset("folder", root=tmp_path, validation=0, size=70, workers=0)
+    tall, wide = inputs(data.test) * data.test.std[0] + data.test.mean[0]
+    assert largest <= 3 * 80 * 80 * 33
+    for found, pixels in ((tall, np.tile(ramp, 10)), (wide.mT, ramp)):
+        shortest = 1 if found is tall else 2
+        column = torch.from_numpy(pixels).repeat(shortest, 1).T[None]
+        whole = functional.resize(column.expand(3, -1, -1), 80, antialias=True)
+        wanted = functional.center_crop(whole, 70)[0] / 255
+        assert (found[0] - wanted).abs().max() < 0.01
+    assert inputs(data.train, "resized-crop-flip").isfinite().all()
 
 
 def test_corrupt_pictures_are_named_or_skipped_and_counted(tmp_path):

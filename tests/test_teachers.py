@@ -236,14 +236,20 @@ def test_a_file_put_there_by_hand_is_taken_and_recorded(tmp_path, host, checkpoi
     assert host.requests == []
 
 
-def test_a_wrong_file_put_there_by_hand_is_named_and_left(tmp_path, host):
+def test_a_wrong_file_put_there_by_hand_is_named_and_left(tmp_path, host, checkpoint):
     path = place(tmp_path)
     path.parent.mkdir()
     path.write_bytes(published("resnet14"))
-    with pytest.raises(ValueError, match=r"ckpt_epoch_240\.pth does not fit ResNet"):
+    with pytest.raises(ValueError, match=r"ckpt_epoch_240\.pth does not fit ResNet") as error:
         fetch_teacher("resnet8", tmp_path)
+    assert f"Without this file, the teacher is fetched from {host.address('resnet8')}" in str(
+        error.value
+    )
     assert files(tmp_path) == ["ckpt_epoch_240.pth"]
     assert host.requests == []
+    path.unlink()
+    host.answer = serve(checkpoint)
+    assert fetch_teacher("resnet8", tmp_path).read_bytes() == checkpoint
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\xff"])

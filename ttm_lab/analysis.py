@@ -16,6 +16,7 @@ from torch import nn
 
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.models import logits_of
+from ttm_lab.paths import user_path
 from ttm_lab.runs import atomic_write
 
 MEASURES = ("accuracy", "nll", "brier", "ece", "entropy", "confidence")
@@ -112,9 +113,9 @@ class Outputs:
         """
         from torchvision.datasets import ImageFolder  # slow to import, and needed only here
 
-        if not Path(folder).is_dir():
+        if not user_path(folder).is_dir():
             return None
-        files = ImageFolder(folder)
+        files = ImageFolder(user_path(folder))
         labels = np.array(files.targets)
         fits = len(labels) > self.pictures.max() and (labels[self.pictures] == self.labels).all()
         if not fits:
@@ -149,7 +150,7 @@ class Outputs:
         Raises ``FileNotFoundError``, or ``ValueError`` where the file is damaged or another kind.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(user_path(path), allow_pickle=False) as file:
                 found = dict(file)
             models = pd.DataFrame({name: found[f"model_{name}"] for name in cls.COLUMNS})
             names = tuple(map(str, found["class_names"]))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ttm_lab import __version__
+from ttm_lab.paths import user_path
 
 _LOSS_FIELDS = ("temperature", "distill_weight", "ce_weight")
 _NETWORK = "a network, such as resnet56 or wrn-40-2 (any other word lists all)"
@@ -28,6 +29,10 @@ _ASKING_FIELDS = ("remember", "fold_batch_norm")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 1 failed, 2 refused, 130 stopped."""
     options = _parser().parse_args(arguments)
+    try:
+        vars(options).update({name: _at_home(value) for name, value in vars(options).items()})
+    except ValueError as error:
+        _parser().error(str(error))
     commands = {
         "search-digits": _search_digits,
         "train-teacher": _train_teacher,
@@ -74,6 +79,13 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def _at_home(value):
+    """A path as ``user_path`` reads it: shells leave the ~ of --root=~/pictures."""
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    return str(user_path(value)) if isinstance(value, str) and value[:1] == "~" else value
 
 
 def _run(command, options) -> int:

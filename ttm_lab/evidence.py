@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ttm_lab.runs import atomic_write, find_root
+from ttm_lab.paths import find_root, user_path
+from ttm_lab.runs import atomic_write
 
 VERDICTS = ("holds", "does not hold", "not decided", "not run")
 COLUMNS = [
@@ -120,7 +121,7 @@ def record(
 def results_folder() -> Path:
     """The folder records go to: ``TTM_LAB_RESULTS``, else ``runs/results`` in the checkout."""
     given = os.environ.get("TTM_LAB_RESULTS")
-    return Path(given) if given else find_root() / "runs" / "results"
+    return user_path(given) if given else find_root() / "runs" / "results"
 
 
 def collect(folder: str | Path | None = None) -> pd.DataFrame:
@@ -129,7 +130,7 @@ def collect(folder: str | Path | None = None) -> pd.DataFrame:
     One row a record, at least one a claim: a claim without a record reads "not run". Records in
     folders below ``folder`` count too. ``verdict_in_scope`` is the wording to show.
     """
-    folder = results_folder() if folder is None else Path(folder)
+    folder = results_folder() if folder is None else user_path(folder)
     found: dict[str, list[dict]] = {}
     for path in sorted(folder.rglob("*.json")):
         entry = json.loads(path.read_text(encoding="utf-8"))

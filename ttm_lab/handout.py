@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+from ttm_lab.paths import find_root, user_path
 from ttm_lab.reproduce import Refused, find_notebooks, select
-from ttm_lab.runs import atomic_write, find_root
+from ttm_lab.runs import atomic_write
 
 
 def hand_out(
@@ -23,8 +24,8 @@ def hand_out(
     """
     if only is not None and not only:
         raise Refused("--only names no notebook")
-    root = find_root() if root is None else Path(root).resolve()
-    folder = Path(folder).resolve()
+    root = find_root() if root is None else user_path(root).resolve()
+    folder = user_path(folder).resolve()
     chosen = select(find_notebooks(root), only or [])
     if folder == root / "notebooks":
         raise Refused(f"{folder} holds the notebooks themselves: choose another folder")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ttm_lab.data import Split
+from ttm_lab.paths import user_path
 
 # How many pictures the teacher sees at once. It is always exactly so many, because another number
 # may mean another algorithm, and so another rounding of the same logits.
@@ -59,7 +60,7 @@ class TeacherMemory:
         self.ask, self.part, self.augmentation = ask, part, augmentation
         self.chunk = CHUNK.get(part.labels.device.type, CHUNK["cuda"])
         self.asked = self.computed = 0
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else user_path(path)
         # kept as bits: a checksum that looks like NaN must come back as it was
         shape = (len(part) * part.count_views(augmentation), num_classes + 1)
         if self.path is None:
@@ -138,7 +139,7 @@ def memory_file(folder: str | Path, *, teacher: str, part: Split, **how) -> Path
     """
     digest = hashlib.sha256(repr((teacher, sorted(how.items()))).encode())
     part.update(digest)
-    return Path(folder) / f"{digest.hexdigest()[:16]}.f32"
+    return user_path(folder) / f"{digest.hexdigest()[:16]}.f32"
 
 
 def _make_file(path: Path, size: int) -> None:

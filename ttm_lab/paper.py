@@ -22,6 +22,7 @@ from ttm_lab import runs
 from ttm_lab.analysis import collect_outputs, evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
 from ttm_lab.models import create_model, fetch_teacher, load_weights
+from ttm_lab.paths import user_path
 from ttm_lab.studies import TEMPERATURE, TTM_WEIGHT, mean_power_sum
 from ttm_lab.training import Settings, Trained, distill_many, train_teacher
 
@@ -261,7 +262,7 @@ def _default_weights(teacher: str, weights: str | Path | None) -> str | Path | N
 
 def weights_file(weights: str | Path) -> Path:
     """The file of weights at a path: the file itself, or a finished run folder's."""
-    path = Path(weights)
+    path = user_path(weights)
     if not path.exists():
         raise FileNotFoundError(
             f"there is no {path}: give a file of weights, the folder of a run, or published"
@@ -388,10 +389,10 @@ def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
             model = load_weights(create_model(ours, num_classes), fetch_teacher(ours))
     else:
         path, model = weights_file(weights), create_model(ours, num_classes)
-        if not Path(weights).is_dir():
+        if not user_path(weights).is_dir():
             load_weights(model, path)
         else:
-            folder = Path(weights)
+            folder = user_path(weights)
             config, history, _ = runs.load_finished(folder, model)
             if config["settings"]["method"] == "ce":
                 try:
@@ -483,7 +484,7 @@ def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Datas
 
     Raises ``ValueError`` for a path that does not end in .csv.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".csv":
         raise ValueError(f"{path} must end in .csv: beside it goes a file that ends in .json")
     runs.atomic_write(path, measured.to_csv(index=False))
@@ -497,7 +498,7 @@ def save_outputs(path: str | Path, row: Row, data: Dataset, per_class: int | Non
 
     Raises ``ValueError`` for a path that does not end in .npz.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path} must end in .npz: beside it goes a file that ends in .json")
     labels = np.asarray(data.test.labels)

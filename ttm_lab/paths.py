@@ -4,9 +4,20 @@ import os
 from pathlib import Path
 
 
+def user_path(path: str | os.PathLike) -> Path:
+    """A path as its user wrote it, in which ``~`` is the home folder, or ``~name`` that of another.
+
+    No shell expands it in an environment variable, behind ``=``, or in Python.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # pathlib's word for an unknown user
+        raise ValueError(f"{path}: {error}; write the whole path, or ./{path}") from error
+
+
 def find_root(start: str | Path | None = None) -> Path:
     """The checkout that holds ``start`` (default: the working folder), else that folder itself."""
-    start = Path(start or Path.cwd()).resolve()
+    start = user_path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         if (folder / "notebooks").is_dir() and (folder / "ttm_lab").is_dir():
             return folder
@@ -16,4 +27,4 @@ def find_root(start: str | Path | None = None) -> Path:
 def downloads_folder() -> Path:
     """Where downloaded data goes: ``$TTM_LAB_DATA``, else ``<root>/data/downloads``."""
     base = os.environ.get("TTM_LAB_DATA")
-    return Path(base) if base else find_root() / "data" / "downloads"
+    return user_path(base) if base else find_root() / "data" / "downloads"

@@ -27,7 +27,8 @@ import papermill
 from tqdm import tqdm
 
 from ttm_lab import execute, report
-from ttm_lab.runs import atomic_write, environment, find_root
+from ttm_lab.paths import find_root, user_path
+from ttm_lab.runs import atomic_write, environment
 
 PROFILES = ("quick", "standard", "paper")
 TIMEOUTS = {"quick": 900, "standard": 6 * 3600, "paper": 14 * 24 * 3600}  # seconds a notebook
@@ -88,7 +89,7 @@ def reproduce(
     name = profile if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise Refused(f"name {name!r}: use letters, digits, '_', '-' and '.'")
-    root = find_root() if root is None else Path(root).resolve()
+    root = find_root() if root is None else user_path(root).resolve()
     notebooks = find_notebooks(root)
     chosen = select(notebooks, only or [])
     given = assign_parameters(chosen, profile, parameters or {})

@@ -30,13 +30,13 @@ from safetensors.torch import save as safetensors_bytes
 
 from ttm_lab.models import load_weights
 from ttm_lab.models.weights import read_notes, weights_sha256
-from ttm_lab.paths import find_root
+from ttm_lab.paths import find_root, user_path
 
 
 def runs_folder(experiment: str) -> Path:
     """Where an experiment's runs live: ``$TTM_LAB_RUNS/<experiment>``, else ``<root>/runs/...``."""
     base = os.environ.get("TTM_LAB_RUNS")
-    return (Path(base) if base else find_root() / "runs") / _folder_name(experiment)
+    return (user_path(base) if base else find_root() / "runs") / _folder_name(experiment)
 
 
 def _folder_name(name: str) -> str:
@@ -48,7 +48,7 @@ def _folder_name(name: str) -> str:
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
     """Write a whole file or nothing: temporary file, fsync, rename."""
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -195,7 +195,7 @@ class Run:
 
     def __init__(self, experiment: str | Path, label: str, config: dict):
         self.config, self.label = config, label
-        self.folder = Path(experiment) / f"{_folder_name(label)}-{identity(config)}"
+        self.folder = user_path(experiment) / f"{_folder_name(label)}-{identity(config)}"
         self._lock = filelock.FileLock(self.folder / ".lock")
 
     def __enter__(self) -> "Run":

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ttm_lab.paths import user_path
+
 # A class is a shape in its own colour: easy, so that a few steps of training show something.
 _CLASSES = {
     "blue-disc": (40, 90, 220),
@@ -26,7 +28,7 @@ def draw_pictures(root: str | os.PathLike, *, train: int = 6, val: int = 3, seed
 
     Taught in notebooks/08_imagenet.ipynb.
     """
-    root, random = Path(root), np.random.default_rng(seed)
+    root, random = user_path(root), np.random.default_rng(seed)
     for part, count in (("train", train), ("val", val)):
         modes = iter(["L", "CMYK"])
         for name, colour in _CLASSES.items():
@@ -53,7 +55,7 @@ def copy_pictures(
 
     Taught in notebooks/08_imagenet.ipynb.
     """
-    source, root = Path(source), Path(root)
+    source, root = user_path(source), user_path(root)
     folders = sorted(entry.name for entry in (source / "train").iterdir() if entry.is_dir())
     for part, count in (("train", train), ("val", val)):
         for name in folders[:classes]:

@@ -31,6 +31,7 @@ from ttm_lab import runs
 from ttm_lab.analysis import Outputs, collect_outputs, evaluate, generalisation_gap, predict
 from ttm_lab.data import Dataset, load_dataset
 from ttm_lab.objectives import LogitTerm
+from ttm_lab.paths import user_path
 from ttm_lab.probability import power_sum, temperature_softmax
 from ttm_lab.training import NUMERICS, Diverged, Settings, Trained, distill_many, train_teacher
 
@@ -128,7 +129,7 @@ def search(seeds: Sequence[int], path: str | Path, *, trials: int = 24) -> pd.Da
     turns on as many cores as torch's threads leave, each in a process of its own. CE is searched
     once, in ``tuned``. A trial whose loss became infinite or NaN keeps its row without a score.
     """
-    path = Path(path)
+    path = user_path(path)
     tables = [runs.read_table(path)] if path.exists() else []
     done = {pair for t in tables for pair in zip(t["seed"], t["family"], strict=True)}
     wanted = [(seed, family) for seed in seeds for family in FAMILIES if (seed, family) not in done]
@@ -263,7 +264,7 @@ def train_seeds(
         + [replace(TEACHER, max_steps=max_steps)]
         for seed in seeds
     }
-    todo = [] if folder is None else _unfinished(wanted, Path(folder))
+    todo = [] if folder is None else _unfinished(wanted, user_path(folder))
     workers = min(_free_cores() if workers is None else workers, len(todo))
     if workers > 1:
         _train_in_processes(todo, families, folder, max_steps, workers)
@@ -395,10 +396,11 @@ def student_grid(
 
     Taught in notebooks/06_what_the_students_learned.ipynb.
     """
-    teacher, data = teacher_and_data(0, Path(folder), max_steps=max_steps)
+    folder = user_path(folder)
+    teacher, data = teacher_and_data(0, folder, max_steps=max_steps)
     settings = grid_settings(max_steps=max_steps)
-    todo = _unfinished(dict.fromkeys(seeds, settings), Path(folder))
-    tasks = [(seed, Path(folder), max_steps) for seed in todo]
+    todo = _unfinished(dict.fromkeys(seeds, settings), folder)
+    tasks = [(seed, folder, max_steps) for seed in todo]
     with closing(_in_processes(_train_grid, tasks, min(_free_cores(), len(tasks)))) as trained:
         for _ in tqdm(trained, total=len(tasks), desc="seeds", disable=not tasks or None):
             pass

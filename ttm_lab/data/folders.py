@@ -2,20 +2,38 @@
 
 import os
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ttm_lab.data.splits import Dataset, FileSplit, Split, carve, normalisation, read_picture
+from ttm_lab.data.splits import (
+    Dataset,
+    FileSplit,
+    Split,
+    carve,
+    depth,
+    is_deep,
+    normalisation,
+    read_picture,
+)
+from ttm_lab.paths import user_path
 
 # What torchvision's pretrained networks were trained with.
 IMAGENET_SCALE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 IN_MEMORY_SIDE = 64
+# What devices and systems leave among pictures: thumbnails, waste, and lists of them.
+_LEFT_BEHIND = {"@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__macosx"}
+_LEFT_BEHIND |= {"$recycle.bin", "system volume information", "lost+found", "desktop.ini"}
+_LEFT_BEHIND |= {"thumbs.db", "ehthumbs.db"}
+# Endings that Pillow registers for what it cannot read, or what is no picture.
+_NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def load_folder(
@@ -28,9 +46,11 @@ def load_folder(
     workers: int,
 ) -> Dataset:
     """The data set in folder ``root``; arguments as ``load_dataset`` describes them."""
-    root = Path(root).expanduser().absolute()
+    root = user_path(root).absolute()
     sources = _find_parts(name, root)
-    class_names, files = _list_pictures(name, root, sources)
+    class_names, files, ignored = _list_pictures(name, root, sources)
+    if ignored:
+        warnings.warn(f"{root}: left out {ignored}", stacklevel=3)
     if name == "imagenet" and len(class_names) != 1000:
         warnings.warn(
             f"{root} holds {len(class_names)} classes. ImageNet has 1000, numbered in the order of "
@@ -38,9 +58,9 @@ def load_folder(
             stacklevel=3,
         )
 
-    first = _first_shape(root, files["train"][0], skip_corrupt)
-    small = max(first) <= IN_MEMORY_SIDE
-    shape = first if size is None else (size, size)
+    typical, bits = _look_at_some(root, files["train"][0])
+    small = max(typical) <= IN_MEMORY_SIDE
+    shape = typical if size is None else (size, size)
     in_memory = name == "folder" and max(shape) <= IN_MEMORY_SIDE
 
     pictures, kept, lost = {}, {}, []
@@ -48,7 +68,9 @@ def load_folder(
         kept[part] = np.arange(len(paths))
         if in_memory or skip_corrupt:
             wanted = shape if in_memory else None
-            found = _read_all(root, paths, wanted, skip_corrupt, threads=not small, part=part)
+            found = _read_all(
+                root, paths, wanted, skip_corrupt, threads=not small, part=part, bits=bits
+            )
             pictures[part], kept[part] = found
             lost += [paths[i] for i in np.setdiff1d(np.arange(len(paths)), kept[part])]
     labels = {part: torch.from_numpy(files[part][1][k]) for part, k in kept.items()}
@@ -69,9 +91,8 @@ def load_folder(
             splits[part] = Split(pictures[source][chosen], labels[source][chosen], **scale)
         else:
             paths = tuple(files[source][0][i] for i in indices[part])
-            splits[part] = FileSplit(
-                root, paths, labels[source][chosen], **scale, size=size or 224, workers=workers
-            )
+            settings = {**scale, "size": size or 224, "workers": workers, "bits": bits}
+            splits[part] = FileSplit(root, paths, labels[source][chosen], **settings)
     return Dataset(name, seed, class_names, **splits, indices=indices, skipped=len(lost))
 
 
@@ -112,18 +133,34 @@ def _find_parts(name: str, root: Path) -> dict[str, str]:
 
 def _list_pictures(
     name: str, root: Path, sources: dict[str, str]
-) -> tuple[tuple[str, ...], dict[str, tuple[list[str], np.ndarray]]]:
-    """Class names, and per part the pictures' paths relative to ``root`` with their labels.
+) -> tuple[tuple[str, ...], dict[str, tuple[list[str], np.ndarray]], str]:
+    """Class names, per part the pictures' paths relative to ``root`` with their labels, and a word
+    on what was left out.
 
-    Sorted by path, so that every machine sees the same order.
+    Sorted by path, so that every machine sees the same order: file systems differ in it, and in
+    how they write an accent (é as one character or as two).
     """
-    found = {}
+    found, others, folders = {}, Counter(), []
     for part, folder in sources.items():
-        found[part] = {
-            entry.name: _find_pictures(root, entry)
-            for entry in (root / folder).iterdir()
-            if entry.is_dir() and not entry.name.startswith(".")
-        }
+        found[part] = {}
+        inner = [path.name for path in (root / folder).iterdir() if path.is_dir()]
+        for class_name in _without_leftovers(root / folder, inner, folders):
+            where = root / folder / class_name
+            if class_name.encode(errors="replace").decode() != class_name:
+                raise ValueError(
+                    f"the name of the class folder {os.fsencode(where)} is not UTF-8: rename it"
+                )
+            pictures, there = _find_pictures(root, where, folders)
+            if str(where) in folders:
+                continue
+            if not pictures:
+                raise ValueError(
+                    f"the class folder {where} holds no picture"
+                    + (f" but {_counted(there)}" if there else "")
+                    + ": fill it, or remove it from every part"
+                )
+            others += there
+            found[part].setdefault(normalize("NFC", class_name), []).extend(pictures)
         if not found[part]:
             raise ValueError(f"{root / folder} holds no class folders: {layout(name, root)}")
     class_names = tuple(sorted(found["train"]))
@@ -135,27 +172,57 @@ def _list_pictures(
                 f"{root / sources[part]} holds the class {unknown[0]!r}, which {root / 'train'} "
                 "lacks: the folders in 'train' say which classes there are"
             )
-        pairs = sorted((path, label[c]) for c, paths in classes.items() for path in paths)
+        pairs = [(path, label[c]) for c, paths in classes.items() for path in paths]
+        pairs.sort(key=lambda pair: (normalize("NFC", pair[0]), pair))
         files[part] = [path for path, _ in pairs], np.array([k for _, k in pairs])
-    return class_names, files
+    ignored = [_counted(others)] if others else []
+    if folders:
+        names = ", ".join(os.path.relpath(folder, root) for folder in folders[:3])
+        more = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
+        ignored.append(f"folders that lead back or that devices leave: {names}{more}")
+    return class_names, files, "; ".join(ignored)
 
 
-def _find_pictures(root: Path, folder: Path) -> list[str]:
-    """The pictures at any depth below a class folder, as POSIX paths from ``root``."""
-    suffixes, paths = _suffixes(), []
+def _find_pictures(root: Path, folder: Path, ignored: list[str]) -> tuple[list[str], Counter]:
+    """The pictures at any depth below a class folder, as POSIX paths from ``root``, and how many
+    other files there are of each ending; folders passed over are added to ``ignored``."""
+    suffixes, paths, others = _suffixes(), [], Counter()
+    real, home = (Path(os.path.realpath(place)) for place in (folder, folder.parent))
+    seen = {str(place) for place in (home, *home.parents, *real.parents)}
     for where, below, files in os.walk(folder, followlinks=True):
-        below[:] = [inner for inner in below if not inner.startswith(".")]
+        if (place := os.path.realpath(where)) in seen:  # a link led back here
+            ignored.append(where)
+            below.clear()
+            continue
+        seen.add(place)
+        below[:] = _without_leftovers(where, below, ignored)
         prefix = Path(where).relative_to(root).as_posix()
-        paths += [
-            f"{prefix}/{file}"
-            for file in files
-            if os.path.splitext(file)[1].lower() in suffixes and not file.startswith(".")
-        ]
-    if not paths:
-        raise ValueError(
-            f"the class folder {folder} holds no picture: fill it, or remove it from every part"
-        )
-    return paths
+        for file in files:
+            suffix = os.path.splitext(file)[1].lower()
+            if file.startswith(".") or file.lower() in _LEFT_BEHIND:
+                continue
+            if suffix in suffixes:
+                paths.append(f"{prefix}/{file}")
+            else:
+                others[suffix or "without an ending"] += 1
+    return paths, others
+
+
+def _without_leftovers(where: str | Path, folders: list[str], ignored: list[str]) -> list[str]:
+    """Those of the ``folders`` in ``where`` to look into, links last; others go to ``ignored``."""
+    ignored += [os.path.join(where, name) for name in folders if name.lower() in _LEFT_BEHIND]
+    return sorted(
+        (name for name in folders if name[0] != "." and name.lower() not in _LEFT_BEHIND),
+        key=lambda name: (os.path.islink(os.path.join(where, name)), name),
+    )
+
+
+def _counted(others: Counter) -> str:
+    endings = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+    return (
+        f"files that Pillow reads no picture from: {endings}{', ...' if len(others) > 5 else ''} "
+        "(save pictures among them as JPEG or PNG)"
+    )
 
 
 @cache
@@ -165,18 +232,32 @@ def _suffixes() -> set[str]:
 
     Image.preinit()  # the common formats first: files are tried against them in this order
     known = Image.registered_extensions()
-    return {suffix for suffix, kind in known.items() if kind in Image.OPEN}
+    return {s for s, kind in known.items() if kind in Image.OPEN and kind not in _NO_PICTURES}
 
 
-def _first_shape(root: Path, paths: list[str], skip_corrupt: bool) -> tuple[int, int]:
-    """Height and width of the first picture (that can be decoded)."""
-    for path in paths:
+def _look_at_some(root: Path, paths: list[str]) -> tuple[tuple[int, int], int]:
+    """Height and width of the typical picture, and how many bits deep grey ones fill.
+
+    By a hundred pictures spread over all of ``paths``, so that no odd one decides for the others:
+    the medians of height and width, and the second largest number of bits.
+    """
+    from PIL import Image
+
+    shapes, bits, problem = [], [], None
+    for k in np.unique(np.linspace(0, len(paths) - 1, 100).astype(int)):
         try:
-            return read_picture(root / path).size[::-1]
-        except ValueError:
-            if not skip_corrupt:
-                raise
-    raise ValueError(f"no picture in {root / 'train'} can be decoded")
+            with Image.open(root / paths[k]) as picture:
+                if is_deep(picture):
+                    bits.append(depth(picture))
+                if max(picture.size) <= IN_MEMORY_SIDE:  # the large ones need not be turned upright
+                    picture = read_picture(root / paths[k])
+                shapes.append(picture.size[::-1])
+        except Exception as error:  # named where all are read, unless there is none but such
+            problem = problem or error
+    if not shapes:
+        raise ValueError(f"no picture in {root / 'train'} can be decoded: {problem}") from problem
+    shape = np.quantile(shapes, 0.5, axis=0, method="lower")
+    return tuple(shape.tolist()), sorted(bits or [16])[-2:][0]
 
 
 def _read_all(
@@ -187,6 +268,7 @@ def _read_all(
     *,
     threads: bool,
     part: str,
+    bits: int,
 ) -> tuple[Tensor | None, np.ndarray]:
     """Decode every file: the pictures, and the positions in ``paths`` of those that could be.
 
@@ -197,7 +279,7 @@ def _read_all(
 
     def read(path: str) -> np.ndarray | None:
         try:
-            picture = read_picture(root / path)
+            picture = read_picture(root / path, bits)
         except ValueError:
             if skip_corrupt:
                 return None

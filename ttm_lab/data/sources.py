@@ -13,11 +13,12 @@ from filelock import FileLock
 
 from ttm_lab.data.folders import layout, load_folder
 from ttm_lab.data.splits import Dataset, Split, carve, normalisation
-from ttm_lab.paths import downloads_folder
+from ttm_lab.paths import downloads_folder, user_path
 
 # Our names for torchvision's classes, which know each address and checksum.
 DOWNLOADS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
 NAMES = ("digits", *DOWNLOADS, "folder", "imagenet")
+_NO_CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError)
 # The constants of the published recipe, in place of measured ones.
 CIFAR100_SCALE = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}
 
@@ -44,13 +45,18 @@ def load_dataset(
     2017) are downloaded by torchvision, once and with their checksums, into ``root`` (default:
     ``$TTM_LAB_DATA``, else ``data/downloads``): uint8 (N, 3, 32, 32), or (N, 1, 28, 28) for
     Fashion-MNIST. With ``size`` they become RGB of that size. They are normalised by mean and
-    standard deviation of the pictures trained on; CIFAR-100 by the published recipe's constants.
+    standard deviation of the pictures trained on (a channel that hardly varies by the largest of
+    the others); CIFAR-100 by the published recipe's constants.
 
     ``"folder"`` is any collection of pictures in ``root/train/<class>/`` and ``root/test/<class>/``
     or ``root/val/<class>/``; with all three, ``val`` is the validation part. Files of any size and
-    mode become RGB. Pictures of up to 64x64 (or ``size`` up to 64) are held in memory as uint8
-    (N, 3, H, W), scaled and cut to one size; larger ones stay in their files (``FileSplit``) and
-    give 224x224, or ``size``.
+    mode become RGB: upright as EXIF says, transparent pixels on white, grey ones with more than 8
+    bits by the upper 8 of the 8, 10, 12, 14 or 16 that they fill. Where the median height and width
+    of (up to a hundred) training pictures are up to 64, or ``size`` is, all are held in memory as
+    uint8 (N, 3, H, W), scaled and cut to that size; otherwise they stay in their files
+    (``FileSplit``) and give 224x224, or ``size``. One warning counts the files that are no pictures
+    to Pillow, and names folders that lead back or that devices leave (``@eaDir``): they are left
+    out, as are hidden ones.
 
     ``"imagenet"`` is such a folder of ILSVRC2012 (``root/train/<wnid>/``, ``root/val/<wnid>/``),
     never held in memory; a number of classes other than 1000 is allowed with a warning. Pictures
@@ -87,7 +93,7 @@ def load_dataset(
             )
         return _digits(int(seed), size)
     if name in DOWNLOADS:
-        folder = downloads_folder() if root is None else Path(root).expanduser()
+        folder = downloads_folder() if root is None else user_path(root)
         return _downloaded(name, folder.absolute(), int(seed), validation, size)
     if name in ("folder", "imagenet"):
         if root is None:
@@ -157,32 +163,58 @@ def _fetch(name: str, root: Path) -> list:
 
     kind = getattr(datasets, DOWNLOADS[name])
     try:
-        return [kind(root, train=train) for train in (True, False)]
-    except RuntimeError:  # torchvision's word for a file that is missing or damaged
+        return _open(kind, root)
+    except RuntimeError:
         pass
     root.mkdir(parents=True, exist_ok=True)
     patience = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(30)  # a firewall that swallows everything, else minutes of silence
         with FileLock(root / f".{name}.lock"):
-            return [kind(root, train=train, download=True) for train in (True, False)]
-    except (RuntimeError, URLError, HTTPException, ConnectionError, TimeoutError) as error:
-        missing = _missing_files(kind, root)
-        if not missing:
+            return _open(kind, root, download=True)
+    except (RuntimeError, *_NO_CONNECTION, FileExistsError, NotADirectoryError) as error:
+        damaged, missing = _damaged(kind, root), _missing_files(kind, root)
+        if not damaged and not missing:
             raise
         reason = " ".join(str(error).split())
-        raise ConnectionError(
-            "\n".join(
-                [
-                    f"{name} cannot be downloaded: {reason}",
-                    "Fetch by any other way, then load again:",
-                    *missing,
-                    "Or run the same code without a download: load_dataset('digits', size=32)",
-                ]
-            )
-        ) from error
+        lines = [f"{name} cannot be read or downloaded: {reason}"]
+        if damaged:
+            lines += ["Remove what was unpacked and is damaged, then load again:", *damaged]
+        if missing:
+            lines += ["Fetch by any other way, then load again:", *missing]
+        lines += ["Or run the same code without a download: load_dataset('digits', size=32)"]
+        raise ConnectionError("\n".join(lines)) from error
     finally:
         socket.setdefaulttimeout(patience)
+
+
+def _open(kind, root: Path, **options) -> list:
+    """Both parts, or ``RuntimeError``, torchvision's own word for what is missing or damaged."""
+    try:
+        parts = [kind(root, train=train, **options) for train in (True, False)]
+    except (OSError, HTTPException, MemoryError):
+        raise
+    except Exception as error:  # damaged files without a checksum fail where they are read
+        raise RuntimeError(str(error) or repr(error)) from error
+    if any(len(part.data) != len(part.targets) for part in parts):
+        raise RuntimeError("there are not as many labels as pictures")
+    return parts
+
+
+def _damaged(kind, root: Path) -> list[str]:
+    """What torchvision unpacked and cannot read: it unpacks again only what is not there."""
+    from torchvision.datasets.utils import check_integrity
+
+    if hasattr(kind, "tgz_md5"):
+        folder = root / kind.base_folder
+        files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+        whole = all(check_integrity(folder / file, md5) for file, md5 in files)
+        return [f"  {folder}"] if folder.exists() and not whole else []
+    if (processed := root / kind.__name__ / "processed").is_dir():
+        return [f"  {processed}"]  # an old torchvision's, which is taken first
+    raw = root / kind.__name__ / "raw"  # without checksums: one of them is damaged if all are there
+    unpacked = [raw / file.removesuffix(".gz") for file, _ in kind.resources]
+    return [f"  {path}" for path in unpacked] if all(p.is_file() for p in unpacked) else []
 
 
 def _missing_files(kind, root: Path) -> list[str]:

@@ -1,7 +1,10 @@
 """A data set in parts, and how a part becomes batches: in memory or from picture files."""
 
+import contextlib
 import hashlib
 import io
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Batches = Iterator[tuple[Tensor, Tensor]]
+# Where Pillow finds an orientation (that of TIFF files, which are upright once loaded, aside).
+_ORIENTATION = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,8 @@ class Split:
                 f"images are {self.images.dtype} and mean is {self.mean}: uint8 images come with "
                 "mean and std, float images are taken as they are"
             )
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise ValueError(f"std={self.std} must be above 0 for every channel")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -199,7 +206,8 @@ class FileSplit:
 
     ``paths`` of the N pictures, ``labels`` (N,) int64, ``size`` of the square that networks get.
     Worker processes decode, convert to RGB and transform (torchvision's v2 transforms).
-    ``root`` is the folder that ``paths`` are relative to.
+    ``root`` is the folder that ``paths`` are relative to; ``bits`` are those that grey pictures
+    with more than 8 fill.
     """
 
     root: Path
@@ -209,6 +217,7 @@ class FileSplit:
     std: tuple[float, ...]
     size: int = 224
     workers: int = 0
+    bits: int = 16
     device: str | torch.device = "cpu"
 
     augmentations = ("none", "resized-crop-flip")
@@ -269,7 +278,7 @@ class FileSplit:
         """Add names, file sizes and labels to a hash: reading ImageNet whole would take hours."""
         digest.update(repr((self.size, self.mean, self.std)).encode())
         for path in self.paths:
-            digest.update(f"{path} {(self.root / path).stat().st_size}\n".encode())
+            digest.update(os.fsencode(f"{path} {(self.root / path).stat().st_size}\n"))
         digest.update(self.labels.cpu().numpy().tobytes())
 
 
@@ -283,7 +292,7 @@ class _Pictures(torch.utils.data.Dataset):
         from torchvision.transforms import v2
 
         self.root, self.paths, self.labels = split.root, split.paths, split.labels.cpu()
-        self.size, self.augment = split.size, augment
+        self.size, self.augment, self.bits = split.size, augment, split.bits
         self.random_crop = v2.RandomResizedCrop(split.size)
         self.middle = v2.Compose(
             [
@@ -295,11 +304,11 @@ class _Pictures(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         position, seed, number = key
-        picture = read_picture(self.root / self.paths[position])
+        picture = read_picture(self.root / self.paths[position], self.bits)
         if self.augment:
             pixels = self._augmented(picture, hash_seed(seed, number))
         else:
-            pixels = self.middle(picture)
+            pixels = self.middle(_shortened(picture))
         return pixels.permute(1, 2, 0), self.labels[position]  # Pillow's and the resizing's layout
 
     def _augmented(self, picture, seed: int) -> Tensor:
@@ -316,22 +325,32 @@ class _Pictures(torch.utils.data.Dataset):
         return functional.horizontal_flip(pixels) if mirrored else pixels
 
 
-def read_picture(path: Path):
-    """A picture file, whatever its mode, as an RGB ``PIL.Image``.
+def read_picture(path: Path, bits: int = 16):
+    """A picture file, whatever its mode, upright and as an RGB ``PIL.Image``.
 
-    Raises ``ValueError`` naming a file that cannot be decoded to the end, and ``OSError`` for one
-    that cannot be read at all.
+    Transparent pixels are laid on white. ``bits`` are those that deep grey pictures fill, see
+    ``_eight_bits``. Raises ``ValueError`` naming a file that cannot be decoded to the end, and
+    ``OSError`` for one that cannot be read at all.
     """
     from PIL import Image
 
     data = path.read_bytes()  # apart from decoding: a failing disk is no fault of the picture
     try:
         with Image.open(io.BytesIO(data)) as picture:
+            packing = str([tile[3] for tile in picture.tile[:1]])  # gone once it is loaded
             picture.load()
-            if picture.mode == "RGB":
-                return picture  # convert would copy it
-            deep = picture.mode.startswith(("I", "F"))
-            return (_eight_bits(picture) if deep else picture).convert("RGB")
+            _turn_upright(picture)
+            if is_deep(picture):
+                picture = _eight_bits(picture, bits)
+            elif re.search(";16[BLN]", packing) and np.asarray(picture.convert("RGB")).max() < 16:
+                raise ValueError(
+                    "of 16 bits a colour, which Pillow cuts to the upper 8, it fills at most 12: "
+                    "save it with 8 bits"
+                )
+            if picture.has_transparency_data:
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture.convert("RGBA"))
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
     except Exception as error:  # each format's decoder fails in its own way
         raise ValueError(
             f"{path} cannot be decoded ({error}): replace or remove it, or load the data set "
@@ -339,25 +358,72 @@ def read_picture(path: Path):
         ) from error
 
 
-def _eight_bits(picture):
-    """The upper 8 bits of a 16-bit grey picture, which ``convert`` would clip at 255 instead."""
-    from PIL import Image
+def _shortened(picture):
+    """The middle of a picture that is over 32 times as long as it is short.
 
+    To scale a whole line of 1 x 20,000 pixels up and then cut out the middle takes 4 GB.
+    """
+    from torchvision.transforms.v2 import functional
+
+    longest = 32 * min(picture.size)
+    if max(picture.size) <= longest:
+        return picture
+    return functional.center_crop(picture, [min(side, longest) for side in picture.size[::-1]])
+
+
+def _turn_upright(picture) -> None:
+    """As the camera was held, by the file's EXIF orientation; a damaged EXIF says nothing."""
+    from PIL import ImageOps
+
+    if _ORIENTATION.isdisjoint(picture.info):  # looking closer takes a tenth of reading a small one
+        return
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(picture, in_place=True)
+
+
+def is_deep(picture) -> bool:
+    """Whether a picture is grey with more than 8 bits."""
+    return picture.mode.startswith(("I", "F"))
+
+
+def depth(picture) -> int:
+    """For how many bits a deep grey picture was made: the fewest that hold its largest value."""
     values = np.asarray(picture)
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"no telling which of its {values.dtype} values is white")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    return next(bits for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
+
+
+def _eight_bits(picture, bits: int):
+    """The upper 8 of ``bits`` of a deep grey picture (``convert`` would clip its values at 255).
+
+    A picture that needs more than ``bits`` is taken for one of as many as it needs.
+    """
+    from PIL import Image
+
+    bits = max(bits, depth(picture))
+    return Image.fromarray((np.asarray(picture) >> (bits - 8)).astype(np.uint8))
 
 
 def normalisation(images: Tensor) -> dict[str, tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images (N, C, H, W), scaled to 0..1."""
+    """Mean and standard deviation of each channel of uint8 images (N, C, H, W), scaled to 0..1.
+
+    A standard deviation below one grey level, 1/255, is replaced by the largest of the channels,
+    or by 1/255 where that is no larger, or by 1 where no channel varies.
+    """
     counts = torch.stack(
         [images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]
     )
     share = counts.double() / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ values
-    std = (share @ values**2 - mean**2).clamp(min=1e-12).sqrt()
+    std = (share @ values**2 - mean**2).clamp(min=0).sqrt()
+    # A channel that moves by less than one grey level holds no contrast to be stretched to that of
+    # the others: other pictures, or the black that a crop brings in, would become thousands.
+    strongest = float(std.max())
+    if strongest < 1 / 255:  # all of them: masks of 0 and 1, or (to rounding) one colour alone
+        strongest = 1 / 255 if (counts > 0).sum() > len(counts) else 1.0
+    std = std.where(std >= 1 / 255, strongest)
     return {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
 
 

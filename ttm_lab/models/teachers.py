@@ -13,7 +13,7 @@ import filelock
 from tqdm.auto import tqdm
 
 from ttm_lab.models.weights import load_weights
-from ttm_lab.paths import downloads_folder
+from ttm_lab.paths import downloads_folder, user_path
 
 # scripts/fetch_pretrained_teachers.sh of github.com/HobbitLong/RepDistiller
 ADDRESSES = {
@@ -57,7 +57,7 @@ def fetch_teacher(name: str, folder: str | Path | None = None, *, progress: bool
             f"no published teacher is known for {name!r}, only for {', '.join(ADDRESSES)}; "
             f"train one: {_training(name)}"
         )
-    folder = downloads_folder() / "teachers" if folder is None else Path(folder)
+    folder = downloads_folder() / "teachers" if folder is None else user_path(folder)
     path = folder / f"{name}_vanilla" / "ckpt_epoch_240.pth"
     if path.is_file() and name in _checksums(folder):
         return _checked(name, path, folder)  # nothing to write: the folder may be read-only
@@ -66,7 +66,12 @@ def fetch_teacher(name: str, folder: str | Path | None = None, *, progress: bool
         if not path.is_file():
             _download(name, path, folder, progress)
         elif name not in _checksums(folder):  # put there by hand
-            _load(name, path)
+            try:
+                _load(name, path)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}. Without this file, the teacher is fetched from {ADDRESSES[name]}"
+                ) from error
             _record(name, _sha256(path), folder)
         return _checked(name, path, folder)
 

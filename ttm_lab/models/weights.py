@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ttm_lab.paths import user_path
+
 # torch.load refuses by default what published files hold beside their tensors. A NumPy number, such
 # as a learning rate that has decayed, is stored as a call of `scalar` with a dtype (NumPy 1 and 2
 # name that function's module differently); the CIFAR teachers of the last epoch also keep the
@@ -66,7 +68,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     damaged, of another format, in need of running code, of another network (missing and unexpected
     names and differing shapes are listed), or with weights that are NaN or infinite.
     """
-    state = _without_wrappers(_read(Path(path)), path)
+    state = _without_wrappers(_read(user_path(path)), path)
     wanted = model.state_dict()
     missing = [k for k in wanted if k not in state and not k.endswith(".num_batches_tracked")]
     unexpected = [k for k in state if k not in wanted]
