@@ -2,9 +2,12 @@
 
 import argparse
 import ast
+import io
+import json
 import os
 import signal
 import sys
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +26,71 @@ _TRAINING_FIELDS = (
     "max_steps",
 )
 _ASKING_FIELDS = ("remember", "fold_batch_norm")
+# No machine holds, and nobody waits for, more of anything; each seed is a training of its own.
+_MOST, _MOST_SEEDS = 10**9, 1000
+
+
+class _Output:
+    """Standard output or error that may fail without stopping the work: closed, or a full disk.
+
+    What its encoding has no characters for is written as ``\\u...``.
+    """
+
+    def __init__(self, stream):
+        self.stream = io.StringIO() if stream is None else stream  # None: closed by `>&-`
+        self.error = None
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        encoding = self.stream.encoding or "utf-8"
+        self._try(self.stream.write, text.encode(encoding, "backslashreplace").decode(encoding))
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, function, *arguments) -> None:
+        if self.error is not None:
+            return
+        try:
+            function(*arguments)
+        except OSError as error:
+            self.error = error
+            with suppress(OSError):  # else Python tries once more at its end, and complains
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 1 failed, 2 refused, 130 stopped."""
+    output, errors = _Output(sys.stdout), _Output(sys.stderr)
+    with redirect_stdout(output), redirect_stderr(errors):
+        try:
+            status = _main(sys.argv[1:] if arguments is None else arguments)
+        except SystemExit as stopped:  # argparse, after --help or a refusal
+            status = stopped.code
+        output.flush()
+        # whoever closes a pipe has seen enough
+        if output.error and not isinstance(output.error, BrokenPipeError):
+            _say(f"not everything could be shown ({output.error}); no file is missing")
+            status = status or 1
+        errors.flush()
+    return status
+
+
+def _say(message) -> None:
+    print(f"ttm-lab: {message}", file=sys.stderr)
+
+
+def _main(arguments: list[str]) -> int:
+    for word in arguments:
+        if word.encode(errors="ignore").decode() != word:
+            _say(f"{word!a} is not Unicode text: write it anew, or rename that file")
+            return 2
     options = _parser().parse_args(arguments)
     commands = {
+        "reproduce": _reproduce,
+        "handout": _handout,
         "search-digits": _search_digits,
         "train-teacher": _train_teacher,
         "distill": _distill,
@@ -36,73 +98,71 @@ def main(arguments: list[str] | None = None) -> int:
         "fetch-teacher": _fetch_teacher,
         "remember-teacher": _remember_teacher,
     }
-    if options.command in commands:
-        return _run(commands[options.command], options)
+    # what is wrong with a command's input becomes one line, not a traceback
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
+    from ttm_lab import distributed
+
     try:
-        from ttm_lab import handout, reproduce  # need the notebooks extra, which --help does not
+        processes = distributed.started()
+        return commands[options.command](options)
     except ModuleNotFoundError as missing:
-        print(
-            f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'",
-            file=sys.stderr,
-        )
+        _say(f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'")
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
-    only = options.only and [part for parts in options.only for part in parts]
-    try:
-        if options.command == "handout":
-            for copy in handout.hand_out(
-                options.output, only=only, root=options.root, overwrite=options.overwrite
-            ):
-                print(copy)
-            return 0
-        return reproduce.reproduce(
-            options.profile,
-            only=only,
-            parameters=dict(options.parameters),
-            jobs=options.jobs,
-            timeout=options.timeout,
-            name=options.name,
-            root=options.root,
-            fresh=options.fresh,
-        )
-    except reproduce.Refused as refused:
-        print(f"ttm-lab: {refused}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "\nStopped. Finished notebooks are kept: the same command goes on from here.",
-            file=sys.stderr,
-        )
-        return 130
-
-
-def _run(command, options) -> int:
-    """Run a command; what is wrong with its input becomes one line, not a traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
-    try:
-        return command(options)
     except (ValueError, ImportError, FileNotFoundError, ConnectionError) as error:
-        print(f"ttm-lab: {error}", file=sys.stderr)
+        _say(error)
         return 2
     except (FloatingPointError, OSError) as error:
-        print(f"ttm-lab: {error}", file=sys.stderr)
+        _say(error)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\nttm-lab: stopped. The same command goes on from the last resume point.",
-            file=sys.stderr,
-        )
+        print(file=sys.stderr)
+        _say("stopped. The same command goes on from the last resume point.")
         return 130
-    except RuntimeError as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            reason = str(error).partition("\n")[0]
+            _say(
+                f"the memory is too small for this ({reason}): give a smaller --batch-size or "
+                "--size, or fewer seeds or methods at a time"
+            )
+        elif processes > 1:
+            _say(
+                f"process {os.environ.get('RANK')} cannot go on, most likely because another one "
+                f"was lost ({error}). Start the same command again: it goes on from the last "
+                "resume point."
+            )
+        else:
             raise
-        print(
-            f"ttm-lab: process {os.environ.get('RANK')} cannot go on, most likely because another "
-            f"one was lost ({error}). Start the same command again: it goes on from the last "
-            "resume point.",
-            file=sys.stderr,
-        )
         return 1
+
+
+def _only(options) -> list[str] | None:
+    return options.only and [part for parts in options.only for part in parts]
+
+
+def _reproduce(options) -> int:
+    from ttm_lab import reproduce
+
+    return reproduce.reproduce(
+        options.profile,
+        only=_only(options),
+        parameters=dict(options.parameters),
+        jobs=options.jobs,
+        timeout=options.timeout,
+        name=options.name,
+        root=options.root,
+        fresh=options.fresh,
+    )
+
+
+def _handout(options) -> int:
+    from ttm_lab import handout
+
+    for copy in handout.hand_out(
+        options.output, only=_only(options), root=options.root, overwrite=options.overwrite
+    ):
+        print(copy)
+    return 0
 
 
 def _train_teacher(options) -> int:
@@ -167,6 +227,10 @@ def _distill(options) -> int:
         if distributed.rank() > 0:
             return 0
     measured = paper.measure(row, data)
+    if options.output:
+        paper.save_results(options.output, row, measured, data)
+    if options.keep_logits:
+        paper.save_outputs(options.keep_logits, row, data, options.per_class)
     table = paper.summarise(measured, teacher, student)
     known = table["paper"].notna()
     print("Top-1 accuracy on the test part in per cent, with 95 % t intervals over seeds:")
@@ -191,10 +255,8 @@ def _distill(options) -> int:
         print(_as_text(differences))
     print(f"\nRuns: {row.students[0].folder.parent}")
     if options.output:
-        paper.save_results(options.output, row, measured, data)
         print(f"Table: {options.output}")
     if options.keep_logits:
-        paper.save_outputs(options.keep_logits, row, data, options.per_class)
         print(f"Logits: {options.keep_logits}")
     return 0
 
@@ -209,10 +271,9 @@ def _default_methods(teacher: str, student: str, changes: dict) -> list[str]:
         if method == "wttm" or {"temperature", "distill_weight"} <= found.keys():
             methods.append(method)
         elif os.environ.get("RANK", "0") == "0":
-            print(
-                f"ttm-lab: no {method}: its settings for this pair are not published (to run it, "
-                "name --methods, --temperature and --distill-weight)",
-                file=sys.stderr,
+            _say(
+                f"no {method}: its settings for this pair are not published (to run it, "
+                "name --methods, --temperature and --distill-weight)"
             )
     return methods
 
@@ -252,26 +313,23 @@ def _evaluate(options) -> int:
                 "network was trained on with --data, and the network with --model"
             ) from error
         if config and config["data"]["sha256"] != data.fingerprint:
-            print(
-                f"ttm-lab: note: {source} was not trained on exactly these data, or on another "
-                "split of them (--validation, --split-seed, --size)",
-                file=sys.stderr,
+            _say(
+                f"note: {source} was not trained on exactly these data, or on another "
+                "split of them (--validation, --split-seed, --size)"
             )
         network = trained.model.to(options.device or _best_device())
         rows[name if names.count(name) == 1 else source] = evaluate(network, part)
     table = pd.DataFrame(rows).T
     table.index.name = "weights"
-    print(f"{data.name}, {options.part}: {len(part):,} pictures")
-    print(_as_text(table, digits=4))
     if options.output:
         runs.atomic_write(options.output, table.to_csv())
+    print(f"{data.name}, {options.part}: {len(part):,} pictures")
+    print(_as_text(table, digits=4))
     return 0
 
 
 def _run_config(source: str) -> dict | None:
     """What made a run's folder, or None for a file."""
-    import json
-
     path = Path(source) / "config.json"
     if not Path(source).exists():
         raise FileNotFoundError(f"there is no file or folder {source}")
@@ -330,8 +388,8 @@ def _remember_teacher(options) -> int:
 def _fetch_teacher(options) -> int:
     from ttm_lab.models import fetch_teacher
 
-    for name in options.names:
-        print(fetch_teacher(name, options.folder))
+    for path in [fetch_teacher(name, options.folder) for name in options.names]:
+        print(path)
     return 0
 
 
@@ -373,14 +431,18 @@ def _check_output(path: str | None, option: str = "--output", ending: str = ".cs
     """Before the long work: can the file be written afterwards?"""
     if path is None:
         return
-    folder = Path(path).resolve().parent
     if Path(path).suffix != ending:
         raise ValueError(f"{option} {path} must end in {ending}")
+    if Path(path).is_dir():
+        raise ValueError(f"{option} {path} is a folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # other errors: a name too long, a file for a folder
+            Path(path).with_suffix(".json").lstat()
+        folder = next(p for p in Path(path).absolute().parents if p.exists())
+        writable = folder.is_dir() and os.access(folder, os.W_OK)
     except OSError as error:
-        raise ValueError(f"{option} {path}: {error}") from error
-    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{option} {path}: {error.strerror}") from error
+    if not writable:
         raise ValueError(f"{option} {path}: {folder} cannot be written to")
 
 
@@ -430,19 +492,16 @@ def _search_digits(options) -> int:
 
     root = runs.find_root()
     if options.output is None and not (root / "notebooks").is_dir():
-        print("ttm-lab: change into the checkout, or name --output", file=sys.stderr)
-        return 2
+        raise ValueError("change into the checkout, or name --output")
     output = Path(options.output or root / "data" / "results" / "digits_search.csv")
     if output.exists():
         counts = runs.read_table(output).groupby(["seed", "family", "method"]).size()
         if set(counts) != {options.trials}:
-            print(
-                f"ttm-lab: {output} holds {sorted(set(counts))} trials for each method, so "
+            raise ValueError(
+                f"{output} holds {sorted(set(counts))} trials for each method, so "
                 f"--trials {options.trials} would not be an equal budget: use the same number, "
-                "or another --output",
-                file=sys.stderr,
+                "or another --output"
             )
-            return 2
     chosen = studies.choose(studies.search(options.seeds, output, trials=options.trials))
     others = studies.chosen_settings()
     others = others[~others["seed"].isin(chosen["seed"])]
@@ -743,37 +802,67 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _number_of_seeds(text: str) -> list[int]:
-    return list(range(_positive(text))) if text.isdigit() else _seeds(text)
+    if not text.isdigit():
+        return _seeds(text)
+    if _positive(text) > _MOST_SEEDS:
+        raise argparse.ArgumentTypeError(
+            f"{text} students of each method are more than {_MOST_SEEDS:,}: for one student with "
+            f"the seed {text} write {text}-{text}"
+        )
+    return list(range(int(text)))
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+    number = _whole(text)
+    if not 0 < number <= _MOST:
+        raise argparse.ArgumentTypeError(
+            f"{_short(text)} is not a whole number of at least 1 (and at most {_MOST})"
+        )
+    return number
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
+    seed = _whole(text)
+    if not 0 <= seed < 2**63:  # what torch takes
+        raise argparse.ArgumentTypeError(
+            f"{_short(text)} is not a whole number of at least 0 (and below 2**63)"
+        )
+    return seed
+
+
+def _whole(text: str) -> int:
+    """The number that a word of digits stands for; -1 for any other word, and for a huge number."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
+
+
+def _short(text: str) -> str:
+    """A word as it was given, for a message of one line."""
+    return repr(text if len(text) < 80 else f"{text[:80]}...")
 
 
 def _seeds(text: str) -> list[int]:
     try:
         ends = [part.partition("-")[::2] for part in text.split(",")]
-        seeds = [range(int(a), int(b or a) + 1) for a, b in ends]
-        if not all(seeds):
+        ranges = [range(_seed(a), _seed(b or a) + 1) for a, b in ends]
+        if not all(ranges) or sum(r.stop - r.start for r in ranges) > _MOST_SEEDS:
             raise ValueError
-        return [seed for several in seeds for seed in several]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 0-11 or 3,5") from None
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(
+            f"{_short(text)} is not like 0-11 or 3,5 (at most {_MOST_SEEDS:,} seeds)"
+        ) from None
+    return [seed for seeds in ranges for seed in seeds]
 
 
 def _parameter(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not NAME=VALUE")
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        value = ast.literal_eval(value)  # what fails is a plain word, a string
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value  # a plain word is a string
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
+        raise argparse.ArgumentTypeError(
+            f"{_short(text)}: a parameter is a number, text, None, True, False, or lists of them"
+        ) from None
+    return name, value

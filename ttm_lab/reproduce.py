@@ -36,7 +36,7 @@ GRACE = 60  # seconds that a notebook may take for starting and writing, beyond 
 BATCH_MODULES = ("__main__.py", "cli.py", "execute.py", "handout.py", "report.py", "reproduce.py")
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """The batch cannot start; the message says why and what to do."""
 
 

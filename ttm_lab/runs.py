@@ -27,6 +27,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 
+from ttm_lab import distributed
 from ttm_lab.models import load_weights
 from ttm_lab.paths import find_root
 
@@ -125,7 +126,7 @@ def environment() -> dict:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": distributed.started(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git_commit": git("rev-parse", "HEAD"),
         "git_changed": None if changed is None else bool(changed),
