@@ -823,9 +823,9 @@ def _positive(text: str) -> int:
 
 def _seed(text: str) -> int:
     seed = _whole(text)
-    if not 0 <= seed < 2**63:  # what torch takes
+    if not 0 <= seed < 2**32:
         raise argparse.ArgumentTypeError(
-            f"{_short(text)} is not a whole number of at least 0 (and below 2**63)"
+            f"{_short(text)} is not a whole number from 0 to {2**32 - 1}"
         )
     return seed
 

@@ -6,6 +6,7 @@ A run folder holds ``config.json`` (everything that decides the result), ``envir
 runs ``checkpoint/`` with the last two resume states.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -29,7 +31,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from ttm_lab import distributed
 from ttm_lab.models import load_weights
-from ttm_lab.paths import find_root
+from ttm_lab.paths import FileLock, find_root
 
 _TRAINING_CODE = (
     "probability.py",
@@ -45,28 +47,38 @@ _TRAINING_CODE = (
 def runs_folder(experiment: str) -> Path:
     """Where an experiment's runs live: ``$TTM_LAB_RUNS/<experiment>``, else ``<root>/runs/...``."""
     base = os.environ.get("TTM_LAB_RUNS")
-    return (Path(base) if base else find_root() / "runs") / experiment
+    return (Path(base) if base else find_root() / "runs") / short(experiment)
+
+
+def short(name: str) -> str:
+    """A name that leaves room for endings: file systems take 255 bytes."""
+    return name.encode(errors="ignore")[:150].decode(errors="ignore")
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
     """Write a whole file or nothing: temporary file, fsync, rename."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{short(path.name)}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
-            os.fsync(file.fileno())
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+                    raise  # a full or failing disk; the others are file systems without fsync
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     if os.name == "posix":  # make the new name itself survive a power cut
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):  # which some file systems refuse for a folder
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def read_table(path) -> pd.DataFrame:
@@ -156,8 +168,8 @@ class Run:
 
     def __init__(self, experiment: str | Path, label: str, config: dict):
         self.config, self.label = config, label
-        self.folder = Path(experiment) / f"{label}-{identity(config)}"
-        self._lock = filelock.FileLock(self.folder / ".lock")
+        self.folder = Path(experiment) / f"{short(label)}-{identity(config)}"
+        self._lock = FileLock(self.folder / ".lock")
 
     def __enter__(self) -> "Run":
         self.folder.mkdir(parents=True, exist_ok=True)
