@@ -5,10 +5,13 @@ import ast
 import io
 import json
 import os
+import re
 import signal
 import sys
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ttm_lab import __version__
@@ -84,8 +87,13 @@ def _say(message) -> None:
 
 def _main(arguments: list[str]) -> int:
     for word in arguments:
-        if word.encode(errors="ignore").decode() != word:
-            _say(f"{word!a} is not Unicode text: write it anew, or rename that file")
+        if re.search("[\x00-\x1f\x7f\ud800-\udfff]", word):
+            _say(
+                f"{word!a:.100} has characters that are no text: write it anew, or rename that file"
+            )
+            return 2
+        if not word.strip() or re.fullmatch("--[^=]*=\\s*", word):
+            _say(f"{word!r:.100} is empty where a word belongs: is a variable of the shell unset?")
             return 2
     options = _parser().parse_args(arguments)
     commands = {
@@ -112,15 +120,19 @@ def _main(arguments: list[str]) -> int:
         _say(error)
         return 2
     except (FloatingPointError, OSError) as error:
-        _say(error)
+        path = getattr(error, "filename", None)
+        ways = "--output, --root, --folder, TTM_LAB_RUNS and TTM_LAB_DATA name other places"
+        _say(f"{error.strerror}: {str(path)[:300]} ({ways})" if path else error)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
         _say("stopped. The same command goes on from the last resume point.")
         return 130
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error):
-            reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
+        if reason.startswith("Symlink loop"):  # what Python before 3.13 says
+            _say(f"{reason}: mend that link, or name another path")
+        elif isinstance(error, MemoryError) or "memory" in reason:
             _say(
                 f"the memory is too small for this ({reason}): give a smaller --batch-size or "
                 "--size, or fewer seeds or methods at a time"
@@ -199,6 +211,8 @@ def _distill(options) -> int:
     _check_device(options.device)
     _check_output(options.output)
     _check_output(options.keep_logits, "--keep-logits", ".npz")
+    for name in options.pair:
+        paper.check_model(name)
     methods = options.methods or _default_methods(teacher, student, changes)
     paper.check_pair(
         teacher,
@@ -288,7 +302,7 @@ def _evaluate(options) -> int:
     _check_output(options.output)
     sources = {str(Path(source)): _run_config(source) for source in options.weights}
     for source, config in sources.items():
-        if options.model is None and config is None:
+        if not (options.model or config):
             raise ValueError(
                 f"{source} is not the folder of a run: for a file of weights, say whose it is "
                 "with --model"
@@ -318,7 +332,15 @@ def _evaluate(options) -> int:
                 "split of them (--validation, --split-seed, --size)"
             )
         network = trained.model.to(options.device or _best_device())
-        rows[name if names.count(name) == 1 else source] = evaluate(network, part)
+        try:
+            rows[name if names.count(name) == 1 else source] = evaluate(network, part)
+        except (RuntimeError, AssertionError) as error:  # timm asserts the size
+            if "memory" in str(error):
+                raise
+            raise ValueError(
+                f"{model} does not take the pictures of {data.name} ({error}): give their --size, "
+                "or the --data that it was trained on"
+            ) from error
     table = pd.DataFrame(rows).T
     table.index.name = "weights"
     if options.output:
@@ -423,7 +445,7 @@ def _check_device(device: str | None) -> None:
         if "RANK" not in os.environ:  # under torchrun each process has its own GPU, not this one
             torch.empty(1, device=kind).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
+        reason = re.split(r"\. |\n", str(error))[0]  # torch goes on for pages
         raise ValueError(f"--device {device} cannot be used here: {reason}") from error
 
 
@@ -436,14 +458,14 @@ def _check_output(path: str | None, option: str = "--output", ending: str = ".cs
     if Path(path).is_dir():
         raise ValueError(f"{option} {path} is a folder")
     try:
-        with suppress(FileNotFoundError):  # other errors: a name too long, a file for a folder
-            Path(path).with_suffix(".json").lstat()
-        folder = next(p for p in Path(path).absolute().parents if p.exists())
-        writable = folder.is_dir() and os.access(folder, os.W_OK)
+        whole = Path(path).absolute().with_suffix(".json")  # which goes beside it
+        folder = next(p for p in whole.parents if p.exists())
+        for name in whole.relative_to(folder).parts:
+            with suppress(FileNotFoundError):  # other errors: a name too long, a file for a folder
+                (folder / name).lstat()
+        tempfile.TemporaryFile(dir=folder).close()  # the one sure test; it leaves nothing
     except OSError as error:
-        raise ValueError(f"{option} {path}: {error.strerror}") from error
-    if not writable:
-        raise ValueError(f"{option} {path}: {folder} cannot be written to")
+        raise ValueError(f"{option} {path} cannot be written: {error.strerror}") from error
 
 
 def _load_data(options, models):
@@ -493,9 +515,15 @@ def _search_digits(options) -> int:
     root = runs.find_root()
     if options.output is None and not (root / "notebooks").is_dir():
         raise ValueError("change into the checkout, or name --output")
+    _check_output(options.output)
     output = Path(options.output or root / "data" / "results" / "digits_search.csv")
     if output.exists():
-        counts = runs.read_table(output).groupby(["seed", "family", "method"]).size()
+        try:
+            counts = runs.read_table(output).groupby(["seed", "family", "method"]).size()
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{output} is no table of trials ({error}): remove it, or name another --output"
+            ) from error
         if set(counts) != {options.trials}:
             raise ValueError(
                 f"{output} holds {sorted(set(counts))} trials for each method, so "
@@ -520,6 +548,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without all options before it."""
 
     def error(self, message: str):
+        message = message if len(message) < 400 else f"{message[:300]} ... {message[-90:]}"
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -747,7 +776,7 @@ def _add_training_commands(commands) -> None:
         group.add_argument("--root", metavar="DIR", help="where the pictures are, or should go")
         group.add_argument(
             "--size",
-            type=_positive,
+            type=partial(_positive, most=10_000),
             metavar="PIXELS",
             help="side of the pictures (default: their own; 32 where CIFAR networks get small grey "
             "ones; 224 for large ones)",
@@ -812,11 +841,11 @@ def _number_of_seeds(text: str) -> list[int]:
     return list(range(int(text)))
 
 
-def _positive(text: str) -> int:
+def _positive(text: str, most: int = _MOST) -> int:
     number = _whole(text)
-    if not 0 < number <= _MOST:
+    if not 0 < number <= most:
         raise argparse.ArgumentTypeError(
-            f"{_short(text)} is not a whole number of at least 1 (and at most {_MOST})"
+            f"{text!r} is not a whole number of at least 1 (and at most {most})"
         )
     return number
 
@@ -824,20 +853,13 @@ def _positive(text: str) -> int:
 def _seed(text: str) -> int:
     seed = _whole(text)
     if not 0 <= seed < 2**32:
-        raise argparse.ArgumentTypeError(
-            f"{_short(text)} is not a whole number from 0 to {2**32 - 1}"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
     return seed
 
 
 def _whole(text: str) -> int:
     """The number that a word of digits stands for; -1 for any other word, and for a huge number."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
-
-
-def _short(text: str) -> str:
-    """A word as it was given, for a message of one line."""
-    return repr(text if len(text) < 80 else f"{text[:80]}...")
 
 
 def _seeds(text: str) -> list[int]:
@@ -848,7 +870,7 @@ def _seeds(text: str) -> list[int]:
             raise ValueError
     except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(
-            f"{_short(text)} is not like 0-11 or 3,5 (at most {_MOST_SEEDS:,} seeds)"
+            f"{text!r} is not like 0-11 or 3,5 (at most {_MOST_SEEDS:,} seeds)"
         ) from None
     return [seed for seeds in ranges for seed in seeds]
 
@@ -856,13 +878,13 @@ def _seeds(text: str) -> list[int]:
 def _parameter(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
-        raise argparse.ArgumentTypeError(f"{_short(text)} is not NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
         value = ast.literal_eval(value)  # what fails is a plain word, a string
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError):
         raise argparse.ArgumentTypeError(
-            f"{_short(text)}: a parameter is a number, text, None, True, False, or lists of them"
+            f"{text!r}: a parameter is a number, text, None, True, False, or lists of them"
         ) from None
     return name, value

@@ -337,6 +337,8 @@ def _train(
         labels = [s.label for s in settings]
         raise ValueError(f"settings {labels} and seeds {seeds} must each be different")
     device = _device(device)
+    if device.type == "cpu" and any(s.compiled for s in settings):
+        _check_compiler()
     _check_data(data, settings)
     fingerprint = data.fingerprint if folder is not None else None
     data = data.to(device)
@@ -917,6 +919,18 @@ def _logits(model: nn.Module | None, images: Tensor, batch_size: int = 1024) -> 
     return torch.cat([model(part) for part in images.split(batch_size)])
 
 
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise ValueError(
+            f"compiled=True needs a C++ compiler ({error}): install g++, name one in the variable "
+            "CXX, or leave it out (on the command line --compiled)"
+        ) from error
+
+
 def _check_data(data: Dataset, settings: Sequence[Settings]) -> None:
     """Whether these settings fit these data, and both the number of processes."""
     for s in settings:
@@ -950,7 +964,7 @@ def _check_logits(teacher, students, data: Dataset) -> None:
         was_training = model.training
         try:
             logits = _logits(model.eval(), probe)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # timm asserts the size
             shape = tuple(probe.shape[1:])
             raise ValueError(
                 f"{name} does not take the pictures of {data.name}, {shape}: {error}"
