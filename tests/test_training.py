@@ -353,3 +353,14 @@ def test_a_damaged_finished_run_is_named_with_the_remedy(data, teacher, tmp_path
     (folder / "metrics.csv").unlink()
     with pytest.raises(ValueError, match="is damaged"):
         distill(teacher, data, settings, **options)
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/no/such/compiler"))
+    data = load_dataset("digits", seed=0)
+    settings = Settings("cnn_small", epochs=1, max_steps=1, compiled=True)
+    with pytest.raises(ValueError, match=r"compiled=True needs a C\+\+ compiler .* install g\+\+"):
+        train_teacher(data, settings, folder=tmp_path / "runs", device="cpu", progress=False)
+    assert not list(tmp_path.iterdir())

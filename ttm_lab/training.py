@@ -337,8 +337,6 @@ def _train(
         labels = [s.label for s in settings]
         raise ValueError(f"settings {labels} and seeds {seeds} must each be different")
     device = _device(device)
-    if device.type == "cpu" and any(s.compiled for s in settings):
-        _check_compiler()
     _check_data(data, settings)
     fingerprint = data.fingerprint if folder is not None else None
     data = data.to(device)
@@ -354,6 +352,9 @@ def _train(
         for seed in seeds
         for s in settings
     ]
+    unfinished = [s for s in students if not (s.run and s.run.finished)]
+    if device.type == "cpu" and any(s.settings.compiled for s in unfinished):
+        _check_compiler()
     folders = [student.run.folder for student in students if student.run]
     if len(set(folders)) < len(folders):
         raise ValueError("two settings hold losses with the same source and values: keep one")
