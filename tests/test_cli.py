@@ -563,6 +563,7 @@ ODD = [  # words, variables, and what the one line says; nothing is written
     (["evaluate", "a\0b"], {}, r"'a\x00b' has characters"),
     (["evaluate", "file.csv"], {"WORLD_SIZE": "x"}, "WORLD_SIZE='x' is no whole number"),
     (["evaluate", "file.csv"], {"WORLD_SIZE": "2", "RANK": "-1"}, "RANK='-1' is no whole number"),
+    (["evaluate", "file.csv"], {"WORLD_SIZE": "2", "RANK": "5"}, "RANK=5 is not below"),
     (["evaluate", "file.csv"], {"WORLD_SIZE": ""}, "say whose it is with --model"),
     (["evaluate", "file.csv", "--device", "mps"], {}, "--device mps cannot be used here"),
     ([*NAMED.split(), "--output", "new/a" + "b" * 252 + ".csv"], {}, "File name too long"),

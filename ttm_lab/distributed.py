@@ -33,7 +33,12 @@ def started() -> int:
                 f"{name}={os.environ[name]!r} is no whole number: torchrun sets it; without "
                 f"torchrun, unset {name}"
             )
-    return max(int(found["WORLD_SIZE"]), 1)
+    processes = max(int(found["WORLD_SIZE"]), 1)
+    if processes > 1 and int(found["RANK"]) >= processes:  # the others would be waited for
+        raise ValueError(
+            f"RANK={found['RANK']} is not below WORLD_SIZE={processes}: torchrun sets both"
+        )
+    return processes
 
 
 def rank() -> int:

@@ -14,7 +14,7 @@ class FileLock(filelock.FileLock):
             return super().acquire(*arguments, **options)
         except filelock.Timeout:
             raise
-        except (OSError, NotImplementedError) as error:
+        except (OSError, RuntimeError) as error:
             raise OSError(
                 f"{self.lock_file} cannot be locked ({error}): choose a folder on another disk, "
                 "for runs with TTM_LAB_RUNS, for downloads with TTM_LAB_DATA"
