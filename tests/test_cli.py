@@ -1,6 +1,8 @@
 """The commands do what they say, go on where they stopped, and refuse in one line."""
 
+import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -79,9 +81,7 @@ def test_options_reach_the_batch(monkeypatch):
 
 @pytest.mark.parametrize("words", [["-p", "value"], ["-p", "a b=1"], ["--profile", "huge"]])
 def test_mistyped_options_are_refused(words, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["reproduce", *words])
-    assert stopped.value.code == 2
+    assert cli.main(["reproduce", *words]) == 2
     assert words[1] in capsys.readouterr().err
 
 
@@ -166,8 +166,7 @@ def test_settings_of_another_version_are_named(finished, workplace, capsys):
 
 @pytest.mark.parametrize("words", [["--seeds", "5-3"], ["--seeds", "1", "--trials", "0"]])
 def test_a_search_of_nothing_is_refused(words):
-    with pytest.raises(SystemExit):
-        cli.main(["search-digits", *words])
+    assert cli.main(["search-digits", *words]) == 2
 
 
 @pytest.fixture
@@ -182,10 +181,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def call(command: str) -> int:
-    try:
-        return cli.main(shlex.split(command))
-    except SystemExit as stopped:
-        return stopped.code
+    return cli.main(shlex.split(command))
 
 
 def refusal(command: str, capsys) -> str:
@@ -606,3 +602,165 @@ def test_stopped_twice_it_ends_as_if_never_stopped(workplace, monkeypatch, capsy
     assert numbers(capsys.readouterr().out) == numbers(resumed.out)
     assert len(contents("whole")) == 6
     assert contents("runs") == contents("whole")
+
+
+ODD = [  # words, variables, and what the one line says; nothing is written
+    ([*NAMED.split(), "--seeds", "20261125"], {}, "with the seed 20261125 write 20261125-20261125"),
+    ([*NAMED.split(), "--seeds", "0-99999999999"], {}, "at most 1,000 seeds"),
+    ([*NAMED.split(), "--seeds", str(2**70)], {}, "--seeds"),
+    (["search-digits", "--seeds", "0-99999999999"], {}, "at most 1,000 seeds"),
+    (["search-digits", "--seeds", "0", "--trials", "9" * 5000], {}, "--trials"),
+    (["search-digits", "--seeds", "0", "--output", "file.csv"], {}, "file.csv is no table of"),
+    (["search-digits", "--seeds", "0", "--output", "folder.csv"], {}, "folder.csv is a folder"),
+    (["train-teacher", "--model", "cnn_small", "--seed", str(2**70)], {}, "to 4294967295"),
+    (
+        ["train-teacher", "--model", "cnn_small", "--epochs", "1" + 24 * "0"],
+        {},
+        "at most 1000000000",
+    ),
+    (["train-teacher", "--model", "cnn_small", "--batch-size", str(2**70)], {}, "--batch-size"),
+    (["train-teacher", "--model", "cnn_small", "--size", "99999"], {}, "at most 10000"),
+    (["train-teacher", "--model", "cnn_small", "--size", "²"], {}, "'²' is not a whole number"),
+    (["train-teacher", "--model", ""], {}, "'' is empty where a word belongs"),
+    (["train-teacher", "--model", "cnn_small", "--root="], {}, "'--root=' is empty"),
+    (["train-teacher", "--model", "cnn\udcff"], {}, r"'cnn\udcff' has characters that are no text"),
+    (["train-teacher", "--model", "cnn\n"], {}, r"'cnn\n' has characters"),
+    (["evaluate", "a\0b"], {}, r"'a\x00b' has characters"),
+    (["evaluate", "file.csv"], {"WORLD_SIZE": "x"}, "WORLD_SIZE='x' is no whole number"),
+    (["evaluate", "file.csv"], {"WORLD_SIZE": "2", "RANK": "-1"}, "RANK='-1' is no whole number"),
+    (["evaluate", "file.csv"], {"WORLD_SIZE": "2", "RANK": "5"}, "RANK=5 is not below"),
+    (["evaluate", "file.csv"], {"WORLD_SIZE": ""}, "say whose it is with --model"),
+    (["evaluate", "file.csv", "--device", "mps"], {}, "--device mps cannot be used here"),
+    ([*NAMED.split(), "--output", "new/a" + "b" * 252 + ".csv"], {}, "File name too long"),
+    ([*NAMED.split(), "--output", "folder.csv"], {}, "folder.csv is a folder"),
+    ([*NAMED.split(), "--output", "/proc/x.csv"], {}, "/proc/x.csv cannot be written"),
+    ([*NAMED.split(), "--output", "new/x.csv", "--data", "folder"], {}, "needs --root DIR"),
+    ([*NAMED.split(), "--keep-logits", "file.csv/x.npz"], {}, "file.csv/x.npz cannot be written"),
+    (["handout", "--output", "x", "--root", "nowhere"], {}, "no notebooks in"),
+    (["reproduce", "--root", "nowhere", "--name", "n" * 61], {}, "at most 60 letters"),
+    (["reproduce", "--root", "nowhere"], {"WORLD_SIZE": "x"}, "WORLD_SIZE='x'"),
+    *(
+        (["reproduce", "-p", f"max_steps={value}"], {}, "a parameter is a number, text")
+        for value in ("1e999", "{1}", "b'x'", "1j", "...", "[-1e999]", "{(1, 2): 3}", r"'\udcff'")
+    ),
+    (["reproduce", "-p", "max_steps=" + "x" * 9000 + "\0"], {}, "no text"),
+    (["reproduce", "--root", "nowhere", "-p", "max_steps=" + "[" * 9000], {}, "no notebooks in"),
+    (["reproduce", "-p", "=1"], {}, "'=1' is not NAME=VALUE"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "said"), ODD, ids=[f"{w[0]} {w[-1][:30]!a}" for w, _, _ in ODD]
+)
+def test_odd_words_and_variables_are_refused_in_a_line_with_nothing_written(
+    words, variables, said, workplace, monkeypatch, capsys
+):
+    Path("file.csv").write_text("a,b\n1,2\n")
+    Path("folder.csv").mkdir()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert said in shown.err
+    assert shown.err.count("\n") == 1
+    assert len(shown.err) < 700
+    assert sorted(os.listdir()) == ["file.csv", "folder.csv"]
+
+
+def test_what_fits_no_memory_and_paths_that_are_none_are_one_line(workplace, monkeypatch, capsys):
+    Path("file").write_bytes(b"")
+    monkeypatch.setenv("TTM_LAB_RUNS", "file")
+    assert call(f"train-teacher --model cnn_small {SMALL}") == 1
+    assert "Not a directory: file/digits-cnn_small" in capsys.readouterr().err
+    os.symlink("loop", "loop")
+    assert call("handout --output loop") in (1, 2)
+    assert capsys.readouterr().err.count("\n") == 1
+
+    def too_large(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nmore")
+
+    monkeypatch.setattr(data, "load_dataset", too_large)
+    assert call(f"train-teacher --model cnn_small {SMALL} --size 9999") == 1
+    error = capsys.readouterr().err
+    assert "the memory is too small" in error
+    assert error.count("\n") == 1
+
+
+def test_a_network_that_does_not_take_the_pictures_is_named(workplace, capsys):
+    torch.save(create_model("cnn_small", 10).state_dict(), "grey.pth")
+    error = refusal("evaluate grey.pth --model cnn_small --data digits --size 16", capsys)
+    assert "cnn_small does not take the pictures of digits" in error
+    assert "no model" not in refusal("evaluate grey.pth --data digits --model ' '", capsys)
+
+
+@pytest.fixture
+def measured_network(workplace):
+    torch.save(create_model("cnn_small", 10, seed=0).state_dict(), "netz.pth")
+    return "evaluate netz.pth --model cnn_small --data digits --device cpu --output kept.csv"
+
+
+class Broken(io.StringIO):
+    """A terminal that takes nothing: its pipe was closed, or its disk is full."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+    def write(self, text):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.EPIPE, 0), (errno.ENOSPC, 1)])
+def test_what_cannot_be_shown_is_kept(number, status, measured_network, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Broken(number))
+    assert call(measured_network) == status
+    assert len(runs.read_table("kept.csv")) == 1
+    error = capsys.readouterr().err
+    assert ("not everything could be shown" in error) == (number == errno.ENOSPC)
+    # a long run whose progress nobody reads any more goes on
+    monkeypatch.setattr(sys, "stderr", Broken(number))
+    assert call(f"train-teacher --model cnn_small {SMALL} --epochs 2") == status
+    assert len(list(Path("runs").rglob("model.safetensors"))) == 1
+
+
+def test_fetched_teachers_are_all_there_before_the_first_is_named(workplace, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(
+        "ttm_lab.models.fetch_teacher", lambda name, _: fetched.append(name) or name
+    )
+    monkeypatch.setattr(sys, "stdout", Broken(errno.EPIPE))
+    assert call("fetch-teacher resnet56 wrn_40_2") == 0
+    assert fetched == ["resnet56", "wrn_40_2"]
+
+
+def test_a_terminal_without_the_characters_shows_their_numbers(measured_network, monkeypatch):
+    os.rename("netz.pth", "netzölß.pth")
+    ascii_only = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    assert call(measured_network.replace("netz", "netzölß")) == 0
+    assert rb"netz\xf6l\xdf.pth" in ascii_only.buffer.getvalue()
+    assert "netzölß.pth" in Path("kept.csv").read_text(encoding="utf-8")
+
+
+def test_closed_and_full_outputs_at_the_level_of_the_system(measured_network):
+    start = f"{shlex.quote(sys.executable)} -m ttm_lab "
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def shell(command: str) -> tuple[str, str]:
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, env=variables, check=False
+        )
+        return done.stdout, done.stderr
+
+    # head is gone before the command has anything to say; closed by >&-; a full disk
+    out, error = shell(start + measured_network + " | true; echo ${PIPESTATUS[0]}")
+    assert (out, error) == ("0\n", "")
+    assert len(runs.read_table("kept.csv")) == 1
+    out, error = shell(start + "--help >&- 2>&-; echo $?")
+    assert out == "0\n"
+    if Path("/dev/full").exists():
+        out, error = shell(start + "--help > /dev/full; echo $?")
+        assert out == "1\n"
+        assert error.count("\n") == 1
+        assert "not everything could be shown" in error

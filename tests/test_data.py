@@ -1016,3 +1016,22 @@ def test_real_imagenet_pictures_through_the_real_loader(tmp_path):
     scaled = images[: len(grey)] * torch.tensor(data.train.std).view(3, 1, 1)
     scaled += torch.tensor(data.train.mean).view(3, 1, 1)
     torch.testing.assert_close(scaled[:, 0], scaled[:, 2], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error.",
+    ],
+)
+def test_too_little_shared_memory_for_worker_processes_is_named(said, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\n{said}")
+        yield
+
+    Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
+    part = FileSplit(tmp_path, ("a.png",), torch.tensor([0]), (0.5,) * 3, (0.2,) * 3, workers=2)
+    monkeypatch.setattr(torch.utils.data, "DataLoader", fails)
+    with pytest.raises(OSError, match=r"/dev/shm.*workers=0"):
+        next(part.batches(1))

@@ -164,7 +164,7 @@ def test_interrupt_keeps_what_is_finished_and_resumes(course):
     batch.send_signal(signal.SIGINT)
     _, errors = batch.communicate()
     assert batch.returncode == 130
-    assert "the same command goes on" in errors
+    assert "The same command goes on" in errors
     kernel.wait(timeout=30)
     assert course.status() == {"01_first": "done", "02_blocks": "interrupted"}
     assert not (course.out / "02_blocks.html").exists()

@@ -118,6 +118,47 @@ def test_atomic_write_leaves_the_old_file_when_the_disk_fails(tmp_path, monkeypa
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
+def test_file_systems_that_cannot_sync_are_written_to_all_the_same(tmp_path, monkeypatch):
+    def refuse(number):
+        def fsync(_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    for number in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+        refuse(number)
+        runs.atomic_write(tmp_path / "file", str(number))
+        assert (tmp_path / "file").read_text() == str(number)
+    refuse(errno.EIO)  # a failing disk is no such file system
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        runs.atomic_write(tmp_path / "file", "lost")
+    assert (tmp_path / "file").read_text() == str(errno.ENOSYS)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, "No locks available"), RuntimeError("no flock")]
+)
+def test_a_file_system_without_locks_is_named_with_the_way_out(run, monkeypatch, error):
+    def acquire(*_, **__):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with pytest.raises(OSError, match=r"\.lock cannot be locked .* TTM_LAB_RUNS"), run:
+        pass
+
+
+def test_names_of_any_length_fit(tmp_path, monkeypatch):
+    long = 140 * "ä"  # more than the 255 bytes that a file's name may have
+    runs.atomic_write(tmp_path / f"{120 * 'ä'}.json", "whole")  # its temporary file's was longer
+    monkeypatch.setenv("TTM_LAB_RUNS", str(tmp_path))
+    with runs.Run(runs.runs_folder(long), long, {"a": 1}) as run:
+        assert run.folder.is_dir()
+    other = runs.Run(runs.runs_folder(long), long, {"a": 2})
+    assert other.folder != run.folder
+    short = runs.Run(tmp_path, "kd-seed3", {"a": 1})
+    assert short.folder.name.startswith("kd-seed3-")
+
+
 def test_identity_follows_the_config_not_the_order_of_its_keys():
     assert runs.identity({"a": 1, "b": 2.5}) == runs.identity({"b": 2.5, "a": 1})
     assert runs.identity({"a": 1}) != runs.identity({"a": 2})

@@ -1,5 +1,9 @@
 """The digits study: a fair search, kept whole, and settings that follow from it."""
 
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -191,3 +195,28 @@ def test_processes_share_the_cores_with_threads_and_other_notebooks(monkeypatch,
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert studies._free_cores() == 1
+
+
+def stop(seed: int) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def end(seed: int) -> None:
+    os._exit(1)
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        pytest.param(stop, "seed (5|7): its process gave no sign of life", id="stopped"),
+        (end, r"a process of the seeds \[.*\] was killed"),
+    ],
+)
+def test_a_worker_that_is_stopped_or_killed_is_named_and_none_is_left(work, words, monkeypatch):
+    if not hasattr(signal, "SIGSTOP"):
+        pytest.skip("processes cannot be stopped here")
+    monkeypatch.setattr(studies, "_PATIENCE", 3)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(ChildProcessError, match=words):
+        list(studies._in_processes(work, [(5,), (7,)], 2))
+    assert set(multiprocessing.active_children()) <= before

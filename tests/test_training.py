@@ -705,7 +705,7 @@ def test_a_lack_of_memory_is_not_taken_for_damage(broken_off, data, teacher, tmp
     def full(*_):
         raise torch.OutOfMemoryError("the device is full")
 
-    monkeypatch.setattr(training._Student, "_take_optimiser", full)
+    monkeypatch.setattr(training.Student, "_take_optimiser", full)
     with pytest.raises(torch.OutOfMemoryError, match="is full"):
         distill(teacher, data, settings, folder=tmp_path, progress=False)
 
@@ -719,3 +719,14 @@ def test_the_environment_of_a_finished_run_is_not_made_up(data, teacher, tmp_pat
         distill(teacher, data, student(epochs=1), **options)
     assert (folder / "config.json").exists()
     assert not (folder / "environment.json").exists()
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/no/such/compiler"))
+    data = load_dataset("digits", seed=0)
+    settings = Settings("cnn_small", epochs=1, max_steps=1, compiled=True)
+    with pytest.raises(ValueError, match=r"compiled=True needs a C\+\+ compiler .* install g\+\+"):
+        train_teacher(data, settings, folder=tmp_path / "runs", device="cpu", progress=False)
+    assert not list(tmp_path.iterdir())

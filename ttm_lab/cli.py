@@ -2,10 +2,16 @@
 
 import argparse
 import ast
+import io
+import json
 import os
+import re
 import signal
 import sys
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ttm_lab import __version__
@@ -24,16 +30,80 @@ _TRAINING_FIELDS = (
     "max_steps",
 )
 _ASKING_FIELDS = ("remember", "fold_batch_norm")
+# No machine holds, and nobody waits for, more of anything; each seed is a training of its own.
+_MOST, _MOST_SEEDS = 10**9, 1000
+
+
+class _Output:
+    """Standard output or error that may fail without stopping the work: closed, or a full disk.
+
+    What its encoding has no characters for is written as ``\\u...``.
+    """
+
+    def __init__(self, stream):
+        self.stream = io.StringIO() if stream is None else stream  # None: closed by `>&-`
+        self.error = None
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        encoding = self.stream.encoding or "utf-8"
+        self._try(self.stream.write, text.encode(encoding, "backslashreplace").decode(encoding))
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, function, *arguments) -> None:
+        if self.error is not None:
+            return
+        try:
+            function(*arguments)
+        except OSError as error:
+            self.error = error
+            with suppress(OSError):  # else Python tries once more at its end, and complains
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 1 failed, 2 refused, 130 stopped."""
+    output, errors = _Output(sys.stdout), _Output(sys.stderr)
+    with redirect_stdout(output), redirect_stderr(errors):
+        try:
+            status = _main(sys.argv[1:] if arguments is None else arguments)
+        except SystemExit as stopped:  # argparse, after --help or a refusal
+            status = stopped.code
+        output.flush()
+        # whoever closes a pipe has seen enough
+        if output.error and not isinstance(output.error, BrokenPipeError):
+            _say(f"not everything could be shown ({output.error}); no file is missing")
+            status = status or 1
+        errors.flush()
+    return status
+
+
+def _say(message) -> None:
+    print(f"ttm-lab: {message}", file=sys.stderr)
+
+
+def _main(arguments: list[str]) -> int:
+    for word in arguments:
+        if re.search("[\x00-\x1f\x7f\ud800-\udfff]", word):
+            _say(
+                f"{word!a:.100} has characters that are no text: write it anew, or rename that file"
+            )
+            return 2
+        if not word.strip() or re.fullmatch("--[^=]*=\\s*", word):
+            _say(f"{word!r:.100} is empty where a word belongs: is a variable of the shell unset?")
+            return 2
     options = _parser().parse_args(arguments)
     try:
         vars(options).update({name: _at_home(value) for name, value in vars(options).items()})
     except ValueError as error:
         _parser().error(str(error))
     commands = {
+        "reproduce": _reproduce,
+        "handout": _handout,
         "search-digits": _search_digits,
         "train-teacher": _train_teacher,
         "distill": _distill,
@@ -41,44 +111,46 @@ def main(arguments: list[str] | None = None) -> int:
         "fetch-teacher": _fetch_teacher,
         "remember-teacher": _remember_teacher,
     }
-    if options.command in commands:
-        return _run(commands[options.command], options)
-    try:
-        from ttm_lab import handout, reproduce  # need the notebooks extra, which --help does not
-    except ModuleNotFoundError as missing:
-        print(
-            f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'",
-            file=sys.stderr,
-        )
-        return 2
+    # what is wrong with a command's input becomes one line, not a traceback
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
-    only = options.only and [part for parts in options.only for part in parts]
+    from ttm_lab import distributed
+
     try:
-        if options.command == "handout":
-            for copy in handout.hand_out(
-                options.output, only=only, root=options.root, overwrite=options.overwrite
-            ):
-                print(copy)
-            return 0
-        return reproduce.reproduce(
-            options.profile,
-            only=only,
-            parameters=dict(options.parameters),
-            jobs=options.jobs,
-            timeout=options.timeout,
-            name=options.name,
-            root=options.root,
-            fresh=options.fresh,
-        )
-    except reproduce.Refused as refused:
-        print(f"ttm-lab: {refused}", file=sys.stderr)
+        processes = distributed.started()
+        return commands[options.command](options)
+    except ModuleNotFoundError as missing:
+        _say(f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'")
         return 2
+    except (ValueError, ImportError, FileNotFoundError, ConnectionError) as error:
+        _say(error)
+        return 2
+    except (FloatingPointError, OSError) as error:
+        path = getattr(error, "filename", None)
+        ways = "--output, --root, --folder, TTM_LAB_RUNS and TTM_LAB_DATA name other places"
+        _say(f"{error.strerror}: {str(path)[:300]} ({ways})" if path else error)
+        return 1
     except KeyboardInterrupt:
-        print(
-            "\nStopped. Finished notebooks are kept: the same command goes on from here.",
-            file=sys.stderr,
-        )
+        print(file=sys.stderr)
+        _say("stopped. The same command goes on from the last resume point.")
         return 130
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        if reason.startswith("Symlink loop"):  # what Python before 3.13 says
+            _say(f"{reason}: mend that link, or name another path")
+        elif isinstance(error, MemoryError) or "memory" in reason:
+            _say(
+                f"the memory is too small for this ({reason}): give a smaller --batch-size or "
+                "--size, or fewer seeds or methods at a time"
+            )
+        elif processes > 1:
+            _say(
+                f"process {os.environ.get('RANK')} cannot go on, most likely because another one "
+                f"was lost ({error}). Start the same command again: it goes on from the last "
+                "resume point."
+            )
+        else:
+            raise
+        return 1
 
 
 def _at_home(value):
@@ -88,33 +160,33 @@ def _at_home(value):
     return str(user_path(value)) if isinstance(value, str) and value[:1] == "~" else value
 
 
-def _run(command, options) -> int:
-    """Run a command; what is wrong with its input becomes one line, not a traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
-    try:
-        return command(options)
-    except (ValueError, ImportError, FileNotFoundError, ConnectionError) as error:
-        print(f"ttm-lab: {error}", file=sys.stderr)
-        return 2
-    except (FloatingPointError, OSError) as error:
-        print(f"ttm-lab: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "\nttm-lab: stopped. The same command goes on from the last resume point.",
-            file=sys.stderr,
-        )
-        return 130
-    except RuntimeError as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            raise
-        print(
-            f"ttm-lab: process {os.environ.get('RANK')} cannot go on, most likely because another "
-            f"one was lost ({error}). Start the same command again: it goes on from the last "
-            "resume point.",
-            file=sys.stderr,
-        )
-        return 1
+def _only(options) -> list[str] | None:
+    return options.only and [part for parts in options.only for part in parts]
+
+
+def _reproduce(options) -> int:
+    from ttm_lab import reproduce
+
+    return reproduce.reproduce(
+        options.profile,
+        only=_only(options),
+        parameters=dict(options.parameters),
+        jobs=options.jobs,
+        timeout=options.timeout,
+        name=options.name,
+        root=options.root,
+        fresh=options.fresh,
+    )
+
+
+def _handout(options) -> int:
+    from ttm_lab import handout
+
+    for copy in handout.hand_out(
+        options.output, only=_only(options), root=options.root, overwrite=options.overwrite
+    ):
+        print(copy)
+    return 0
 
 
 def _train_teacher(options) -> int:
@@ -151,6 +223,8 @@ def _distill(options) -> int:
     _check_device(options.device)
     _check_output(options.output)
     _check_output(options.keep_logits, "--keep-logits", ".npz")
+    for name in options.pair:
+        paper.check_model(name)
     methods = options.methods or _default_methods(teacher, student, changes)
     paper.check_pair(
         teacher,
@@ -179,6 +253,10 @@ def _distill(options) -> int:
         if distributed.rank() > 0:
             return 0
     measured = paper.measure(row, data)
+    if options.output:
+        paper.save_results(options.output, row, measured, data)
+    if options.keep_logits:
+        paper.save_outputs(options.keep_logits, row, data, options.per_class)
     table = paper.summarise(measured, teacher, student)
     known = table["paper"].notna()
     print("Top-1 accuracy on the test part in per cent, with 95 % t intervals over seeds:")
@@ -203,10 +281,8 @@ def _distill(options) -> int:
         print(_as_text(differences))
     print(f"\nRuns: {row.students[0].folder.parent}")
     if options.output:
-        paper.save_results(options.output, row, measured, data)
         print(f"Table: {options.output}")
     if options.keep_logits:
-        paper.save_outputs(options.keep_logits, row, data, options.per_class)
         print(f"Logits: {options.keep_logits}")
     return 0
 
@@ -221,10 +297,9 @@ def _default_methods(teacher: str, student: str, changes: dict) -> list[str]:
         if method == "wttm" or {"temperature", "distill_weight"} <= found.keys():
             methods.append(method)
         elif os.environ.get("RANK", "0") == "0":
-            print(
-                f"ttm-lab: no {method}: its settings for this pair are not published (to run it, "
-                "name --methods, --temperature and --distill-weight)",
-                file=sys.stderr,
+            _say(
+                f"no {method}: its settings for this pair are not published (to run it, "
+                "name --methods, --temperature and --distill-weight)"
             )
     return methods
 
@@ -239,7 +314,7 @@ def _evaluate(options) -> int:
     _check_output(options.output)
     sources = {str(Path(source)): _run_config(source) for source in options.weights}
     for source, config in sources.items():
-        if options.model is None and config is None:
+        if not (options.model or config):
             raise ValueError(
                 f"{source} is not the folder of a run: for a file of weights, say whose it is "
                 "with --model"
@@ -266,19 +341,26 @@ def _evaluate(options) -> int:
                 "network was trained on with --data, and the network with --model"
             ) from error
         if config and config["data"]["sha256"] != data.fingerprint:
-            print(
-                f"ttm-lab: note: {source} was not trained on exactly these data, or on another "
-                "split of them (--validation, --split-seed, --size)",
-                file=sys.stderr,
+            _say(
+                f"note: {source} was not trained on exactly these data, or on another "
+                "split of them (--validation, --split-seed, --size)"
             )
         network = trained.model.to(options.device or _best_device())
-        rows[name if names.count(name) == 1 else source] = evaluate(network, part)
+        try:
+            rows[name if names.count(name) == 1 else source] = evaluate(network, part)
+        except (RuntimeError, AssertionError) as error:  # timm asserts the size
+            if "memory" in str(error):
+                raise
+            raise ValueError(
+                f"{model} does not take the pictures of {data.name} ({error}): give their --size, "
+                "or the --data that it was trained on"
+            ) from error
     table = pd.DataFrame(rows).T
     table.index.name = "weights"
-    print(f"{data.name}, {options.part}: {len(part):,} pictures")
-    print(_as_text(table, digits=4))
     if options.output:
         runs.atomic_write(options.output, table.to_csv())
+    print(f"{data.name}, {options.part}: {len(part):,} pictures")
+    print(_as_text(table, digits=4))
     return 0
 
 
@@ -343,8 +425,8 @@ def _remember_teacher(options) -> int:
 def _fetch_teacher(options) -> int:
     from ttm_lab.models import fetch_teacher
 
-    for name in options.names:
-        print(fetch_teacher(name, options.folder))
+    for path in [fetch_teacher(name, options.folder) for name in options.names]:
+        print(path)
     return 0
 
 
@@ -378,7 +460,7 @@ def _check_device(device: str | None) -> None:
         if "RANK" not in os.environ:  # under torchrun each process has its own GPU, not this one
             torch.empty(1, device=kind).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
+        reason = re.split(r"\. |\n", str(error))[0]  # torch goes on for pages
         raise ValueError(f"--device {device} cannot be used here: {reason}") from error
 
 
@@ -386,15 +468,19 @@ def _check_output(path: str | None, option: str = "--output", ending: str = ".cs
     """Before the long work: can the file be written afterwards?"""
     if path is None:
         return
-    folder = Path(path).resolve().parent
     if Path(path).suffix != ending:
         raise ValueError(f"{option} {path} must end in {ending}")
+    if Path(path).is_dir():
+        raise ValueError(f"{option} {path} is a folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        whole = Path(path).absolute().with_suffix(".json")  # which goes beside it
+        folder = next(p for p in whole.parents if p.exists())
+        for name in whole.relative_to(folder).parts:
+            with suppress(FileNotFoundError):  # other errors: a name too long, a file for a folder
+                (folder / name).lstat()
+        tempfile.TemporaryFile(dir=folder).close()  # the one sure test; it leaves nothing
     except OSError as error:
-        raise ValueError(f"{option} {path}: {error}") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{option} {path}: {folder} cannot be written to")
+        raise ValueError(f"{option} {path} cannot be written: {error.strerror}") from error
 
 
 def _load_data(options, models):
@@ -443,19 +529,22 @@ def _search_digits(options) -> int:
 
     root = runs.find_root()
     if options.output is None and not (root / "notebooks").is_dir():
-        print("ttm-lab: change into the checkout, or name --output", file=sys.stderr)
-        return 2
+        raise ValueError("change into the checkout, or name --output")
+    _check_output(options.output)
     output = Path(options.output or root / "data" / "results" / "digits_search.csv")
     if output.exists():
-        counts = runs.read_table(output).groupby(["seed", "family", "method"]).size()
+        try:
+            counts = runs.read_table(output).groupby(["seed", "family", "method"]).size()
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{output} is no table of trials ({error}): remove it, or name another --output"
+            ) from error
         if set(counts) != {options.trials}:
-            print(
-                f"ttm-lab: {output} holds {sorted(set(counts))} trials for each method, so "
+            raise ValueError(
+                f"{output} holds {sorted(set(counts))} trials for each method, so "
                 f"--trials {options.trials} would not be an equal budget: use the same number, "
-                "or another --output",
-                file=sys.stderr,
+                "or another --output"
             )
-            return 2
     chosen = studies.choose(studies.search(options.seeds, output, trials=options.trials))
     others = studies.chosen_settings()
     others = others[~others["seed"].isin(chosen["seed"])]
@@ -474,6 +563,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without all options before it."""
 
     def error(self, message: str):
+        message = message if len(message) < 400 else f"{message[:300]} ... {message[-90:]}"
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -701,7 +791,7 @@ def _add_training_commands(commands) -> None:
         group.add_argument("--root", metavar="DIR", help="where the pictures are, or should go")
         group.add_argument(
             "--size",
-            type=_positive,
+            type=partial(_positive, most=10_000),
             metavar="PIXELS",
             help="side of the pictures (default: their own; 32 where CIFAR networks get small grey "
             "ones; 224 for large ones)",
@@ -756,37 +846,60 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _number_of_seeds(text: str) -> list[int]:
-    return list(range(_positive(text))) if text.isdigit() else _seeds(text)
+    if not text.isdigit():
+        return _seeds(text)
+    if _positive(text) > _MOST_SEEDS:
+        raise argparse.ArgumentTypeError(
+            f"{text} students of each method are more than {_MOST_SEEDS:,}: for one student with "
+            f"the seed {text} write {text}-{text}"
+        )
+    return list(range(int(text)))
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+def _positive(text: str, most: int = _MOST) -> int:
+    number = _whole(text)
+    if not 0 < number <= most:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number of at least 1 (and at most {most})"
+        )
+    return number
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
+    seed = _whole(text)
+    if not 0 <= seed < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return seed
+
+
+def _whole(text: str) -> int:
+    """The number that a word of digits stands for; -1 for any other word, and for a huge number."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
 
 
 def _seeds(text: str) -> list[int]:
     try:
         ends = [part.partition("-")[::2] for part in text.split(",")]
-        seeds = [range(int(a), int(b or a) + 1) for a, b in ends]
-        if not all(seeds):
+        ranges = [range(_seed(a), _seed(b or a) + 1) for a, b in ends]
+        if not all(ranges) or sum(r.stop - r.start for r in ranges) > _MOST_SEEDS:
             raise ValueError
-        return [seed for several in seeds for seed in several]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 0-11 or 3,5") from None
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not like 0-11 or 3,5 (at most {_MOST_SEEDS:,} seeds)"
+        ) from None
+    return [seed for seeds in ranges for seed in seeds]
 
 
 def _parameter(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        value = ast.literal_eval(value)  # what fails is a plain word, a string
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value  # a plain word is a string
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a parameter is a number, text, None, True, False, or lists of them"
+        ) from None
+    return name, value

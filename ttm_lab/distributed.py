@@ -24,6 +24,23 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def started() -> int:
+    """How many processes torchrun started, by its variables; raises ``ValueError`` for odd ones."""
+    found = {name: os.environ.get(name) or "0" for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    for name, text in found.items():
+        if not (text.isascii() and text.isdecimal() and len(text) < 10):
+            raise ValueError(
+                f"{name}={os.environ[name]!r} is no whole number: torchrun sets it; without "
+                f"torchrun, unset {name}"
+            )
+    processes = max(int(found["WORLD_SIZE"]), 1)
+    if processes > 1 and int(found["RANK"]) >= processes:  # the others would be waited for
+        raise ValueError(
+            f"RANK={found['RANK']} is not below WORLD_SIZE={processes}: torchrun sets both"
+        )
+    return processes
+
+
 def rank() -> int:
     """This process's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -36,7 +53,7 @@ def processes(device: str | None = None) -> Iterator[str | None]:
     Outside torchrun the device is handed back as it is. Several GPUs talk through NCCL, CPUs
     through gloo.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if started() == 1 or dist.is_initialized():
         yield device
         return
     use_gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"

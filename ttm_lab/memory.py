@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-import filelock
 import numpy as np
 import torch
 from torch import Tensor
 
 from ttm_lab.data import Split
-from ttm_lab.paths import user_path
+from ttm_lab.paths import FileLock, user_path
 
 # How many pictures the teacher sees at once. It is always exactly so many, because another number
 # may mean another algorithm, and so another rounding of the same logits.
@@ -144,7 +143,7 @@ def memory_file(folder: str | Path, *, teacher: str, part: Split, **how) -> Path
 
 def _make_file(path: Path, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{path}.lock"):
+    with FileLock(f"{path}.lock"):
         there = path.stat() if path.exists() else None
         if there is not None and there.st_size not in (0, size):
             raise ValueError(

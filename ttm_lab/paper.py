@@ -209,7 +209,7 @@ def published_loss(
 
 def teacher_folder(data: Dataset, model: str) -> str:
     """The folder's name below ``runs/`` for teachers of one network and data set."""
-    return f"{data.name}-{model_name(model).replace('/', '-')}"
+    return runs.short(f"{data.name}-{model_name(model).replace('/', '-')}")
 
 
 def check_pair(

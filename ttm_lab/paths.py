@@ -3,6 +3,23 @@
 import os
 from pathlib import Path
 
+import filelock
+
+
+class FileLock(filelock.FileLock):
+    """One writer at a time; a file system that has no locks is named, with the way out."""
+
+    def acquire(self, *arguments, **options):
+        try:
+            return super().acquire(*arguments, **options)
+        except filelock.Timeout:
+            raise
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"{self.lock_file} cannot be locked ({error}): choose a folder on another disk, "
+                "for runs with TTM_LAB_RUNS, for downloads with TTM_LAB_DATA"
+            ) from error
+
 
 def user_path(path: str | os.PathLike) -> Path:
     """A path as its user wrote it, in which ``~`` is the home folder, or ``~name`` that of another.

@@ -27,7 +27,7 @@ import papermill
 from tqdm import tqdm
 
 from ttm_lab import execute, report
-from ttm_lab.paths import find_root, user_path
+from ttm_lab.paths import FileLock, find_root, user_path
 from ttm_lab.runs import atomic_write, environment
 
 PROFILES = ("quick", "standard", "paper")
@@ -37,7 +37,7 @@ GRACE = 60  # seconds that a notebook may take for starting and writing, beyond 
 BATCH_MODULES = ("__main__.py", "cli.py", "execute.py", "handout.py", "report.py", "reproduce.py")
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """The batch cannot start; the message says why and what to do."""
 
 
@@ -87,8 +87,8 @@ def reproduce(
     if "profile" in (parameters or {}):
         raise Refused("-p profile: use --profile instead")
     name = profile if name is None else name
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise Refused(f"name {name!r}: use letters, digits, '_', '-' and '.'")
+    if not re.fullmatch(r"\w[\w.-]{0,59}", name):
+        raise Refused(f"name {name!r}: use at most 60 letters, digits, '_', '-' and '.'")
     root = find_root() if root is None else user_path(root).resolve()
     notebooks = find_notebooks(root)
     chosen = select(notebooks, only or [])
@@ -138,7 +138,7 @@ def _locked(folder: Path):
     """Keep a second batch out of the folder. The system frees the lock if this process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".holder"
-    lock = filelock.FileLock(folder / ".lock")
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

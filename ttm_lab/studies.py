@@ -14,8 +14,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,8 @@ TEACHER = Settings("cnn_large", epochs=15, learning_rate=0.1, label="teacher")
 
 # Paper, Fig. 1: T, lambda, and beta = lambda T / (1 - lambda) by Eq. 19.
 TEMPERATURE, KD_WEIGHT, TTM_WEIGHT = 4.0, 0.9, 36.0
+
+_PATIENCE = 120  # seconds without a sign of life from a process that trains a seed
 
 SETTINGS_FILE = Path(__file__).with_name("digits_settings.csv")
 
@@ -254,7 +257,8 @@ def train_seeds(
     by default what the cores allow. None is started where that is 1, where all runs are finished,
     and where ``folder`` is None. Ctrl-C ends them at once; the next call resumes their runs.
 
-    Raises ``RuntimeError`` with seed and message where the training of a seed fails. In a script,
+    Raises ``RuntimeError`` with seed and message where the training of a seed fails, and
+    ``ChildProcessError`` where a process was killed, or stopped for two minutes. In a script,
     call it below ``if __name__ == "__main__":``, since each process imports the script.
     """
     wanted = {
@@ -321,51 +325,74 @@ def _in_processes(function: Callable, tasks: Sequence[tuple], workers: int) -> I
     """``function(*task)`` for each task in turn; more than one worker are processes of their own.
 
     With one worker all happens here. Close it when done with it: that ends the processes at once.
+    Raises ``RuntimeError`` with the seed, a task's first argument, whose work failed, and
+    ``ChildProcessError`` where a process was killed, or stopped and gives no sign of life.
     """
     if workers <= 1:
         yield from (function(*task) for task in tasks)
         return
     before = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    lives = [context.RawArray("q", [0, -1]) for _ in range(workers)]  # signs of life, and the seed
+    last, silent = [0] * workers, [0] * workers
     pool = ProcessPoolExecutor(
         workers,
-        mp_context=multiprocessing.get_context("spawn"),  # torch's threads do not survive a fork
+        mp_context=context,
         initializer=_start_worker,
-        initargs=(torch.get_num_threads(),),
+        initargs=(torch.get_num_threads(), lives, context.Value("i")),
     )
     try:
-        for done in [pool.submit(function, *task) for task in tasks]:
+        for done in [pool.submit(_named, function, *task) for task in tasks]:
+            # rounds are counted, not seconds: on Ctrl-Z or in a laptop's sleep all stand still
+            while wait([done], timeout=1).not_done:
+                now = [signs for signs, _ in lives]
+                silent = [(n + 1) * (a == b > 0) for n, a, b in zip(silent, last, now, strict=True)]
+                last = now
+                if max(silent) > _PATIENCE:
+                    raise ChildProcessError(
+                        f"seed {lives[silent.index(max(silent))][1]}: its process gave no sign of "
+                        f"life for {_PATIENCE} s (was it stopped?); the same call goes on from here"
+                    )
             yield done.result()
-    except BaseException:  # Ctrl-C too: nothing goes on in the background
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            f"a process of the seeds {[seed for _, seed in lives]} was killed (is the memory too "
+            "small?); the same call goes on from here"
+        ) from error
+    finally:  # on Ctrl-C too: nothing goes on in the background
         for process in set(multiprocessing.active_children()) - before:
-            process.terminate()
-        raise
-    finally:
+            process.kill()  # which ends a stopped one, too
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, lives: list, started) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     torch.set_num_threads(threads)  # another number could change the last bits of a sum
+    with started.get_lock():
+        _named.life = life = lives[started.value]
+        started.value += 1
 
-    def end_with_parent() -> None:  # where that process was killed
-        multiprocessing.parent_process().join()
-        os._exit(1)
+    def show_life() -> None:
+        parent = multiprocessing.parent_process()
+        while parent.is_alive():
+            life[0] += 1
+            parent.join(timeout=1)
+        os._exit(1)  # where that process was killed
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=show_life, daemon=True).start()
 
 
-@contextmanager
-def _errors_as_text(seed: int) -> Iterator[None]:
-    """For work in a process: Diverged holds networks and does not survive the way back."""
+def _named(function: Callable, seed: int, *arguments):
+    """Work in a process. Errors come back as text: Diverged's networks do not survive the way."""
+    _named.life[1] = seed
     try:
-        yield
+        return function(seed, *arguments)
     except Exception as error:
         raise RuntimeError(f"seed {seed}: {type(error).__name__}: {error}") from error
 
 
 def _train_one(seed, families, folder, max_steps) -> None:
-    with _errors_as_text(seed):
-        train_students(seed, families, folder, max_steps=max_steps)
+    train_students(seed, families, folder, max_steps=max_steps)
 
 
 def grid_settings(*, max_steps: int | None = None) -> list[Settings]:
@@ -411,10 +438,9 @@ def student_grid(
 
 
 def _train_grid(seed: int, folder: Path, max_steps: int | None) -> None:
-    with _errors_as_text(seed):
-        teacher, data = teacher_and_data(0, folder, max_steps=max_steps)
-        settings = grid_settings(max_steps=max_steps)
-        distill_many(teacher, data, settings, seeds=[seed], folder=folder, progress=False)
+    teacher, data = teacher_and_data(0, folder, max_steps=max_steps)
+    settings = grid_settings(max_steps=max_steps)
+    distill_many(teacher, data, settings, seeds=[seed], folder=folder, progress=False)
 
 
 def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:

@@ -16,12 +16,11 @@ from ttm_lab.settings import Settings
 
 
 class Teacher:
-    """A network in evaluation mode on its device, with the batches that it has answered.
+    """A network in evaluation mode on its device, and the caches of its answers.
 
     Args:
         network: the teacher; it gets no gradient. fingerprint: of its weights, names cache files.
         data, settings: what it will be asked about and how, on ``device``.
-        folder: where cache files lie; None keeps answers in memory.
     """
 
     def __init__(
@@ -31,7 +30,6 @@ class Teacher:
         data: Dataset,
         settings: Sequence[Settings],
         device: torch.device,
-        folder: str | Path | None = None,
     ):
         self.network = network.to(device, memory_format=torch.channels_last).eval()
         self.fingerprint, self.device, self.caches = fingerprint, device, {}
@@ -39,24 +37,27 @@ class Teacher:
         if any(s.fold_batch_norm for s in settings):
             probe, _ = next(data.train.batches(2))
             self.folded = fold_batch_norm(self.network, probe)
+
+    def open_caches(
+        self, data: Dataset, settings: Sequence[Settings], folder: str | Path | None
+    ) -> None:
+        """Open a cache for each way of asking with ``remember``; ``folder`` None is in memory."""
         for s in settings:
             if s.remember and way_of_asking(s) not in self.caches:
                 path = folder and memory_file(
                     folder,
-                    teacher=fingerprint,
+                    teacher=self.fingerprint,
                     part=data.train,
                     augmentation=s.augmentation,
                     precision=s.precision,
                     folded=self.is_folded(s),
                 )
-                ask = partial(self.ask, settings=s)
                 self.caches[way_of_asking(s)] = TeacherMemory(
-                    lambda images, ask=ask: ask(images).logits,
-                    data.train,
-                    s.augmentation,
-                    data.num_classes,
-                    path,
+                    partial(self._logits, s), data.train, s.augmentation, data.num_classes, path
                 )
+
+    def _logits(self, settings: Settings, images: Tensor) -> Tensor:
+        return self.ask(images, settings).logits
 
     def is_folded(self, settings: Settings) -> bool:
         """Whether these settings ask a folded copy: not every network can be folded."""

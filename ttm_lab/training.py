@@ -179,7 +179,8 @@ def remember_teacher(
     fingerprint = runs.weights_fingerprint(network)
     data = data.to(device)
     check_network("teacher", network.to(device), data)
-    asked = Teacher(network, fingerprint, data, [settings], device, remembered)
+    asked = Teacher(network, fingerprint, data, [settings], device)
+    asked.open_caches(data, [settings], remembered)
     (memory,) = asked.caches.values()
     total = len(data.train) * data.train.count_views(settings.augmentation)
     hidden = None if progress is None else not progress
@@ -216,14 +217,10 @@ def _train(
     source = {"name": data.name, "seed": data.seed}
     source["sha256"] = data.fingerprint if folder is not None else None
     data = data.to(device)
-    if any(s.compiled for s in settings) and device.type == "cpu":
-        check_compiler()
     if teacher is not None:
         fingerprint = runs.weights_fingerprint(teacher)
         check_network("teacher", teacher.to(device), data)
-        if folder is not None and remembered is None:
-            remembered = Path(folder).parent / "remembered"
-        teacher = Teacher(teacher, fingerprint, data, settings, device, remembered)
+        teacher = Teacher(teacher, fingerprint, data, settings, device)
     students = [
         Student(s, seed, data, device=device, teacher=teacher, source=source, folder=folder)
         for seed in seeds
@@ -231,6 +228,9 @@ def _train(
     ]
     if folder is not None:
         _name_old_runs(Path(folder))
+    unfinished = [s for s in students if not (s.run and s.run.finished)]
+    if device.type == "cpu" and any(s.settings.compiled for s in unfinished):
+        check_compiler()
     folders = [student.run.folder for student in students if student.run]
     if len(set(folders)) < len(folders):
         raise ValueError("two settings hold losses of the same name and values: keep one")
@@ -250,6 +250,10 @@ def _train(
         for student in students[: len(settings)]:
             check_student(student.model, student.settings, data)
             check_objective(student.model, student.objective, student.settings, teacher, data)
+        if teacher is not None:
+            if folder is not None and remembered is None:
+                remembered = Path(folder).parent / "remembered"
+            teacher.open_caches(data, settings, remembered)
         for _, group in groupby(sorted(students, key=group_key), key=group_key):
             _train_together(list(group), teacher, data, progress, checkpoint_seconds)
 

@@ -9,11 +9,10 @@ from urllib.error import URLError
 import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 
 from ttm_lab.data.folders import layout, load_folder
 from ttm_lab.data.splits import Dataset, Split, carve, normalisation
-from ttm_lab.paths import downloads_folder, user_path
+from ttm_lab.paths import FileLock, downloads_folder, user_path
 
 # Our names for torchvision's classes, which know each address and checksum.
 DOWNLOADS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}

@@ -268,7 +268,7 @@ class FileSplit:
         )
         # Bytes travel to the device, a quarter of what numbers would take, and whole batches are
         # normalised there, with the operations of torchvision's ToDtype and Normalize.
-        for pixels, labels in loader:
+        for pixels, labels in _enough_memory(loader):
             images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             images = images.to(torch.float32, memory_format=torch.contiguous_format)
             images.mul_(1 / 255).sub_(mean).div_(std)
@@ -280,6 +280,19 @@ class FileSplit:
         for path in self.paths:
             digest.update(os.fsencode(f"{path} {(self.root / path).stat().st_size}\n"))
         digest.update(self.labels.cpu().numpy().tobytes())
+
+
+def _enough_memory(loader) -> Iterator:
+    """The loader's batches; where its processes cannot hand them over, what to do."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "shared memory" not in str(error) and "Bus error" not in str(error):
+            raise
+        raise OSError(
+            "the processes that decode pictures have too little shared memory (/dev/shm): make it "
+            "larger (docker run --shm-size=8g), or use none with workers=0 (--workers 0)"
+        ) from error
 
 
 class _Pictures(torch.utils.data.Dataset):

@@ -9,11 +9,10 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-import filelock
 from tqdm.auto import tqdm
 
 from ttm_lab.models.weights import load_weights
-from ttm_lab.paths import downloads_folder, user_path
+from ttm_lab.paths import FileLock, downloads_folder, user_path
 
 # scripts/fetch_pretrained_teachers.sh of github.com/HobbitLong/RepDistiller
 ADDRESSES = {
@@ -62,7 +61,7 @@ def fetch_teacher(name: str, folder: str | Path | None = None, *, progress: bool
     if path.is_file() and name in _checksums(folder):
         return _checked(name, path, folder)  # nothing to write: the folder may be read-only
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / ".lock"):
+    with FileLock(folder / ".lock"):
         if not path.is_file():
             _download(name, path, folder, progress)
         elif name not in _checksums(folder):  # put there by hand
