@@ -7,15 +7,17 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from ttm_lab import analysis, plots, runs, studies
+from ttm_lab import analysis
+from ttm_lab.course import digits, plots
+from ttm_lab.files import atomic_write, find_root, runs_folder
 
 METHODS = ("CE", "KD", "TTM", "WTTM")
 
 
 def main() -> None:
     plots.use_style()
-    folder = runs.runs_folder("digits")
-    trained = [studies.train_students(seed, ["published"], folder) for seed in range(8)]
+    folder = runs_folder("digits")
+    trained = [digits.train_students(seed, ["published"], folder) for seed in range(8)]
     histories = pd.concat(
         student.history.assign(method=student.label, seed=student.seed)
         for _, _, students in trained
@@ -39,8 +41,8 @@ def main() -> None:
     right.set(xlabel="H(q) of a test digit, nats", ylabel="% of digits at or below")
     right.set_title("After training, digit by digit")
     right.legend()
-    target = runs.find_root() / "data" / "results" / "student_entropy.png"
-    runs.atomic_write(target, plots.to_png(figure, scale=1.6))
+    target = find_root() / "data" / "results" / "student_entropy.png"
+    atomic_write(target, plots.to_png(figure, scale=1.6))
     print(f"wrote {target}")
 
 

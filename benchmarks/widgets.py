@@ -29,7 +29,7 @@ import lab  # noqa: E402
 
 PREPARE = """
 import time
-from ttm_lab import explore, plots
+from ttm_lab.course import explore, plots
 from ttm_lab.analysis import Outputs, predict
 from ttm_lab.data import load_dataset
 from ttm_lab.training import Settings, train_teacher

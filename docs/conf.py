@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE))
 import course  # noqa: E402
 
 import ttm_lab  # noqa: E402
-from ttm_lab.execute import mathml  # noqa: E402
+from ttm_lab.course.execute import mathml  # noqa: E402
 
 project = "TTM Lab"
 author = "TTM Lab"

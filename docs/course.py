@@ -17,7 +17,7 @@ import nbformat
 from ipywidgets import VBox
 
 import ttm_lab
-from ttm_lab import explore
+from ttm_lab.course import explore
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from ttm_lab import explore
 from ttm_lab.analysis import Outputs
+from ttm_lab.course import explore
 
 NOTEBOOKS = {
     path.stem[:2]: path

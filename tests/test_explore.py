@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import special, stats
 
-from ttm_lab import explore, plots
 from ttm_lab.analysis import Outputs
+from ttm_lab.course import explore, plots
 
 
 def controls(box):

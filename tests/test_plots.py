@@ -8,8 +8,8 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from ttm_lab import plots
-from ttm_lab.exercises import Unsolved, check
+from ttm_lab.course import plots
+from ttm_lab.course.exercises import Unsolved, check
 
 PNG = b"\x89PNG"
 

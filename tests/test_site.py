@@ -20,8 +20,8 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from ttm_lab.execute import mathml
-from ttm_lab.runs import find_root
+from ttm_lab.course.execute import mathml
+from ttm_lab.files import find_root
 
 ROOT = find_root(__file__)
 
@@ -122,10 +122,10 @@ def test_functions_are_found_with_their_section(tmp_path):
     uses = course.uses(path, course.documented())
     titles = {name: [section.title for section in found] for name, found in uses.items()}
     assert titles["ttm_lab.losses.kd_loss"] == ["In detail", "The answer in one picture"]
-    assert titles["ttm_lab.plots.curves"] == ["The answer in one picture"]
+    assert titles["ttm_lab.course.plots.curves"] == ["The answer in one picture"]
     # Imported and not called: its docstring names this notebook.
     assert titles["ttm_lab.losses.ttm_loss"] == ["A title"]
-    assert "ttm_lab.evidence.record" not in titles
+    assert "ttm_lab.course.evidence.record" not in titles
 
 
 def test_the_notebook_that_a_docstring_names_comes_first():

@@ -15,9 +15,8 @@ from scipy import optimize, special, stats
 from torch import nn
 
 from ttm_lab.data import Dataset, FileSplit, Split
+from ttm_lab.files import atomic_write, user_path
 from ttm_lab.models import logits_of
-from ttm_lab.paths import user_path
-from ttm_lab.runs import atomic_write
 
 MEASURES = ("accuracy", "nll", "brier", "ece", "entropy", "confidence")
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ttm_lab.data import Split
-from ttm_lab.paths import FileLock, user_path
+from ttm_lab.files import FileLock, user_path
 
 # How many pictures the teacher sees at once. It is always exactly so many, because another number
 # may mean another algorithm, and so another rounding of the same logits.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ttm_lab.data.folders import layout, load_folder
 from ttm_lab.data.splits import Dataset, Split, carve, normalisation
-from ttm_lab.paths import FileLock, downloads_folder, user_path
+from ttm_lab.files import FileLock, downloads_folder, user_path
 
 # Our names for torchvision's classes, which know each address and checksum.
 DOWNLOADS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}

@@ -11,8 +11,8 @@ from urllib.request import urlopen
 
 from tqdm.auto import tqdm
 
+from ttm_lab.files import FileLock, downloads_folder, user_path
 from ttm_lab.models.weights import load_weights
-from ttm_lab.paths import FileLock, downloads_folder, user_path
 
 # scripts/fetch_pretrained_teachers.sh of github.com/HobbitLong/RepDistiller
 ADDRESSES = {
@@ -160,7 +160,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def _record(name: str, checksum: str, folder: Path) -> None:
-    from ttm_lab.runs import atomic_write  # which itself imports the models
+    from ttm_lab.files import atomic_write
 
     checksums = _checksums(folder) | {name: checksum}
     atomic_write(folder / "checksums.json", json.dumps(checksums, indent=1) + "\n")

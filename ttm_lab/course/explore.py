@@ -24,7 +24,8 @@ except ModuleNotFoundError as missing:
         f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'"
     ) from missing
 
-from ttm_lab import analysis, plots
+from ttm_lab import analysis
+from ttm_lab.course import plots
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
     kl_divergence,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ttm_lab.paths import user_path
+from ttm_lab.files import user_path
 
 # A class is a shape in its own colour: easy, so that a few steps of training show something.
 _CLASSES = {
