@@ -83,7 +83,7 @@ ARGUMENT = r"[a-z]\w*(?:, \w+)*: "
 
 
 def _docstring(app, what, name, obj, options, lines) -> None:
-    text = re.sub(r"\s*Taught in\s+notebooks/.*?\.\s*$", "", "\n".join(lines), flags=re.DOTALL)
+    text = "\n".join(lines)
     text = re.sub(r"^Parameters\n-+\n", "", text, flags=re.MULTILINE)
     listed = rf"(?:^|(?<=\n\n)){ARGUMENT}.*(?:\n(?:{ARGUMENT}|    ).*)*(?=\n\n|\n?$)"
     text = re.sub(listed, lambda found: "Args:\n" + indent(found[0], "    "), text)

@@ -46,7 +46,7 @@ CALLS = {"students": (OUTPUTS, "explore.students(outputs)")}
 
 def written(folder):
     """A notebook of the explorers that the course does not use."""
-    sources = ["from ttm_lab import explore, plots\n\nplots.use_style()"]
+    sources = ["from ttm_lab.course import explore, figures\n\nfigures.use_style()"]
     for name in sorted(EXPLORERS - USED):
         sources += CALLS.get(name, [f"explore.{name}()"])
     cells = [

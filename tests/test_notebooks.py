@@ -246,7 +246,7 @@ def pictures(notebook):
 def assert_pictures_are_described(notebook):
     for data in pictures(notebook):
         alternatives = Page(data.get("text/html", "")).alternatives
-        assert alternatives, "a bare picture: use plots.show(figure, alt=...)"
+        assert alternatives, "a bare picture: use figures.show(figure, alt=...)"
         assert all(len(text) >= 20 for text in alternatives), alternatives
     states = notebook.metadata.get("widgets", {}).values()
     for model in [model for state in states for model in state["state"].values()]:

@@ -339,6 +339,13 @@ def test_a_diverging_student_does_not_take_the_others_along(data, teacher):
     assert same_weights(caught.value.trained[0].model, alone.model)
 
 
+def test_one_that_diverges_alone_ends_the_training(data, teacher):
+    with pytest.raises(Diverged, match=r"wild, seed 0: loss nan in epoch 1") as caught:
+        wild = student(lambda z, v, y: (z * float("nan")).sum(), label="wild", epochs=10**12)
+        distill(teacher, data, wild, progress=False)
+    assert caught.value.trained == []
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -44,8 +44,6 @@ class TeacherMemory:
         keeps the rows in memory. Both take ``size_in_bytes`` when full: 3.3 GB for CIFAR-100.
 
     Raises ``ValueError`` for a file of another size, ``OSError`` if the disk has too little room.
-
-    Taught in notebooks/07_cifar100.ipynb.
     """
 
     def __init__(

@@ -157,8 +157,6 @@ def settings(
 
     Raises ``ValueError`` where a number is published nowhere and not given (DeiT's temperature
     and weight, ImageNet's KD and TTM), naming it.
-
-    Taught in notebooks/07_cifar100.ipynb.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {tuple(METHODS)}")
@@ -314,8 +312,6 @@ def distil_pair(
         (``teacher_folder``), where other students find it.
 
     Raises what ``check_pair`` and ``training.distill_many`` raise.
-
-    Taught in notebooks/07_cifar100.ipynb.
     """
     changes = dict(changes or {})
     check_pair(teacher, student, methods, seeds=seeds, weights=weights, changes=changes)
@@ -345,10 +341,7 @@ def obtain_teacher(
     changes: dict | None = None,
     **options,
 ) -> Trained:
-    """The teacher of ``distil_pair``, with its arguments: loaded, found, or trained now.
-
-    Taught in notebooks/07_cifar100.ipynb.
-    """
+    """The teacher of ``distil_pair``, with its arguments: loaded, found, or trained now."""
     weights = _default_weights(teacher, weights)
     if weights is not None:
         return load_teacher(teacher, weights, data.num_classes)

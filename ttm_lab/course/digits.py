@@ -411,8 +411,6 @@ def student_grid(
     Trained once, seeds side by side as in ``train_seeds``, and kept as runs in ``folder``. All
     share the data's split of seed 0. Settings were not searched: kinds are compared as they are,
     not at their best.
-
-    Taught in notebooks/06_what_the_students_learned.ipynb.
     """
     folder = user_path(folder)
     teacher, data = teacher_and_data(0, folder, max_steps=max_steps)

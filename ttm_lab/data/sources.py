@@ -73,9 +73,6 @@ def load_dataset(
     Raises ``ValueError`` for an argument out of range or pictures that do not fit the layout, and
     ``FileNotFoundError`` for a folder that is not there. Where a download fails,
     ``ConnectionError`` says which file to put where.
-
-    Taught in notebooks/02_knowledge_distillation.ipynb (digits), 07_cifar100.ipynb and
-    08_imagenet.ipynb.
     """
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r} must be a whole number from 0 to 4294967295")

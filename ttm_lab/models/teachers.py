@@ -45,8 +45,6 @@ def fetch_teacher(name: str, folder: str | Path | None = None, *, progress: bool
     Raises ``ConnectionError`` where the address gives no whole file, with what to do instead, and
     ``ValueError`` for a teacher without a known address, for a file that is not that network, and
     for one that is not the recorded one. A file that is refused on its way in is not kept.
-
-    Taught in notebooks/07_cifar100.ipynb.
     """
     from ttm_lab.models import _PAPER_SPELLINGS  # this module is part of that package
 
