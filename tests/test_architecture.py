@@ -28,7 +28,7 @@ LATE = {("cli", "course")}
 
 def room(module: str) -> str:
     """The top-level module or folder of the package that a dotted name lies in."""
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 def imports(path: Path) -> set[tuple[str, str, bool]]:

@@ -584,7 +584,7 @@ def _settings_identity(settings: Settings, objective: Objective, teacher: Teache
             ) from None
     values = asdict(replace(settings, method="ce"))
     del values["label"]
-    folded = teacher is not None and teacher.is_folded(settings)
+    folded = settings.fold_batch_norm if teacher is None else teacher.is_folded(settings)
     return values | {
         "method": method,
         "milestones": list(settings.milestones),

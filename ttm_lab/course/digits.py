@@ -286,8 +286,11 @@ def _unfinished(wanted: dict[int, list[Settings]], folder: Path) -> list[int]:
     """
     finished = set()
 
+    # of what is left, the configs hold other forms, or what the teacher made of it
+    ignored = ("method", "milestones", "label", "fold_batch_norm")
+
     def key(seed: int, settings: dict) -> str:
-        values = {k: v for k, v in settings.items() if k not in ("method", "milestones", "label")}
+        values = {k: v for k, v in settings.items() if k not in ignored}
         return json.dumps([seed, values], sort_keys=True)
 
     for file in folder.glob("*/config.json"):
@@ -453,7 +456,7 @@ def finished_seeds(folder: Path, max_steps: int | None) -> list[int]:
     """The seeds whose students ``mark_finished`` noted with this training code; else none."""
     try:
         note = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
-        same = note.get("numerics") == NUMERICS and note["max_steps"] == max_steps
+        same = note["numerics"] == NUMERICS and note["max_steps"] == max_steps
         return [int(seed) for seed in note["seeds"]] if same else []
     except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
         return []  # missing, or not what mark_finished wrote: then nothing is known
