@@ -152,8 +152,7 @@ class Campaign:
     def __init__(self, work, every):
         self.work, self.every = work, every
         self.random, self.data = random.Random(0), small_data()
-        runs.environment()  # both are slow, and the same for all
-        runs.code_fingerprint()
+        runs.environment()  # slow, and the same for all
         self.counts, self.kills, self.bad = {}, Counter(), []
         whole = work / "whole"
         self.result, said, self.events = call(train, whole, self.data)

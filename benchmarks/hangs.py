@@ -22,8 +22,8 @@ from pathlib import Path
 
 from machine import machine, save
 
-from ttm_lab import execute
-from ttm_lab.runs import find_root
+from ttm_lab.course import execute
+from ttm_lab.files import find_root
 
 NAMES = ("jupyterlab", "ipywidgets", "papermill", "nbclient", "ipykernel")
 

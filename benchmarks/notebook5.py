@@ -25,7 +25,7 @@ from machine import machine, save
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = Path("notebooks", "05_distil_on_real_data.ipynb")
 EXECUTE = (
-    "import sys, pathlib; from ttm_lab.execute import execute; "
+    "import sys, pathlib; from ttm_lab.course.execute import execute; "
     "execute(*map(pathlib.Path, sys.argv[1:]), {'profile': 'quick'}, cell_timeout=3600)"
 )
 

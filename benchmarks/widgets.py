@@ -29,11 +29,11 @@ import lab  # noqa: E402
 
 PREPARE = """
 import time
-from ttm_lab import explore, plots
+from ttm_lab.course import explore, figures
 from ttm_lab.analysis import Outputs, predict
 from ttm_lab.data import load_dataset
 from ttm_lab.training import Settings, train_teacher
-plots.use_style()
+figures.use_style()
 data = load_dataset("digits", seed=0)
 teacher = train_teacher(data, Settings("cnn_large", epochs=15, learning_rate=0.1), progress=False)
 logits, opened = predict(teacher.model, data.train.images), {}

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import check
 import course
 
-from ttm_lab import report
-from ttm_lab.reproduce import Refused, reproduce
+from ttm_lab.course import report
+from ttm_lab.course.batch import Refused, reproduce
 
 ROOT = Path(__file__).resolve().parents[1]
 # Links to folders of the checkout, and the page that shows each.
@@ -236,12 +236,12 @@ def explorers_page(source: Path, taught: dict[str, list[course.Section]]) -> str
     page = [
         "# Explorers",
         "Sliders, and a picture that follows them. They run in JupyterLab: `make lab`, or in your "
-        "own notebook through `ttm_lab.explore`.",
+        "own notebook through `ttm_lab.course.explore`.",
     ]
     for name in course.explorers():
-        dotted = f"ttm_lab.explore.{name}"
+        dotted = f"ttm_lab.course.explore.{name}"
         about = course.summary(known[dotted])
-        page += [f"## {name}", f"{{py:obj}}`ttm_lab.explore.{name} <{dotted}>`. {about}"]
+        page += [f"## {name}", f"{{py:obj}}`ttm_lab.course.explore.{name} <{dotted}>`. {about}"]
         screenshot = ROOT / "docs" / "explorers" / f"{name}.png"
         if screenshot.exists():
             shutil.copy(screenshot, _made(source / "docs" / "explorers") / screenshot.name)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE))
 import course  # noqa: E402
 
 import ttm_lab  # noqa: E402
-from ttm_lab.execute import mathml  # noqa: E402
+from ttm_lab.course.execute import mathml  # noqa: E402
 
 project = "TTM Lab"
 author = "TTM Lab"
@@ -83,7 +83,7 @@ ARGUMENT = r"[a-z]\w*(?:, \w+)*: "
 
 
 def _docstring(app, what, name, obj, options, lines) -> None:
-    text = re.sub(r"\s*Taught in\s+notebooks/.*?\.\s*$", "", "\n".join(lines), flags=re.DOTALL)
+    text = "\n".join(lines)
     text = re.sub(r"^Parameters\n-+\n", "", text, flags=re.MULTILINE)
     listed = rf"(?:^|(?<=\n\n)){ARGUMENT}.*(?:\n(?:{ARGUMENT}|    ).*)*(?=\n\n|\n?$)"
     text = re.sub(listed, lambda found: "Args:\n" + indent(found[0], "    "), text)

@@ -17,7 +17,7 @@ import nbformat
 from ipywidgets import VBox
 
 import ttm_lab
-from ttm_lab import explore
+from ttm_lab.course import explore
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,21 @@ def uses(path: Path, known: dict[str, object]) -> dict[str, list[Section]]:
     A section whose text names the function teaches it; else the first whose code uses it does. The
     picture that opens a notebook shows and does not teach, so it comes last.
     """
-    by_identity = {id(value): name for name, value in known.items()}
-    by_docstring = {
-        name.rpartition(".")[2]: name
-        for name, value in known.items()
-        if path.stem in (value.__doc__ or "")
+    told, used, opening = _found(path, known)
+    return {
+        name: sorted(dict.fromkeys([*told.get(name, []), *sections]), key=lambda s: s in opening)
+        for name, sections in used.items()
     }
+
+
+def _found(path: Path, known: dict[str, object]) -> tuple[dict, dict, list[Section]]:
+    """Sections whose text names what the notebook's code uses, those whose code does, and the
+    sections that open the notebook."""
+    by_identity = {id(value): name for name, value in known.items()}
     imported: dict[str, str] = {}
     told: dict[str, list[Section]] = {}
     used: dict[str, list[Section]] = {}
+    words: list[tuple[str, Section]] = []
     title, opening, section = None, [], None
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "markdown":
@@ -119,18 +125,18 @@ def uses(path: Path, known: dict[str, object]) -> dict[str, list[Section]]:
                 title = title or section
                 if section is title or heading == "The answer in one picture":
                     opening.append(section)
-            for word in re.findall(r"`[\w.]*?(\w+)(?:\(.*?\))?`", cell.source):
-                if word in by_docstring and "solution" not in cell.metadata.get("tags", []):
-                    told.setdefault(by_docstring[word], []).append(section)
+            if "solution" not in cell.metadata.get("tags", []):
+                found = re.findall(r"`[\w.]*?(\w+)(?:\(.*?\))?`", cell.source)
+                words += [(word, section) for word in found]
         elif cell.cell_type == "code":
             for dotted in _dotted(ast.parse(cell.source), imported):
                 if name := by_identity.get(id(_value(dotted))):
                     used.setdefault(name, []).append(section)
-    found = {}
-    for name in dict.fromkeys([*by_docstring.values(), *used, *told]):
-        sections = [*told.get(name, []), *used.get(name, [])] or [title]
-        found[name] = sorted(dict.fromkeys(sections), key=lambda s: s in opening)
-    return found
+    short = {name.rpartition(".")[2]: name for name in used}
+    for word, section in words:
+        if word in short:
+            told.setdefault(short[word], []).append(section)
+    return told, used, opening
 
 
 def _dotted(tree: ast.AST, imported: dict[str, str]) -> list[str]:
@@ -165,15 +171,18 @@ def _value(dotted: str):
 def taught(notebooks: list[Path]) -> dict[str, list[Section]]:
     """For each documented name its section in each notebook that uses it.
 
-    The notebook that the docstring names comes first, then the others in reading order.
+    Notebooks whose text names it come first, each kind in reading order.
     """
     known = documented()
     sections: dict[str, dict[str, Section]] = {name: {} for name in known}
+    named: dict[str, set[str]] = {name: set() for name in known}
     for path in notebooks:
+        for name in _found(path, known)[0]:
+            named[name].add(path.stem)
         for name, (section, *_) in uses(path, known).items():
             sections[name][path.stem] = section
     return {
-        name: sorted(found.values(), key=lambda s: s.notebook not in (known[name].__doc__ or ""))
+        name: sorted(found.values(), key=lambda s: s.notebook not in named[name])
         for name, found in sections.items()
     }
 

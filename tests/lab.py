@@ -19,7 +19,7 @@ from jupyter_client import BlockingKernelClient
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ttm_lab.runs import find_root
+from ttm_lab.files import find_root
 
 ROOT = find_root(__file__)
 SECONDS = 120  # until something counts as dead; a slow machine needs a fraction of it
@@ -32,7 +32,7 @@ PROGRESS = re.compile(r"(\s*[^\n]*, seed \d+: epoch \d+/\d+, [^\n]*\s*)+")
 _ARGUMENTS = """
 def _arguments(source, kind):
     import ast, base64, inspect, pickle
-    from ttm_lab import explore
+    from ttm_lab.course import explore
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     call = next(c for c in calls if ast.unparse(c.func) == f"explore.{kind}")
     call.func = ast.Name("dict", ast.Load())

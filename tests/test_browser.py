@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from ttm_lab import explore
 from ttm_lab.analysis import Outputs
+from ttm_lab.course import explore
 
 NOTEBOOKS = {
     path.stem[:2]: path
@@ -46,7 +46,7 @@ CALLS = {"students": (OUTPUTS, "explore.students(outputs)")}
 
 def written(folder):
     """A notebook of the explorers that the course does not use."""
-    sources = ["from ttm_lab import explore, plots\n\nplots.use_style()"]
+    sources = ["from ttm_lab.course import explore, figures\n\nfigures.use_style()"]
     for name in sorted(EXPLORERS - USED):
         sources += CALLS.get(name, [f"explore.{name}()"])
     cells = [

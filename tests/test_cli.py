@@ -22,8 +22,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from ttm_lab import analysis, cli, data, paper, reproduce, runs, studies, training
+from ttm_lab import analysis, cli, data, paper, training
+from ttm_lab.course import batch, digits
 from ttm_lab.data import Dataset, Split, load_dataset
+from ttm_lab.files import read_table
 from ttm_lab.models import create_model, load_weights
 
 # Imports every module of the library as if only the plain dependencies were installed.
@@ -63,7 +65,7 @@ def test_batch_without_notebook_packages_says_what_to_install():
 
 def test_options_reach_the_batch(monkeypatch):
     seen = {}
-    monkeypatch.setattr(reproduce, "reproduce", lambda *a, **k: seen.update(profile=a[0], **k) or 0)
+    monkeypatch.setattr(batch, "reproduce", lambda *a, **k: seen.update(profile=a[0], **k) or 0)
     words = "--profile paper --only 01,02 05 --jobs 3 --timeout 9.5 --name n --root r --fresh"
     given = ["-p", "max_steps=2", "-p", "data=cifar10", "-p", "flag=None", "-p", "path=a=b"]
     assert cli.main(["reproduce", *words.split(), *given]) == 0
@@ -87,14 +89,14 @@ def test_mistyped_options_are_refused(words, capsys):
 
 def test_a_search_adds_its_seeds_and_keeps_the_others(tmp_path, monkeypatch, capsys):
     settings = tmp_path / "settings.csv"
-    kept = studies.chosen_settings()
+    kept = digits.chosen_settings()
     settings.write_text(kept.to_csv(index=False))
-    monkeypatch.setattr(studies, "SETTINGS_FILE", settings)
+    monkeypatch.setattr(digits, "SETTINGS_FILE", settings)
     found = kept[kept["seed"] == 0].assign(seed=99)
-    monkeypatch.setattr(studies, "search", lambda seeds, path, *, trials: found)
+    monkeypatch.setattr(digits, "search", lambda seeds, path, *, trials: found)
     command = ["search-digits", "--seeds", "99", "--output", str(tmp_path / "new.csv")]
     assert cli.main(command) == 0
-    merged = runs.read_table(settings)
+    merged = read_table(settings)
     assert set(merged["seed"]) == {*kept["seed"], 99}
     assert len(merged) == len(kept) + len(found)
     budget = ["search-digits", "--seeds", "99", "--trials", "1"]
@@ -330,7 +332,7 @@ def test_a_row_from_the_command_line(workplace, monkeypatch, capsys):
     command += " --keep-logits out/logits.npz --per-class 3"
     assert call(command) == 0
     first = capsys.readouterr()
-    measured = runs.read_table("out/row.csv")
+    measured = read_table("out/row.csv")
     students = ["CE", "KD", "TTM", "WTTM"]
     assert list(measured["method"]) == ["teacher", *students * 2]
     assert list(measured["seed"]) == [0, 0, 0, 0, 0, 1, 1, 1, 1]
@@ -715,7 +717,7 @@ class Broken(io.StringIO):
 def test_what_cannot_be_shown_is_kept(number, status, measured_network, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", Broken(number))
     assert call(measured_network) == status
-    assert len(runs.read_table("kept.csv")) == 1
+    assert len(read_table("kept.csv")) == 1
     error = capsys.readouterr().err
     assert ("not everything could be shown" in error) == (number == errno.ENOSPC)
     # a long run whose progress nobody reads any more goes on
@@ -756,7 +758,7 @@ def test_closed_and_full_outputs_at_the_level_of_the_system(measured_network):
     # head is gone before the command has anything to say; closed by >&-; a full disk
     out, error = shell(start + measured_network + " | true; echo ${PIPESTATUS[0]}")
     assert (out, error) == ("0\n", "")
-    assert len(runs.read_table("kept.csv")) == 1
+    assert len(read_table("kept.csv")) == 1
     out, error = shell(start + "--help >&- 2>&-; echo $?")
     assert out == "0\n"
     if Path("/dev/full").exists():

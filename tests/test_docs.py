@@ -7,8 +7,9 @@ import shlex
 
 import pytest
 
-from ttm_lab import analysis, cli, data, explore, losses, probability, training
-from ttm_lab.runs import find_root
+from ttm_lab import analysis, cli, data, losses, probability, training
+from ttm_lab.course import explore
+from ttm_lab.files import find_root
 
 ROOT = find_root(__file__)
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}

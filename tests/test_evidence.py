@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ttm_lab import evidence, paper
+from ttm_lab import paper
+from ttm_lab.course import evidence
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 
-from ttm_lab.execute import export_html
+from ttm_lab.course.execute import export_html
 
 
 def output(cell, kind="display_data", **fields):

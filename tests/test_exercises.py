@@ -16,10 +16,10 @@ import scipy
 import torch
 from exercise_answers import RIGHT, WRONG
 
+from ttm_lab.course.exercises import assert_close
+from ttm_lab.course.handout import hand_out
 from ttm_lab.data import load_dataset
-from ttm_lab.exercises import assert_close
-from ttm_lab.handout import hand_out
-from ttm_lab.runs import find_root
+from ttm_lab.files import find_root
 from ttm_lab.training import Settings, train_teacher
 
 ROOT = find_root(__file__)

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import special, stats
 
-from ttm_lab import explore, plots
 from ttm_lab.analysis import Outputs
+from ttm_lab.course import explore, figures
 
 
 def controls(box):
@@ -24,7 +24,7 @@ def numbers(box):
     return {name.replace("&#x27;", "'"): value for name, value in cells}
 
 
-def figures(text):
+def floats(text):
     return [float(x) for x in re.findall(r"[-+]?\d+\.?\d*", text.replace("−", "-"))]
 
 
@@ -59,7 +59,7 @@ def test_a_control_redraws_the_picture_and_its_words():
 
     def figure(T, k):
         drawn.append((T, k))
-        made, ax = plots.plt.subplots(figsize=(3, 2))
+        made, ax = figures.plt.subplots(figsize=(3, 2))
         ax.bar([0], [T])
         return made
 
@@ -93,13 +93,13 @@ def test_a_control_redraws_the_picture_and_its_words():
 
 def test_pyplot_does_not_know_the_pictures(teacher, monkeypatch):
     """A slider moves while a cell runs, and a cell's end shows and closes what pyplot knows."""
-    known, draw = [], plots.to_png
+    known, draw = [], figures.to_png
 
     def to_png(figure, **options):
-        known.append(plots.plt.get_fignums())
+        known.append(figures.plt.get_fignums())
         return draw(figure, **options)
 
-    monkeypatch.setattr(plots, "to_png", to_png)
+    monkeypatch.setattr(figures, "to_png", to_png)
     for make in (explore.path, explore.arrows, explore.triangle, explore.decomposition):
         make()
     for make in (explore.temperature, explore.weights):
@@ -125,10 +125,10 @@ def test_temperature_numbers_follow_the_slider(teacher):
         control["temperature T"].value = T
         p, p_t = special.softmax(logits[3]), special.softmax(logits[3] / T)
         found = numbers(box)
-        assert figures(found["entropy of p_T"])[0] == pytest.approx(stats.entropy(p_t), abs=6e-4)
-        assert figures(found["top probability"])[0] == pytest.approx(p_t.max(), abs=6e-4)
+        assert floats(found["entropy of p_T"])[0] == pytest.approx(stats.entropy(p_t), abs=6e-4)
+        assert floats(found["top probability"])[0] == pytest.approx(p_t.max(), abs=6e-4)
         U = np.sum(p ** (1 / T))
-        assert figures(found["power sum U of p, exponent 1/T"])[0] == pytest.approx(U, abs=6e-4)
+        assert floats(found["power sum U of p, exponent 1/T"])[0] == pytest.approx(U, abs=6e-4)
 
 
 def test_buttons_go_to_the_most_and_least_certain_picture(teacher):
@@ -164,7 +164,7 @@ def test_descents_end_where_the_theory_says():
             found = numbers(box)
             p, p_t = special.softmax(v), special.softmax(v / T)
             for name, goal in {"KD": p, "TTM": p_t, "WTTM": p_t}.items():
-                assert np.allclose(figures(found[f"{name} ends at"]), goal, atol=2e-3), (name, T)
+                assert np.allclose(floats(found[f"{name} ends at"]), goal, atol=2e-3), (name, T)
 
 
 def test_the_terms_add_up_with_the_right_entropy_only():
@@ -176,7 +176,7 @@ def test_the_terms_add_up_with_the_right_entropy_only():
         p_t, q = special.softmax(v / T), special.softmax(sharpness * z)
         for entropy in control["entropy used"].options:
             control["entropy used"].value = entropy
-            found = {name: figures(value)[0] for name, value in numbers(box).items()}
+            found = {name: floats(value)[0] for name, value in numbers(box).items()}
             assert found["D(p_T || q)"] == pytest.approx(stats.entropy(p_t, q), abs=6e-4)
             right = entropy == "Rényi, order 1/T" or T == 1
             assert (abs(found["left over"]) < 1e-3) == right, (T, entropy)
@@ -189,7 +189,7 @@ def test_weights_are_power_sums(teacher):
         U = np.sum(special.softmax(teacher[0], -1) ** (1 / T), axis=-1)
         found = numbers(box)
         for name, value in (("smallest", U.min()), ("mean", U.mean()), ("largest", U.max())):
-            assert figures(found[f"{name} weight"])[0] == pytest.approx(value, abs=6e-4)
+            assert floats(found[f"{name} weight"])[0] == pytest.approx(value, abs=6e-4)
 
 
 def test_two_kinds_of_student_are_compared_in_pairs_over_seeds():
@@ -201,13 +201,13 @@ def test_two_kinds_of_student_are_compared_in_pairs_over_seeds():
     found = numbers(box)
     gaps = 100 * (right[1:4] - right[7:10])
     half = stats.t.ppf(0.975, 2) * gaps.std(ddof=1) / np.sqrt(3)
-    assert figures(found["A minus B"]) == pytest.approx([gaps.mean()], abs=6e-3)
-    interval = figures(found["95 % interval, 3 seeds"])
+    assert floats(found["A minus B"]) == pytest.approx([gaps.mean()], abs=6e-3)
+    interval = floats(found["95 % interval, 3 seeds"])
     assert interval == pytest.approx([gaps.mean() - half, gaps.mean() + half], abs=6e-3)
     control["seeds"].value = "1"
     found = numbers(box)
-    assert figures(found["A: accuracy"])[0] == pytest.approx(100 * right[2], abs=0.06)
-    assert figures(found["A minus B"]) == pytest.approx([gaps[1]], abs=6e-3)
+    assert floats(found["A: accuracy"])[0] == pytest.approx(100 * right[2], abs=0.06)
+    assert floats(found["A minus B"]) == pytest.approx([gaps[1]], abs=6e-3)
     assert found["95 % interval, 1 seed"] == "–"
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ttm_lab.runs import find_root
+from ttm_lab.files import find_root
 
 
 @pytest.mark.skipif(os.name != "posix", reason="processes are forked")

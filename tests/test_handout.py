@@ -7,9 +7,9 @@ import nbformat
 import pytest
 
 from ttm_lab.cli import main
-from ttm_lab.exercises import Unsolved
-from ttm_lab.handout import hand_out
-from ttm_lab.runs import find_root
+from ttm_lab.course.exercises import Unsolved
+from ttm_lab.course.handout import hand_out
+from ttm_lab.files import find_root
 
 ROOT = find_root(__file__)
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

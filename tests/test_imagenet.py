@@ -13,10 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import get_model_weights
 
-from ttm_lab import cli, paper, samples, training
+from ttm_lab import cli, paper, training
+from ttm_lab.course import samples
 from ttm_lab.data import load_dataset
+from ttm_lab.files import find_root
 from ttm_lab.models import create_model
-from ttm_lab.runs import find_root
 from ttm_lab.training import distill
 
 OTHER_CLASSES = "ignore:.*ImageNet has 1000:UserWarning"

@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ttm_lab.course.execute import execute, export_html
 from ttm_lab.data import load_dataset
-from ttm_lab.execute import execute, export_html
+from ttm_lab.files import find_root
 from ttm_lab.models import create_model
-from ttm_lab.runs import find_root
 
 NOTEBOOKS = sorted((find_root(__file__) / "notebooks").glob("*.ipynb"))
 LESSONS = [path for path in NOTEBOOKS if not path.stem.startswith("00")]
@@ -246,7 +246,7 @@ def pictures(notebook):
 def assert_pictures_are_described(notebook):
     for data in pictures(notebook):
         alternatives = Page(data.get("text/html", "")).alternatives
-        assert alternatives, "a bare picture: use plots.show(figure, alt=...)"
+        assert alternatives, "a bare picture: use figures.show(figure, alt=...)"
         assert all(len(text) >= 20 for text in alternatives), alternatives
     states = notebook.metadata.get("widgets", {}).values()
     for model in [model for state in states for model in state["state"].values()]:

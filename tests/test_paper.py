@@ -12,6 +12,7 @@ from scipy import stats
 
 from ttm_lab import paper, runs
 from ttm_lab.data import Dataset, Split, load_dataset
+from ttm_lab.files import read_table
 from ttm_lab.models import create_model
 from ttm_lab.paper import distil_pair, measure, save_results, settings, summarise
 from ttm_lab.training import Settings, Trained
@@ -385,7 +386,7 @@ def test_a_saved_table_comes_back_and_says_how_it_was_made(row, digits, tmp_path
         save_results(home / "t.csv", row, measured, digits)
     finally:
         runs.environment.cache_clear()
-    pd.testing.assert_frame_equal(runs.read_table(home / "t.csv"), measured, check_exact=True)
+    pd.testing.assert_frame_equal(read_table(home / "t.csv"), measured, check_exact=True)
     text = (home / "t.json").read_text()
     assert str(home) not in text
     note = json.loads(text)

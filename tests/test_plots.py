@@ -8,8 +8,9 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from ttm_lab import plots
-from ttm_lab.exercises import Unsolved, check
+from ttm_lab.course import figures
+from ttm_lab.course.exercises import Unsolved, check
+from ttm_lab.course.figures import notebook7
 
 PNG = b"\x89PNG"
 
@@ -20,49 +21,49 @@ def shell():
 
 
 def test_a_shown_figure_has_its_text_in_html_beside_the_picture():
-    figure, ax = plots.plt.subplots()
+    figure, ax = figures.plt.subplots()
     ax.plot([1, 2])
     words = 'Five bars "fall" & the rest stays < one'
     with capture_output() as captured:
-        plots.show(ax, alt=words)
+        figures.show(ax, alt=words)
     data = captured.outputs[0].data
     assert base64.b64decode(data["image/png"]).startswith(PNG)
     assert 'alt="Five bars &quot;fall&quot; &amp; the rest stays &lt; one"' in data["text/html"]
-    assert not plots.plt.fignum_exists(figure.number)
+    assert not figures.plt.fignum_exists(figure.number)
 
 
 def test_a_figure_without_a_real_text_is_refused():
     with pytest.raises(ValueError, match="too short"):
-        plots.show(plots.plt.figure(), alt="a figure")
-    plots.plt.close("all")
+        figures.show(figures.plt.figure(), alt="a figure")
+    figures.plt.close("all")
 
 
 def test_corners_of_the_triangle_are_one_apart():
-    corners = plots.simplex_xy(np.eye(3))
+    corners = figures.simplex_xy(np.eye(3))
     sides = [np.linalg.norm(corners[i] - corners[j]) for i, j in ((0, 1), (1, 2), (2, 0))]
     assert np.allclose(sides, 1)
-    assert np.allclose(plots.simplex_xy([1 / 3] * 3), corners.mean(axis=0))
+    assert np.allclose(figures.simplex_xy([1 / 3] * 3), corners.mean(axis=0))
     with pytest.raises(ValueError, match="three classes"):
-        plots.simplex_xy([0.5, 0.5])
+        figures.simplex_xy([0.5, 0.5])
 
 
 def test_methods_differ_in_more_than_colour():
     for key in ("color", "marker"):
-        styles = [style[key] for style in plots.METHOD_STYLE.values()]
+        styles = [style[key] for style in figures.METHOD_STYLE.values()]
         assert len(set(styles)) == len(styles)
-    assert plots.method_style("TTM, tuned") == plots.METHOD_STYLE["TTM"]
+    assert figures.method_style("TTM, tuned") == figures.METHOD_STYLE["TTM"]
 
 
 def test_pictures_are_shown_unchanged_and_named():
     grey = np.arange(2 * 4).reshape(2, 1, 2, 2) * 30
     colour = np.arange(3 * 3 * 4).reshape(3, 3, 2, 2) * 7
-    figure = plots.picture_rows({"grey": grey, "colour": colour}, {"grey": ["a", "b"]})
+    figure = notebook7.picture_rows({"grey": grey, "colour": colour}, {"grey": ["a", "b"]})
     axes = np.reshape(figure.axes, (2, 3))
     assert np.array_equal(axes[0, 1].images[0].get_array(), grey[1, 0])
     assert np.array_equal(axes[1, 2].images[0].get_array(), colour[2].transpose(1, 2, 0))
     assert not axes[0, 2].images, "a row may be shorter"
     assert [ax.get_xlabel() for ax in axes[0, :2]] == ["a", "b"]
-    plots.plt.close(figure)
+    figures.plt.close(figure)
 
 
 def test_a_row_stands_beside_the_papers_where_the_paper_has_it():
@@ -70,7 +71,7 @@ def test_a_row_stands_beside_the_papers_where_the_paper_has_it():
         {"accuracy": [70.0, 71.0], "low": [69.0, 70.5], "high": [71.0, 71.5]}, index=["CE", "KD"]
     )
     for published in ([69.1, 70.7], [np.nan, np.nan]):
-        ax = plots.beside_the_paper(table.assign(**{"paper": published, "paper std": 0.2}))
+        ax = notebook7.beside_the_paper(table.assign(**{"paper": published, "paper std": 0.2}))
         drawn = np.concatenate([line.get_xdata() for line in ax.lines])
         expected = [70, 69, 71, 71, 70.5, 71.5]
         known = published[0] > 0
@@ -78,20 +79,20 @@ def test_a_row_stands_beside_the_papers_where_the_paper_has_it():
         assert np.allclose(np.sort(drawn[np.isfinite(drawn)]), np.sort(expected))
         assert (ax.get_legend() is not None) == known, "nothing to tell apart, no legend"
         assert [text.get_text() for text in ax.get_yticklabels()] == ["KD", "CE"]
-        plots.plt.close(ax.figure)
+        figures.plt.close(ax.figure)
 
 
 def test_curves_mark_where_the_learning_rate_drops():
     history = pd.DataFrame(
         {"epoch": range(1, 7), "learning_rate": [0.1] * 3 + [0.01] * 2 + [0.001], "accuracy": 0.5}
     )
-    figure = plots.curves_with_steps(
+    figure = notebook7.curves_with_steps(
         history.assign(method="KD", seed=0), "accuracy", ylabel="accuracy"
     )
     for ax in figure.axes:
         upright = [line.get_xdata() for line in ax.lines if len(set(line.get_xdata())) == 1]
         assert [x[0] for x in upright] == [3.5, 5.5], "before epochs 4 and 6"
-    plots.plt.close(figure)
+    figures.plt.close(figure)
 
 
 def test_exercises_report_unsolved_correct_and_wrong(capsys):

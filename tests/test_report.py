@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from ttm_lab import evidence, report
+from ttm_lab.course import evidence, report
 
 
 class Page(HTMLParser):

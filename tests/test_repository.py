@@ -8,7 +8,7 @@ import tomllib
 import pytest
 import yaml
 
-from ttm_lab.runs import find_root
+from ttm_lab.files import find_root
 
 ROOT = find_root(__file__)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

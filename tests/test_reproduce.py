@@ -13,8 +13,8 @@ import nbformat
 import psutil
 import pytest
 
-from ttm_lab import evidence, reproduce
 from ttm_lab.cli import main
+from ttm_lab.course import batch, evidence
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="named pipes and POSIX signals")
 
@@ -58,7 +58,7 @@ class Course:
         nbformat.write(notebook, self.notebooks / f"{name}.ipynb")
 
     def run(self, **options):
-        return reproduce.reproduce(root=self.root, **options)
+        return batch.reproduce(root=self.root, **options)
 
     def start(self, *options):
         """Start the command in another process and wait until a notebook blocks; its kernel."""
@@ -141,7 +141,7 @@ def test_notebooks_run_after_those_they_build_on(course):
     assert course.run(jobs=3) == 0
     assert course.ran()[0] == "03_first"
     course.add("04_lost", after=["99_absent"])
-    with pytest.raises(reproduce.Refused, match="99_absent"):
+    with pytest.raises(batch.Refused, match="99_absent"):
         course.run()
 
 
@@ -149,7 +149,7 @@ def test_notebooks_run_after_those_they_build_on(course):
 def test_time_out_ends_the_notebook_and_its_kernel(course, monkeypatch, timeout, grace):
     write = "import os\nopen('kernel', 'w').write(str(os.getpid()))"
     course.add("01_hangs", write, "import threading\nthreading.Event().wait()")
-    monkeypatch.setattr(reproduce, "GRACE", grace)
+    monkeypatch.setattr(batch, "GRACE", grace)
     assert course.run(timeout=timeout) == 1
     assert course.status() == {"01_hangs": "timed out"}
     kernel = int((course.notebooks / "kernel").read_text())
@@ -187,7 +187,7 @@ def test_killed_batch_leaves_no_process_and_no_lock(course):
 def test_second_batch_in_the_same_folder_is_refused(course):
     course.add("01_blocks", BLOCK)
     batch, _ = course.start()
-    with pytest.raises(reproduce.Refused, match=rf"in use by process {batch.pid} on .*--name"):
+    with pytest.raises(batch.Refused, match=rf"in use by process {batch.pid} on .*--name"):
         course.run()
     (course.notebooks / "go").write_text("on")
     assert batch.wait() == 0
@@ -217,5 +217,5 @@ def test_refuses_before_anything_runs(course, capsys, options, message):
 
 
 def test_folder_without_notebooks_is_refused(tmp_path):
-    with pytest.raises(reproduce.Refused, match="no notebooks in"):
-        reproduce.reproduce(root=tmp_path)
+    with pytest.raises(batch.Refused, match="no notebooks in"):
+        batch.reproduce(root=tmp_path)

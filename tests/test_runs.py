@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ttm_lab import runs
+from ttm_lab.files import atomic_write, read_table, runs_folder
 from ttm_lab.models import create_model
 
 # Trains a teacher and two students in one folder. The third argument says which signal the
@@ -106,14 +107,14 @@ def run(tmp_path):
 
 def test_atomic_write_leaves_the_old_file_when_the_disk_fails(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file.txt"
-    runs.atomic_write(path, "old")
+    atomic_write(path, "old")
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")  # as the system does: no name
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left on device.*file\.txt"):
-        runs.atomic_write(path, "new")
+        atomic_write(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
@@ -127,11 +128,11 @@ def test_file_systems_that_cannot_sync_are_written_to_all_the_same(tmp_path, mon
 
     for number in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
         refuse(number)
-        runs.atomic_write(tmp_path / "file", str(number))
+        atomic_write(tmp_path / "file", str(number))
         assert (tmp_path / "file").read_text() == str(number)
     refuse(errno.EIO)  # a failing disk is no such file system
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        runs.atomic_write(tmp_path / "file", "lost")
+        atomic_write(tmp_path / "file", "lost")
     assert (tmp_path / "file").read_text() == str(errno.ENOSYS)
 
 
@@ -149,11 +150,11 @@ def test_a_file_system_without_locks_is_named_with_the_way_out(run, monkeypatch,
 
 def test_names_of_any_length_fit(tmp_path, monkeypatch):
     long = 140 * "ä"  # more than the 255 bytes that a file's name may have
-    runs.atomic_write(tmp_path / f"{120 * 'ä'}.json", "whole")  # its temporary file's was longer
+    atomic_write(tmp_path / f"{120 * 'ä'}.json", "whole")  # its temporary file's was longer
     monkeypatch.setenv("TTM_LAB_RUNS", str(tmp_path))
-    with runs.Run(runs.runs_folder(long), long, {"a": 1}) as run:
+    with runs.Run(runs_folder(long), long, {"a": 1}) as run:
         assert run.folder.is_dir()
-    other = runs.Run(runs.runs_folder(long), long, {"a": 2})
+    other = runs.Run(runs_folder(long), long, {"a": 2})
     assert other.folder != run.folder
     short = runs.Run(tmp_path, "kd-seed3", {"a": 1})
     assert short.folder.name.startswith("kd-seed3-")
@@ -216,7 +217,7 @@ def test_what_names_a_folder_stays_below_the_one_it_belongs_to(tmp_path):
         with pytest.raises(ValueError, match="must be one name"):
             runs.Run(tmp_path, name, {})
         with pytest.raises(ValueError, match="must be one name"):
-            runs.runs_folder(name)
+            runs_folder(name)
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(run, tmp_path):
@@ -240,7 +241,7 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(run):
             return (open, (str(run.folder / "owned"), "w"))
 
     path = run.folder / "checkpoint" / "step-000000001.pt"
-    runs.atomic_write(path, pickle.dumps(Hostile()))
+    atomic_write(path, pickle.dumps(Hostile()))
     with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match="over"):
         run.load_checkpoint()
     assert not (run.folder / "owned").exists()
@@ -264,5 +265,5 @@ def test_environment_is_recorded_and_is_plain_json():
 def test_tables_come_back_bit_by_bit(tmp_path):
     random = np.random.default_rng(0)
     table = pd.DataFrame({"n": range(5000), "x": np.exp(random.normal(0, 20, 5000))})
-    runs.atomic_write(tmp_path / "t.csv", table.to_csv(index=False))
-    pd.testing.assert_frame_equal(runs.read_table(tmp_path / "t.csv"), table, check_exact=True)
+    atomic_write(tmp_path / "t.csv", table.to_csv(index=False))
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t.csv"), table, check_exact=True)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from ttm_lab.runs import find_root
+from ttm_lab.files import find_root
 
 # Makes .venv with a copy of itself; installing fails as long as a file "offline" is there.
 STAND_IN = """#!/bin/sh

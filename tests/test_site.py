@@ -20,8 +20,8 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from ttm_lab.execute import mathml
-from ttm_lab.runs import find_root
+from ttm_lab.course.execute import mathml
+from ttm_lab.files import find_root
 
 ROOT = find_root(__file__)
 
@@ -110,7 +110,7 @@ def test_functions_are_found_with_their_section(tmp_path):
     cells = [
         v4.new_markdown_cell("# 3. A title\n\n```\n# no heading\n```"),
         v4.new_code_cell(
-            "from ttm_lab import plots as p\nfrom ttm_lab.losses import kd_loss, ttm_loss"
+            "from ttm_lab.course import figures as p\nfrom ttm_lab.losses import kd_loss, ttm_loss"
         ),
         v4.new_markdown_cell("## The answer in one picture"),
         v4.new_code_cell("kd_loss(1, 2, 3)\np.curves()\np._hidden"),
@@ -122,17 +122,22 @@ def test_functions_are_found_with_their_section(tmp_path):
     uses = course.uses(path, course.documented())
     titles = {name: [section.title for section in found] for name, found in uses.items()}
     assert titles["ttm_lab.losses.kd_loss"] == ["In detail", "The answer in one picture"]
-    assert titles["ttm_lab.plots.curves"] == ["The answer in one picture"]
-    # Imported and not called: its docstring names this notebook.
-    assert titles["ttm_lab.losses.ttm_loss"] == ["A title"]
-    assert "ttm_lab.evidence.record" not in titles
+    assert titles["ttm_lab.course.figures.curves"] == ["The answer in one picture"]
+    assert "ttm_lab.losses.ttm_loss" not in titles  # imported and not called
+    assert "ttm_lab.course.evidence.record" not in titles
 
 
-def test_the_notebook_that_a_docstring_names_comes_first():
+def test_the_notebook_whose_text_names_a_function_comes_first():
     taught = course.taught(sorted((ROOT / "notebooks").glob("*.ipynb")))
-    for name, value in course.documented().items():
-        if named := re.search(r"Taught in\s+notebooks/(\w+)\.ipynb", value.__doc__ or ""):
-            assert taught[name][0].notebook == named[1], name
+    first = {
+        "losses.kd_loss": "02",
+        "losses.ttm_loss": "03",
+        "losses.wttm_loss": "04",
+        "probability.power_transform": "01",
+        "training.distill_many": "05",
+    }
+    for name, number in first.items():
+        assert taught[f"ttm_lab.{name}"][0].notebook.startswith(number), name
 
 
 # Which batch is shown -------------------------------------------------------------------------

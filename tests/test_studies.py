@@ -9,25 +9,26 @@ import pandas as pd
 import pytest
 import torch
 
-from ttm_lab import runs, studies
 from ttm_lab.analysis import predict
+from ttm_lab.course import digits
+from ttm_lab.files import find_root, read_table
 
-SEARCH = runs.find_root(__file__) / "data" / "results" / "digits_search.csv"
+SEARCH = find_root(__file__) / "data" / "results" / "digits_search.csv"
 
 
 @pytest.fixture(scope="module")
 def searched() -> pd.DataFrame:
-    return runs.read_table(SEARCH)
+    return read_table(SEARCH)
 
 
 def test_the_settings_are_what_the_kept_search_chose(searched):
-    pd.testing.assert_frame_equal(studies.chosen_settings(), studies.choose(searched))
+    pd.testing.assert_frame_equal(digits.chosen_settings(), digits.choose(searched))
 
 
 def test_every_method_family_and_seed_had_the_same_number_of_trials(searched):
     counts = searched.groupby(["seed", "family", "method"]).size()
     assert counts.nunique() == 1
-    wanted = {(f, m) for f, methods in studies.FAMILIES.items() for m in methods}
+    wanted = {(f, m) for f, methods in digits.FAMILIES.items() for m in methods}
     wanted -= {("published", "ce")}  # shared with "tuned"
     for _, rows in searched.groupby("seed"):
         assert set(zip(rows["family"], rows["method"], strict=True)) == wanted
@@ -56,63 +57,63 @@ def test_the_best_trial_has_the_highest_accuracy_then_the_lowest_nll():
             "validation_nll": [0.1, 0.3, 0.2, float("nan"), 1.0],
         }
     )
-    assert studies.choose(table)["learning_rate"].tolist() == [0.3, 0.5]
+    assert digits.choose(table)["learning_rate"].tolist() == [0.3, 0.5]
 
 
 def test_a_broken_off_search_goes_on_and_ends_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "FAMILIES", {"published": ("kd", "wttm"), "no-ce": ("ttm",)})
-    monkeypatch.setattr(studies, "TEACHER", studies.replace(studies.TEACHER, max_steps=2))
-    whole = studies.search([3], tmp_path / "whole.csv", trials=1)
+    monkeypatch.setattr(digits, "FAMILIES", {"published": ("kd", "wttm"), "no-ce": ("ttm",)})
+    monkeypatch.setattr(digits, "TEACHER", digits.replace(digits.TEACHER, max_steps=2))
+    whole = digits.search([3], tmp_path / "whole.csv", trials=1)
 
     with monkeypatch.context() as patch:
-        real = studies.teacher_and_data
+        real = digits.teacher_and_data
         answers = [real(3, None)]  # the second call finds nothing and stops the search
-        patch.setattr(studies, "teacher_and_data", lambda *_args, **_kwargs: answers.pop())
+        patch.setattr(digits, "teacher_and_data", lambda *_args, **_kwargs: answers.pop())
         with pytest.raises(IndexError):
-            studies.search([3], tmp_path / "broken.csv", trials=1)
-    assert len(runs.read_table(tmp_path / "broken.csv")) == 2
-    studies.search([3], tmp_path / "broken.csv", trials=1)
-    pd.testing.assert_frame_equal(runs.read_table(tmp_path / "broken.csv"), whole)
+            digits.search([3], tmp_path / "broken.csv", trials=1)
+    assert len(read_table(tmp_path / "broken.csv")) == 2
+    digits.search([3], tmp_path / "broken.csv", trials=1)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "broken.csv"), whole)
 
 
 def test_a_search_in_processes_writes_the_same_table(tmp_path, monkeypatch, one_thread):
     tables = {}
     for workers in (1, 2):
-        monkeypatch.setattr(studies, "_free_cores", lambda workers=workers: workers)
-        monkeypatch.setattr(studies, "FAMILIES", {"appendix": studies.FAMILIES["appendix"]})
+        monkeypatch.setattr(digits, "_free_cores", lambda workers=workers: workers)
+        monkeypatch.setattr(digits, "FAMILIES", {"appendix": digits.FAMILIES["appendix"]})
         file = tmp_path / f"{workers}.csv"
-        studies.search([1, 3], file, trials=1)
+        digits.search([1, 3], file, trials=1)
         tables[workers] = file.read_bytes()
     assert tables[1] == tables[2]
 
 
 def test_settings_by_family():
-    tuned = studies.student_settings(0, "tuned")
-    published = studies.student_settings(0, "published")
+    tuned = digits.student_settings(0, "tuned")
+    published = digits.student_settings(0, "published")
     assert [s.label for s in tuned] == ["CE", "KD", "TTM", "WTTM"]
     assert tuned[0] == published[0]  # CE is one student, trained once
-    assert [s.label for s in studies.student_settings(0, "appendix")] == [
+    assert [s.label for s in digits.student_settings(0, "appendix")] == [
         "KD, T = 1",
         "label smoothing",
     ]
-    assert all(s.ce_weight == 0 for s in studies.student_settings(0, "no-ce"))
+    assert all(s.ce_weight == 0 for s in digits.student_settings(0, "no-ce"))
     with pytest.raises(ValueError, match=r"seed 999 was not searched.*search-digits --seeds 999"):
-        studies.student_settings(999, "tuned")
+        digits.student_settings(999, "tuned")
     with pytest.raises(ValueError, match="'best' must be one of"):
-        studies.student_settings(0, "best")
+        digits.student_settings(0, "best")
 
 
 def test_finished_seeds_are_forgotten_when_the_numbers_change(tmp_path, monkeypatch):
-    assert studies.finished_seeds(tmp_path, None) == []
-    studies.mark_finished(tmp_path, [0, 1], None)
-    assert studies.finished_seeds(tmp_path, None) == [0, 1]
-    assert studies.finished_seeds(tmp_path, 2) == []
+    assert digits.finished_seeds(tmp_path, None) == []
+    digits.mark_finished(tmp_path, [0, 1], None)
+    assert digits.finished_seeds(tmp_path, None) == [0, 1]
+    assert digits.finished_seeds(tmp_path, 2) == []
     for damage in ("[]", "null", "{}", "[" * 100_000, '{"numerics": "3"}', "é"):
         (tmp_path / "damaged").mkdir(exist_ok=True)
         (tmp_path / "damaged/finished.json").write_bytes(damage.encode("latin-1"))
-        assert studies.finished_seeds(tmp_path / "damaged", None) == []
-    monkeypatch.setattr(studies, "NUMERICS", -1)
-    assert studies.finished_seeds(tmp_path, None) == []
+        assert digits.finished_seeds(tmp_path / "damaged", None) == []
+    monkeypatch.setattr(digits, "NUMERICS", -1)
+    assert digits.finished_seeds(tmp_path, None) == []
 
 
 @pytest.fixture
@@ -132,9 +133,9 @@ def test_seeds_in_processes_are_those_of_a_loop_byte_for_byte(tmp_path, monkeypa
     families = ["published", "appendix"]
     serial, parallel = tmp_path / "serial", tmp_path / "parallel"
     with monkeypatch.context() as patch:
-        patch.setattr(studies, "_train_in_processes", None)  # one worker starts no process
-        one_by_one = studies.train_seeds([0, 3], families, serial, max_steps=2, workers=1)
-    at_once = studies.train_seeds([0, 3], families, parallel, max_steps=2, workers=2)
+        patch.setattr(digits, "_train_in_processes", None)  # one worker starts no process
+        one_by_one = digits.train_seeds([0, 3], families, serial, max_steps=2, workers=1)
+    at_once = digits.train_seeds([0, 3], families, parallel, max_steps=2, workers=2)
     assert len(contents(serial)) == 2 * 2 * (1 + 4 + 2)
     assert contents(parallel) == contents(serial)
     config = next(parallel.glob("kd-seed3-*")) / "environment.json"
@@ -144,57 +145,57 @@ def test_seeds_in_processes_are_those_of_a_loop_byte_for_byte(tmp_path, monkeypa
         for a, b in zip(at_once[3].students[family], one_by_one[3].students[family], strict=True):
             pd.testing.assert_frame_equal(a.history, b.history, check_exact=True)
 
-    monkeypatch.setattr(studies, "_train_in_processes", None)  # all is finished: none started
-    again = studies.train_seeds([0, 3], families, parallel, max_steps=2, workers=2)
+    monkeypatch.setattr(digits, "_train_in_processes", None)  # all is finished: none started
+    again = digits.train_seeds([0, 3], families, parallel, max_steps=2, workers=2)
     assert again[3].students["published"][0].folder.parent == parallel
 
 
 def test_the_grid_of_students_is_trained_once_by_one_teacher(tmp_path, monkeypatch, one_thread):
-    first = studies.student_grid(tmp_path, seeds=(0, 1), max_steps=2)
+    first = digits.student_grid(tmp_path, seeds=(0, 1), max_steps=2)
     kinds = first.kinds()
     assert len(kinds) == 1 + 3 * 4
     assert all(first.models["seed"].to_numpy()[rows].tolist() == [0, 1] for rows in kinds.values())
-    teacher, data = studies.teacher_and_data(0, tmp_path, max_steps=2)
+    teacher, data = digits.teacher_and_data(0, tmp_path, max_steps=2)
     assert np.allclose(first.teacher(), predict(teacher.model, data.test))
     assert np.array_equal(first.labels, data.test.labels)
     last = np.array(list(tmp_path.glob("wttm-seed1-*/model.safetensors")))
     assert len(last) == 4
 
     monkeypatch.setattr("ttm_lab.training.Student.step", None)  # nothing is trained again
-    again = studies.student_grid(tmp_path, seeds=(0, 1), max_steps=2)
+    again = digits.student_grid(tmp_path, seeds=(0, 1), max_steps=2)
     assert np.array_equal(again.logits, first.logits)
 
 
 def test_what_is_unfinished_decides_how_many_processes_start(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(studies, "_train_in_processes", lambda todo, *_: asked.append(todo))
-    studies.train_students(0, ["no-ce"], tmp_path, max_steps=2)
-    studies.train_seeds([0, 3], ["no-ce"], tmp_path, max_steps=2, workers=4)
-    studies.train_seeds([0, 3], ["appendix"], tmp_path, max_steps=2, workers=4)
-    studies.train_seeds([0, 3], ["appendix"], None, max_steps=2, workers=4)
+    monkeypatch.setattr(digits, "_train_in_processes", lambda todo, *_: asked.append(todo))
+    digits.train_students(0, ["no-ce"], tmp_path, max_steps=2)
+    digits.train_seeds([0, 3], ["no-ce"], tmp_path, max_steps=2, workers=4)
+    digits.train_seeds([0, 3], ["appendix"], tmp_path, max_steps=2, workers=4)
+    digits.train_seeds([0, 3], ["appendix"], None, max_steps=2, workers=4)
     assert asked == [[0, 3]]  # first only seed 3 was missing, at last there is nothing to share
     config = next(tmp_path.glob("ttm-seed3-*")) / "config.json"
     for damage in ("[]", "{", ""):
         config.write_text(damage)
         with pytest.warns(UserWarning, match=r"config\.json was (damaged|deleted)"):
-            studies.train_seeds([0, 3], ["no-ce"], tmp_path, max_steps=2, workers=4)
+            digits.train_seeds([0, 3], ["no-ce"], tmp_path, max_steps=2, workers=4)
     assert asked == [[0, 3]]  # one seed alone is no reason for a process
 
 
 def test_a_failure_in_a_process_surfaces_with_seed_and_message(tmp_path):
     with pytest.raises(RuntimeError, match=r"seed 999: ValueError: .*search-digits --seeds 999"):
-        studies._train_in_processes([999, 998], ["tuned"], tmp_path, 2, 2)
+        digits._train_in_processes([999, 998], ["tuned"], tmp_path, 2, 2)
 
 
 def test_processes_share_the_cores_with_threads_and_other_notebooks(monkeypatch, one_thread):
-    monkeypatch.setattr(studies.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(digits.os, "sched_getaffinity", lambda _: range(8), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert studies._free_cores() == 4
+    assert digits._free_cores() == 4
     torch.set_num_threads(4)
-    assert studies._free_cores() == 2
+    assert digits._free_cores() == 2
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert studies._free_cores() == 1
+    assert digits._free_cores() == 1
 
 
 def stop(seed: int) -> None:
@@ -215,8 +216,8 @@ def end(seed: int) -> None:
 def test_a_worker_that_is_stopped_or_killed_is_named_and_none_is_left(work, words, monkeypatch):
     if not hasattr(signal, "SIGSTOP"):
         pytest.skip("processes cannot be stopped here")
-    monkeypatch.setattr(studies, "_PATIENCE", 3)
+    monkeypatch.setattr(digits, "_PATIENCE", 3)
     before = set(multiprocessing.active_children())
     with pytest.raises(ChildProcessError, match=words):
-        list(studies._in_processes(work, [(5,), (7,)], 2))
+        list(digits._in_processes(work, [(5,), (7,)], 2))
     assert set(multiprocessing.active_children()) <= before

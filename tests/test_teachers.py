@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from ttm_lab import paper
+from ttm_lab.files import downloads_folder
 from ttm_lab.models import create_model, fetch_teacher, load_weights, teachers
-from ttm_lab.paths import downloads_folder
 
 TRAIN = "ttm-lab train-teacher --model {} --data cifar100"
 

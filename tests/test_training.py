@@ -339,6 +339,13 @@ def test_a_diverging_student_does_not_take_the_others_along(data, teacher):
     assert same_weights(caught.value.trained[0].model, alone.model)
 
 
+def test_one_that_diverges_alone_ends_the_training(data, teacher):
+    wild = student(lambda z, v, y: (z * float("nan")).sum(), label="wild", epochs=10**12)
+    with pytest.raises(Diverged, match=r"wild, seed 0: loss nan in epoch 1") as caught:
+        distill(teacher, data, wild, progress=False)
+    assert caught.value.trained == []
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -721,12 +728,14 @@ def test_the_environment_of_a_finished_run_is_not_made_up(data, teacher, tmp_pat
     assert not (folder / "environment.json").exists()
 
 
-def test_compiling_without_a_compiler_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+def test_compiling_without_a_compiler_is_refused_before_anything_is_written(tmp_path):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "/no/such/compiler"))
     data = load_dataset("digits", seed=0)
     settings = Settings("cnn_small", epochs=1, max_steps=1, compiled=True)
-    with pytest.raises(ValueError, match=r"compiled=True needs a C\+\+ compiler .* install g\+\+"):
+    with (
+        config.patch({"cpp.cxx": (None, "/no/such/compiler")}),
+        pytest.raises(ValueError, match=r"compiled=True needs a C\+\+ compiler .* install g\+\+"),
+    ):
         train_teacher(data, settings, folder=tmp_path / "runs", device="cpu", progress=False)
     assert not list(tmp_path.iterdir())

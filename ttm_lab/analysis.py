@@ -15,9 +15,8 @@ from scipy import optimize, special, stats
 from torch import nn
 
 from ttm_lab.data import Dataset, FileSplit, Split
+from ttm_lab.files import atomic_write, user_path
 from ttm_lab.models import logits_of
-from ttm_lab.paths import user_path
-from ttm_lab.runs import atomic_write
 
 MEASURES = ("accuracy", "nll", "brier", "ece", "entropy", "confidence")
 
@@ -60,8 +59,6 @@ class Outputs:
     positions in the part of the data set they come from.
 
     Raises ``ValueError`` or ``TypeError`` where these do not fit together.
-
-    Taught in notebooks/06_what_the_students_learned.ipynb.
     """
 
     models: pd.DataFrame
@@ -172,8 +169,6 @@ def collect_outputs(
     """The outputs of a teacher and its students, ``Trained`` each, on the test part of ``data``.
 
     ``pictures`` are positions in the test part; by default all of them are asked about.
-
-    Taught in notebooks/06_what_the_students_learned.ipynb.
     """
     pictures = np.arange(len(data.test)) if pictures is None else np.asarray(pictures)
     rows, logits = [], []
@@ -254,8 +249,6 @@ def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int
 
     Raises ``ValueError`` or ``TypeError`` for wrong shapes or kinds, labels out of range, logits
     that are not finite.
-
-    Taught in notebooks/06_what_the_students_learned.ipynb.
     """
     logits, labels = _logits_and_labels(student, data)
     measured = {name: values.mean() for name, values in _per_sample(logits, labels).items()}
@@ -294,8 +287,6 @@ def reliability(logits, labels, *, bins: int = 15) -> pd.DataFrame:
     """Confidence against accuracy in equal-width bins, the last one closed at confidence 1.
 
     Returns a row a bin: low, high, count, and the means confidence and accuracy (NaN if empty).
-
-    Taught in notebooks/06_what_the_students_learned.ipynb.
     """
     logits = _logits(logits)
     labels = _labels(labels, logits.shape)
@@ -345,8 +336,6 @@ def fit_temperature(logits, labels) -> float:
     Fit it on validation data. Logits that classify everything right would be sharpened without
     end, so the answer stays between 0.01 and 100; where the NLL is 0 to rounding all along, any
     answer in that range is as good and one of them is returned.
-
-    Taught in notebooks/06_what_the_students_learned.ipynb.
     """
     logits = _logits(logits)
     labels = _labels(labels, logits.shape)
@@ -447,8 +436,6 @@ def compare(
     several, it is a paired t interval over seeds: it speaks of the methods.
 
     Returns a row a measure: first, second, difference, low, high, and over ("images" or "seeds").
-
-    Taught in notebooks/05_distil_on_real_data.ipynb.
     """
     measures = [measures] if isinstance(measures, str) else list(measures)
     unknown = set(measures) - set(MEASURES)

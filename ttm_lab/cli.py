@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ttm_lab import __version__
-from ttm_lab.paths import user_path
+from ttm_lab.files import atomic_write, find_root, read_table, runs_folder, user_path
 
 _LOSS_FIELDS = ("temperature", "distill_weight", "ce_weight")
 _NETWORK = "a network, such as resnet56 or wrn-40-2 (any other word lists all)"
@@ -165,9 +165,9 @@ def _only(options) -> list[str] | None:
 
 
 def _reproduce(options) -> int:
-    from ttm_lab import reproduce
+    from ttm_lab.course import batch
 
-    return reproduce.reproduce(
+    return batch.reproduce(
         options.profile,
         only=_only(options),
         parameters=dict(options.parameters),
@@ -180,7 +180,7 @@ def _reproduce(options) -> int:
 
 
 def _handout(options) -> int:
-    from ttm_lab import handout
+    from ttm_lab.course import handout
 
     for copy in handout.hand_out(
         options.output, only=_only(options), root=options.root, overwrite=options.overwrite
@@ -190,7 +190,7 @@ def _handout(options) -> int:
 
 
 def _train_teacher(options) -> int:
-    from ttm_lab import distributed, paper, runs, training
+    from ttm_lab import distributed, paper, training
 
     changes = _given(options, _TRAINING_FIELDS)
     paper.check_model(options.model)
@@ -198,7 +198,7 @@ def _train_teacher(options) -> int:
     _check_device(options.device)
     with distributed.processes(options.device) as device:
         data = _load_data(options, [options.model])
-        folder = runs.runs_folder(paper.teacher_folder(data, options.model))
+        folder = runs_folder(paper.teacher_folder(data, options.model))
         trained = training.train_teacher(
             data, settings, seed=options.seed, folder=folder, device=device
         )
@@ -214,7 +214,7 @@ def _train_teacher(options) -> int:
 
 
 def _distill(options) -> int:
-    from ttm_lab import distributed, paper, runs
+    from ttm_lab import distributed, paper
     from ttm_lab.analysis import compare_seeds
     from ttm_lab.data import Split
 
@@ -246,7 +246,7 @@ def _distill(options) -> int:
             methods,
             seeds=options.seeds,
             weights=options.teacher,
-            folder=runs.runs_folder("-".join([data.name, *networks])),
+            folder=runs_folder("-".join([data.name, *networks])),
             changes=changes,
             device=device,
         )
@@ -307,7 +307,7 @@ def _default_methods(teacher: str, student: str, changes: dict) -> list[str]:
 def _evaluate(options) -> int:
     import pandas as pd
 
-    from ttm_lab import paper, runs
+    from ttm_lab import paper
     from ttm_lab.analysis import evaluate
 
     _check_device(options.device)
@@ -358,7 +358,7 @@ def _evaluate(options) -> int:
     table = pd.DataFrame(rows).T
     table.index.name = "weights"
     if options.output:
-        runs.atomic_write(options.output, table.to_csv())
+        atomic_write(options.output, table.to_csv())
     print(f"{data.name}, {options.part}: {len(part):,} pictures")
     print(_as_text(table, digits=4))
     return 0
@@ -393,7 +393,7 @@ def _data_of_runs(options, configs: dict) -> tuple[str | None, int | None]:
 
 
 def _remember_teacher(options) -> int:
-    from ttm_lab import paper, runs, training
+    from ttm_lab import paper, training
 
     changes = _given(options, _TRAINING_FIELDS)
     paper.check_pair(options.model, options.model, ["ce"], weights=options.teacher, changes=changes)
@@ -403,7 +403,7 @@ def _remember_teacher(options) -> int:
         data,
         options.model,
         options.teacher,
-        folder=runs.runs_folder("-"),
+        folder=runs_folder("-"),
         changes=changes,
         device=options.device,
     )
@@ -411,7 +411,7 @@ def _remember_teacher(options) -> int:
         teacher,
         data,
         paper.teacher_settings(options.model, **changes),
-        remembered=runs.runs_folder("remembered"),
+        remembered=runs_folder("remembered"),
         device=options.device,
     )
     views = data.train.count_views(memory.augmentation)
@@ -525,16 +525,16 @@ def _search_digits(options) -> int:
     """Search, and put what was chosen for these seeds beside what was chosen for others."""
     import pandas as pd
 
-    from ttm_lab import runs, studies
+    from ttm_lab.course import digits
 
-    root = runs.find_root()
+    root = find_root()
     if options.output is None and not (root / "notebooks").is_dir():
         raise ValueError("change into the checkout, or name --output")
     _check_output(options.output)
     output = Path(options.output or root / "data" / "results" / "digits_search.csv")
     if output.exists():
         try:
-            counts = runs.read_table(output).groupby(["seed", "family", "method"]).size()
+            counts = read_table(output).groupby(["seed", "family", "method"]).size()
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"{output} is no table of trials ({error}): remove it, or name another --output"
@@ -545,12 +545,12 @@ def _search_digits(options) -> int:
                 f"--trials {options.trials} would not be an equal budget: use the same number, "
                 "or another --output"
             )
-    chosen = studies.choose(studies.search(options.seeds, output, trials=options.trials))
-    others = studies.chosen_settings()
+    chosen = digits.choose(digits.search(options.seeds, output, trials=options.trials))
+    others = digits.chosen_settings()
     others = others[~others["seed"].isin(chosen["seed"])]
     merged = pd.concat([others, chosen]).sort_values(["seed", "family", "method"])
-    runs.atomic_write(studies.SETTINGS_FILE, merged.to_csv(index=False))
-    print(f"Trials: {output}\nChosen settings: {studies.SETTINGS_FILE}")
+    atomic_write(digits.SETTINGS_FILE, merged.to_csv(index=False))
+    print(f"Trials: {output}\nChosen settings: {digits.SETTINGS_FILE}")
     return 0
 
 

@@ -75,7 +75,6 @@ def kd_loss(
         RuntimeError: a second derivative is taken by torch.autograd; torch.func supports it.
 
     Source: Hinton, Vinyals and Dean 2015, section 2; Zheng and Yang 2024, Eq. 1.
-    Taught in notebooks/02_knowledge_distillation.ipynb.
     """
     temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
     return _divergence(
@@ -104,7 +103,6 @@ def ttm_loss(
     Arguments, result and errors are those of `kd_loss`.
 
     Source: Zheng and Yang 2024, Eq. 2.
-    Taught in notebooks/03_from_kd_to_ttm.ipynb.
     """
     temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
     return _divergence(student_logits, teacher_logits, reduction, teacher_exponent=1 / temperature)
@@ -126,7 +124,6 @@ def wttm_loss(
     Arguments, result and errors are those of `kd_loss`.
 
     Source: Zheng and Yang 2024, section 4.
-    Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
     """
     temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
     return _divergence(
@@ -167,7 +164,6 @@ def decompose_ttm(
         TypeError, ValueError: as `kd_loss`.
 
     Source: Zheng and Yang 2024, Eq. 15.
-    Taught in notebooks/03_from_kd_to_ttm.ipynb.
     """
     T = _check(student_logits, teacher_logits, temperature)
     student, teacher = _broadcast(student_logits, teacher_logits)
@@ -324,28 +320,19 @@ class _DivergenceLoss(_LogitLoss):
 
 
 class KDLoss(_DivergenceLoss):
-    """`kd_loss` with its settings fixed: `loss(student_logits, teacher_logits)`.
-
-    Taught in notebooks/02_knowledge_distillation.ipynb.
-    """
+    """`kd_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
 
     function = staticmethod(kd_loss)
 
 
 class TTMLoss(_DivergenceLoss):
-    """`ttm_loss` with its settings fixed: `loss(student_logits, teacher_logits)`.
-
-    Taught in notebooks/03_from_kd_to_ttm.ipynb.
-    """
+    """`ttm_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
 
     function = staticmethod(ttm_loss)
 
 
 class WTTMLoss(_DivergenceLoss):
-    """`wttm_loss` with its settings fixed: `loss(student_logits, teacher_logits)`.
-
-    Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
-    """
+    """`wttm_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
 
     function = staticmethod(wttm_loss)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ttm_lab.data import Split
-from ttm_lab.paths import FileLock, user_path
+from ttm_lab.files import FileLock, user_path
 
 # How many pictures the teacher sees at once. It is always exactly so many, because another number
 # may mean another algorithm, and so another rounding of the same logits.
@@ -44,8 +44,6 @@ class TeacherMemory:
         keeps the rows in memory. Both take ``size_in_bytes`` when full: 3.3 GB for CIFAR-100.
 
     Raises ``ValueError`` for a file of another size, ``OSError`` if the disk has too little room.
-
-    Taught in notebooks/07_cifar100.ipynb.
     """
 
     def __init__(

@@ -21,9 +21,9 @@ from torch import nn
 from ttm_lab import runs
 from ttm_lab.analysis import collect_outputs, evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
+from ttm_lab.files import atomic_write, read_table, short, user_path
 from ttm_lab.models import create_model, fetch_teacher, load_weights
-from ttm_lab.paths import user_path
-from ttm_lab.studies import TEMPERATURE, TTM_WEIGHT, mean_power_sum
+from ttm_lab.probability import power_sum, temperature_softmax
 from ttm_lab.training import Settings, Trained, distill_many, train_teacher
 
 # The paper's names of networks, where ours differ.
@@ -70,17 +70,20 @@ _DATASETS = {("cifar100", 100): "CIFAR-100", ("imagenet", 1000): "ImageNet"}
 
 METHODS = {"ce": "CE", "kd": "KD", "ttm": "TTM", "wttm": "WTTM", "dkd": "DKD", "dist": "DIST"}
 
+# Paper, Fig. 1: T, lambda, and beta = lambda T / (1 - lambda) by Eq. 19.
+TEMPERATURE, KD_WEIGHT, TTM_WEIGHT = 4.0, 0.9, 36.0
+
 
 @cache
 def hyperparameters() -> pd.DataFrame:
     """The published settings: a row a pair and method, with ``source`` and ``certainty``."""
-    return runs.read_table(files("ttm_lab").joinpath("hyperparameters.csv"))
+    return read_table(files("ttm_lab").joinpath("hyperparameters.csv"))
 
 
 @cache
 def results() -> pd.DataFrame:
     """The published top-1 accuracies in per cent: a row a pair and method, with ``source``."""
-    return runs.read_table(files("ttm_lab").joinpath("paper_results.csv"))
+    return read_table(files("ttm_lab").joinpath("paper_results.csv"))
 
 
 def model_name(name: str) -> str:
@@ -154,8 +157,6 @@ def settings(
 
     Raises ``ValueError`` where a number is published nowhere and not given (DeiT's temperature
     and weight, ImageNet's KD and TTM), naming it.
-
-    Taught in notebooks/07_cifar100.ipynb.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {tuple(METHODS)}")
@@ -209,7 +210,7 @@ def published_loss(
 
 def teacher_folder(data: Dataset, model: str) -> str:
     """The folder's name below ``runs/`` for teachers of one network and data set."""
-    return runs.short(f"{data.name}-{model_name(model).replace('/', '-')}")
+    return short(f"{data.name}-{model_name(model).replace('/', '-')}")
 
 
 def check_pair(
@@ -311,8 +312,6 @@ def distil_pair(
         (``teacher_folder``), where other students find it.
 
     Raises what ``check_pair`` and ``training.distill_many`` raise.
-
-    Taught in notebooks/07_cifar100.ipynb.
     """
     changes = dict(changes or {})
     check_pair(teacher, student, methods, seeds=seeds, weights=weights, changes=changes)
@@ -342,10 +341,7 @@ def obtain_teacher(
     changes: dict | None = None,
     **options,
 ) -> Trained:
-    """The teacher of ``distil_pair``, with its arguments: loaded, found, or trained now.
-
-    Taught in notebooks/07_cifar100.ipynb.
-    """
+    """The teacher of ``distil_pair``, with its arguments: loaded, found, or trained now."""
     weights = _default_weights(teacher, weights)
     if weights is not None:
         return load_teacher(teacher, weights, data.num_classes)
@@ -487,8 +483,8 @@ def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Datas
     path = user_path(path)
     if path.suffix != ".csv":
         raise ValueError(f"{path} must end in .csv: beside it goes a file that ends in .json")
-    runs.atomic_write(path, measured.to_csv(index=False))
-    runs.atomic_write(path.with_suffix(".json"), json.dumps(_note(row, data), indent=1))
+    atomic_write(path, measured.to_csv(index=False))
+    atomic_write(path.with_suffix(".json"), json.dumps(_note(row, data), indent=1))
 
 
 def save_outputs(path: str | Path, row: Row, data: Dataset, per_class: int | None = None) -> None:
@@ -505,7 +501,7 @@ def save_outputs(path: str | Path, row: Row, data: Dataset, per_class: int | Non
     firsts = [np.flatnonzero(labels == k)[:per_class] for k in range(data.num_classes)]
     pictures = np.sort(np.concatenate(firsts))
     collect_outputs(row.teacher, row.students, data, pictures=pictures).save(path)
-    runs.atomic_write(path.with_suffix(".json"), json.dumps(_note(row, data), indent=1))
+    atomic_write(path.with_suffix(".json"), json.dumps(_note(row, data), indent=1))
 
 
 def _note(row: Row, data: Dataset) -> dict:
@@ -525,3 +521,9 @@ def _note(row: Row, data: Dataset) -> dict:
         },
         "settings": {label: vars(replace(s, label=label)) for label, s in trained.items()},
     }
+
+
+def mean_power_sum(teacher: Trained, data: Dataset, temperature: float) -> float:
+    """The teacher's mean weight U_{1/T}(p) over the training images (paper, Fig. 1)."""
+    logits = torch.from_numpy(predict(teacher.model, data.train))
+    return float(power_sum(temperature_softmax(logits, 1.0), 1 / temperature).mean())

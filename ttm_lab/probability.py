@@ -37,7 +37,6 @@ def temperature_softmax(logits: Tensor, temperature: float) -> Tensor:
         ValueError: T is not positive and finite, or there are fewer than two classes.
 
     Source: Hinton, Vinyals and Dean 2015, Eq. 1.
-    Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
     """
     temperature = check_positive("temperature", temperature)
     logits = _prepare("logits", logits)
@@ -67,7 +66,6 @@ def power_transform(probabilities: Tensor, exponent: float) -> Tensor:
         ValueError: gamma is not positive and finite, or there are fewer than two classes.
 
     Source: Zheng and Yang 2024, Eqs. 6 to 9.
-    Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
     """
     exponent = check_positive("exponent", exponent)
     probabilities = _prepare("probabilities", probabilities)
@@ -95,7 +93,6 @@ def power_sum(probabilities: Tensor, exponent: float) -> Tensor:
         ValueError: gamma is not positive and finite, or there are fewer than two classes.
 
     Source: Zheng and Yang 2024, section 4.
-    Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
     """
     exponent = check_positive("exponent", exponent)
     return _power(_prepare("probabilities", probabilities), exponent).sum(-1)
@@ -115,7 +112,6 @@ def shannon_entropy(probabilities: Tensor) -> Tensor:
         ValueError: there are fewer than two classes.
 
     Source: Shannon 1948.
-    Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
     """
     probabilities = _prepare("probabilities", probabilities)
     return -(probabilities * _safe_log(probabilities)).sum(-1)
@@ -138,7 +134,6 @@ def renyi_entropy(probabilities: Tensor, order: float) -> Tensor:
         ValueError: the order is not positive and finite, or there are fewer than two classes.
 
     Source: Rényi 1961; Zheng and Yang 2024, Eq. 4.
-    Taught in notebooks/03_from_kd_to_ttm.ipynb.
     """
     order = check_positive("order", order)
     probabilities = _prepare("probabilities", probabilities)
@@ -173,7 +168,6 @@ def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
         ValueError: the numbers of classes differ, or the leading shapes do not broadcast.
 
     Source: Kullback and Leibler 1951.
-    Taught in notebooks/02_knowledge_distillation.ipynb.
     """
     check_same_classes("first", first, "second", second)
     first, second = _prepare("first", first), _prepare("second", second)

@@ -7,7 +7,6 @@ the run's identity and the checksums of its weights and of ``metrics.csv``), and
 ``checkpoint/`` with the last two resume states, each with its checksum behind it.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -18,7 +17,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -31,66 +29,9 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from ttm_lab import distributed
+from ttm_lab.files import FileLock, atomic_write, folder_name, read_table, user_path
 from ttm_lab.models import load_weights
 from ttm_lab.models.weights import read_notes, weights_sha256
-from ttm_lab.paths import FileLock, find_root, user_path
-
-
-def runs_folder(experiment: str) -> Path:
-    """Where an experiment's runs live: ``$TTM_LAB_RUNS/<experiment>``, else ``<root>/runs/...``."""
-    base = os.environ.get("TTM_LAB_RUNS")
-    return (user_path(base) if base else find_root() / "runs") / folder_name(experiment)
-
-
-def folder_name(name: str) -> str:
-    """A name for a folder just below another, cut where it is long: file systems take 255 bytes.
-
-    Names come from data sets and files. Raises ``ValueError`` for one that leads elsewhere.
-    """
-    if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
-        raise ValueError(f"{name!r} cannot name a folder: it must be one name, without / or \\")
-    return short(name)
-
-
-def short(name: str) -> str:
-    """A name that leaves room for endings: file systems take 255 bytes."""
-    return name.encode(errors="ignore")[:150].decode(errors="ignore")
-
-
-def atomic_write(path: str | Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: temporary file, fsync, rename."""
-    path = user_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{short(path.name)}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            try:
-                os.fsync(file.fileno())
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-                    raise  # a full or failing disk; the others are file systems without fsync
-        os.replace(part, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say whose
-        raise
-    finally:
-        part.unlink(missing_ok=True)
-    if os.name == "posix":  # make the new name itself survive a power cut
-        with suppress(OSError):  # which some file systems refuse for a folder
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def read_table(path) -> pd.DataFrame:
-    """A CSV file (or its open bytes) as a frame, every number exactly as it was written."""
-    # pandas below 3.1 rounds the last digit unless asked not to; from 3.1 on asking is deprecated
-    old = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
-    return pd.read_csv(path, **({"float_precision": "round_trip"} if old else {}))
 
 
 def identity(config: dict) -> str:

@@ -85,7 +85,7 @@ def train_teacher(
 ) -> Trained:
     """Train one network on the labels alone (cross-entropy).
 
-    Same options as ``distill_many``. Taught in notebooks/02_knowledge_distillation.ipynb.
+    Same options as ``distill_many``.
     """
     if settings.method != "ce":
         raise ValueError(f"a teacher learns from labels: method={settings.method!r} must be 'ce'")
@@ -101,10 +101,7 @@ def distill(
     folder: str | Path | None = None,
     **options,
 ) -> Trained:
-    """Train one student. Same options as ``distill_many``.
-
-    Taught in notebooks/05_distil_on_real_data.ipynb.
-    """
+    """Train one student. Same options as ``distill_many``."""
     return distill_many(teacher, data, [settings], seeds=[seed], folder=folder, **options)[0]
 
 
@@ -144,8 +141,6 @@ def distill_many(
 
     Raises ``ValueError`` for settings that do not fit the data or the teacher, ``Diverged`` after
     the other students are done if a loss became infinite or NaN.
-
-    Taught in notebooks/05_distil_on_real_data.ipynb.
     """
     if isinstance(teacher, Trained):
         teacher = teacher.model
@@ -169,8 +164,6 @@ def remember_teacher(
     What the folder ``remembered`` already has is not asked again; broken off, it goes on from
     there. Raises what ``distill_many`` raises for data and teacher, and ``TeacherMemory`` for the
     file.
-
-    Taught in notebooks/07_cifar100.ipynb.
     """
     settings = replace(settings, remember=True)
     network = teacher.model if isinstance(teacher, Trained) else teacher
@@ -277,14 +270,14 @@ def _train_together(
         if not waiting:
             return
         held_out = _held_out(data, teacher, waiting)
-        step, last = min(s.steps for s in waiting), max(s.last_step for s in waiting)
         clock, report = Clock(checkpoint_seconds, students[0].device), Progress(progress, waiting)
         for student in waiting:
             student.start()
-        while step < last:
+        while left := [s for s in waiting if not s.done]:
+            step = min(s.steps for s in left)
             epoch, start = divmod(step, per_epoch)
-            stop = min(per_epoch, last - epoch * per_epoch)
-            active = [s for s in waiting if not s.done and s.steps < epoch * per_epoch + stop]
+            active = [s for s in left if s.steps // per_epoch == epoch]
+            stop = min(per_epoch, max(s.last_step for s in active) - epoch * per_epoch)
             for student in active:
                 student.begin_epoch(epoch)
             report.epoch_starts(epoch, step)
@@ -591,7 +584,7 @@ def _settings_identity(settings: Settings, objective: Objective, teacher: Teache
             ) from None
     values = asdict(replace(settings, method="ce"))
     del values["label"]
-    folded = teacher is not None and teacher.is_folded(settings)
+    folded = settings.fold_batch_norm if teacher is None else teacher.is_folded(settings)
     return values | {
         "method": method,
         "milestones": list(settings.milestones),

@@ -23,7 +23,7 @@ from ttm_lab.data.splits import (
     normalisation,
     read_picture,
 )
-from ttm_lab.paths import user_path
+from ttm_lab.files import user_path
 
 # What torchvision's pretrained networks were trained with.
 IMAGENET_SCALE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

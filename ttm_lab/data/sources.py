@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ttm_lab.data.folders import layout, load_folder
 from ttm_lab.data.splits import Dataset, Split, carve, normalisation
-from ttm_lab.paths import FileLock, downloads_folder, user_path
+from ttm_lab.files import FileLock, downloads_folder, user_path
 
 # Our names for torchvision's classes, which know each address and checksum.
 DOWNLOADS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
@@ -73,9 +73,6 @@ def load_dataset(
     Raises ``ValueError`` for an argument out of range or pictures that do not fit the layout, and
     ``FileNotFoundError`` for a folder that is not there. Where a download fails,
     ``ConnectionError`` says which file to put where.
-
-    Taught in notebooks/02_knowledge_distillation.ipynb (digits), 07_cifar100.ipynb and
-    08_imagenet.ipynb.
     """
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r} must be a whole number from 0 to 4294967295")

@@ -54,8 +54,6 @@ def create_model(
 
     Raises ``ValueError`` for an unknown name, fewer than two classes or a seed of more than 64
     bits, ``ImportError`` where timm is needed and absent.
-
-    Taught in notebooks/02_knowledge_distillation.ipynb.
     """
     library, _, library_name = name.rpartition("/")
     if num_classes is None:

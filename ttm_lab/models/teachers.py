@@ -11,8 +11,8 @@ from urllib.request import urlopen
 
 from tqdm.auto import tqdm
 
+from ttm_lab.files import FileLock, downloads_folder, user_path
 from ttm_lab.models.weights import load_weights
-from ttm_lab.paths import FileLock, downloads_folder, user_path
 
 # scripts/fetch_pretrained_teachers.sh of github.com/HobbitLong/RepDistiller
 ADDRESSES = {
@@ -45,8 +45,6 @@ def fetch_teacher(name: str, folder: str | Path | None = None, *, progress: bool
     Raises ``ConnectionError`` where the address gives no whole file, with what to do instead, and
     ``ValueError`` for a teacher without a known address, for a file that is not that network, and
     for one that is not the recorded one. A file that is refused on its way in is not kept.
-
-    Taught in notebooks/07_cifar100.ipynb.
     """
     from ttm_lab.models import _PAPER_SPELLINGS  # this module is part of that package
 
@@ -160,7 +158,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def _record(name: str, checksum: str, folder: Path) -> None:
-    from ttm_lab.runs import atomic_write  # which itself imports the models
+    from ttm_lab.files import atomic_write
 
     checksums = _checksums(folder) | {name: checksum}
     atomic_write(folder / "checksums.json", json.dumps(checksums, indent=1) + "\n")

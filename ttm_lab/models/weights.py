@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ttm_lab.paths import user_path
+from ttm_lab.files import user_path
 
 # torch.load refuses by default what published files hold beside their tensors. A NumPy number, such
 # as a learning rate that has decayed, is stored as a call of `scalar` with a dtype (NumPy 1 and 2

@@ -24,7 +24,9 @@ except ModuleNotFoundError as missing:
         f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'"
     ) from missing
 
-from ttm_lab import analysis, plots
+from ttm_lab import analysis
+from ttm_lab.course import figures
+from ttm_lab.course.figures import notebook3
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
     kl_divergence,
@@ -108,10 +110,10 @@ def panel(
         values = {name: control.value for name, control in controls.items()}
         drawn, found = figure(**values), numbers(**values)
         size = (round(100 * _ZOOM * side) for side in drawn.get_size_inches())
-        png = plots.to_png(drawn, scale=2.0, compression=1)
+        png = figures.to_png(drawn, scale=2.0, compression=1)
         said = {control.description: _said(control) for control in controls.values()} | found
         alt = "; ".join(f"{name} {value}" for name, value in said.items())
-        picture.value = plots.image_html(png, alt, *size)
+        picture.value = figures.image_html(png, alt, *size)
         cells = "".join(
             f"<div><div>{html.escape(name)}</div><div>{html.escape(value)}</div></div>"
             for name, value in found.items()
@@ -158,10 +160,7 @@ def _listed(p) -> str:
 
 
 def path(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
-    """Three classes, their logits and a temperature to move: bars, triangle and entropy follow.
-
-    Taught in notebooks/01_temperature_is_a_power_transform.ipynb.
-    """
+    """Three classes, their logits and a temperature to move: bars, triangle and entropy follow."""
     temperatures = np.geomspace(0.05, 100, 121)
 
     def tempered(first, second, temperature):
@@ -171,7 +170,7 @@ def path(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
     def figure(temperature, first, second):
         way = np.stack([tempered(first, second, t).numpy() for t in temperatures])
         p, p_t = tempered(first, second, 1.0), tempered(first, second, temperature)
-        return plots.bars_and_triangle(p, p_t, way, temperatures, temperature, class_names)
+        return figures.bars_and_triangle(p, p_t, way, temperatures, temperature, class_names)
 
     def numbers(temperature, first, second):
         p, p_t = tempered(first, second, 1.0), tempered(first, second, temperature)
@@ -203,8 +202,6 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
     the teacher is most and least certain, by its largest probability.
 
     Raises ``ValueError`` where the shapes do not fit, or a label is out of range.
-
-    Taught in notebooks/02_knowledge_distillation.ipynb.
     """
     logits = _float64(logits)
     labels = _labels_of(labels, logits, images)
@@ -213,7 +210,7 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
     def figure(picture, temperature, log):
         v = logits[picture]
         p, p_t = temperature_softmax(v, 1.0), temperature_softmax(v, temperature)
-        return plots.picture_and_bars(
+        return figures.picture_and_bars(
             None if images is None else images[picture],
             p,
             p_t,
@@ -255,10 +252,7 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
 
 
 def arrows(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
-    """A temperature and a student to move: the two arrows of the TTM gradient on the triangle.
-
-    Taught in notebooks/03_from_kd_to_ttm.ipynb.
-    """
+    """A temperature and a student to move: the two arrows of the TTM gradient on the triangle."""
     teacher_logits = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64)
 
     def points(temperature, first, third):
@@ -268,9 +262,9 @@ def arrows(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
 
     def figure(**values):
         title = f"T = {values['temperature']:.3g}"
-        drawn = plots.explorer_figure(3.4)
+        drawn = figures.explorer_figure(3.4)
         ax = drawn.add_axes((0.0, 0.0, 0.62, 0.93))
-        plots.gradient_arrows(*points(**values), class_names, title=title, ax=ax)
+        notebook3.gradient_arrows(*points(**values), class_names, title=title, ax=ax)
         ax.legend(loc="center left", bbox_to_anchor=(0.92, 0.62))
         return drawn
 
@@ -303,8 +297,6 @@ def triangle(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
     The teacher's logits and T on sliders; a star is p, a dashed line the path of p_T over all
     temperatures, a circle p_T. Arrows show how the student's q moves under each loss's gradient,
     and a line its descent from the chosen start.
-
-    Taught in notebooks/03_from_kd_to_ttm.ipynb.
     """
     starts = {
         f"near {class_names[2]}": (0.0, 1.0, 3.5),
@@ -312,7 +304,7 @@ def triangle(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
         f"near {class_names[0]}": (5.5, 0.0, 1.0),
         "the centre": (0.0, 0.0, 0.0),
     }
-    spots = plots.triangle_spots(9)
+    spots = notebook3.triangle_spots(9)
     scales = 1 / np.geomspace(0.05, 200, 81)[:, None]
 
     def downhill(z, v, temperature):
@@ -335,7 +327,7 @@ def triangle(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
         field = spots * (push - np.sum(spots * push, axis=-1, keepdims=True))
         p, p_t, path = (special.softmax(x, -1) for x in (v, v / temperature, v * scales))
         ways = descents(temperature, first, second, start)
-        return plots.loss_fields(_LOSSES, spots, field, ways, path, p, p_t, class_names)
+        return notebook3.loss_fields(_LOSSES, spots, field, ways, path, p, p_t, class_names)
 
     def numbers(temperature, first, second, start):
         v = torch.tensor([first, second, 0.0], dtype=torch.float64)
@@ -365,8 +357,6 @@ def decomposition(teacher_logits=(4.0, 2.0, 0.0), student_logits=(0.0, 1.0, 2.5)
 
     ``teacher_logits`` and ``student_logits`` (K,); sharpness multiplies the student's. The Rényi
     term can be exchanged for entropies that sound as good; then the sum misses D(p_T || q).
-
-    Taught in notebooks/03_from_kd_to_ttm.ipynb.
     """
     teacher_logits, student_logits = _float64(teacher_logits), _float64(student_logits)
     entropies = {
@@ -387,7 +377,7 @@ def decomposition(teacher_logits=(4.0, 2.0, 0.0), student_logits=(0.0, 1.0, 2.5)
 
     def figure(temperature, sharpness, entropy):
         values = terms(temperature, sharpness, entropy)
-        return plots.sum_of_terms(values, entropy)
+        return notebook3.sum_of_terms(values, entropy)
 
     def numbers(temperature, sharpness, entropy):
         kd, reward, constant, target = terms(temperature, sharpness, entropy)
@@ -418,18 +408,17 @@ def weights(logits, labels, class_names: Sequence[str], images=None) -> widgets.
     """A temperature to move: the WTTM weights of a teacher's outputs, and who weighs most.
 
     Arguments as for ``temperature``; without ``images`` their captions stand alone.
-    Taught in notebooks/04_wttm_which_samples_weigh_more.ipynb.
     """
     logits = _float64(logits)
     labels = _labels_of(labels, logits, images)
     p = logits.softmax(-1)
-    captions = plots.teacher_captions(p, labels, class_names)
+    captions = figures.teacher_captions(p, labels, class_names)
     most = p.shape[-1]
 
     def figure(temperature):
         u, bound = power_sum(p, 1 / temperature), most ** (1 - 1 / temperature)
         title = f"T = {temperature:.3g}"
-        return plots.weights_and_pictures(u, images, captions, bound, title=title, largest=most)
+        return figures.weights_and_pictures(u, images, captions, bound, title=title, largest=most)
 
     def numbers(temperature):
         u = power_sum(p, 1 / temperature)
@@ -454,8 +443,6 @@ def students(outputs: analysis.Outputs) -> widgets.VBox:
     for each seed. Accuracy has a 95 % t interval over seeds, the difference a paired one.
 
     Raises ``ValueError`` where ``outputs`` holds fewer than two kinds of student.
-
-    Taught in notebooks/06_what_the_students_learned.ipynb.
     """
     kinds = outputs.kinds()
     if len(kinds) < 2:
@@ -483,7 +470,7 @@ def students(outputs: analysis.Outputs) -> widgets.VBox:
 
     def figure(first, second, seed):
         both = {f"A, {first}": pooled(first, seed), f"B, {second}": pooled(second, seed)}
-        return plots.two_students(both, outputs.logits.shape[-1])
+        return figures.two_students(both, outputs.logits.shape[-1])
 
     def numbers(first, second, seed):
         found, scores = {}, []

@@ -26,9 +26,9 @@ import nbformat
 import papermill
 from tqdm import tqdm
 
-from ttm_lab import execute, report
-from ttm_lab.paths import FileLock, find_root, user_path
-from ttm_lab.runs import atomic_write, environment
+from ttm_lab.course import execute, report
+from ttm_lab.files import FileLock, atomic_write, find_root, user_path
+from ttm_lab.runs import environment
 
 PROFILES = ("quick", "standard", "paper")
 TIMEOUTS = {"quick": 900, "standard": 6 * 3600, "paper": 14 * 24 * 3600}  # seconds a notebook

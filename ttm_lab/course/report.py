@@ -12,8 +12,8 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from ttm_lab.evidence import collect
-from ttm_lab.runs import atomic_write
+from ttm_lab.course.evidence import collect
+from ttm_lab.files import atomic_write
 
 MARKS = {  # a sign and a word beside each colour
     "holds": ("good", "✓"),

@@ -29,18 +29,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ttm_lab import runs
-from ttm_lab.analysis import Outputs, collect_outputs, evaluate, generalisation_gap, predict
+from ttm_lab.analysis import Outputs, collect_outputs, evaluate, generalisation_gap
 from ttm_lab.data import Dataset, load_dataset
+from ttm_lab.files import atomic_write, read_table, user_path
 from ttm_lab.objectives import LogitTerm
-from ttm_lab.paths import user_path
-from ttm_lab.probability import power_sum, temperature_softmax
+from ttm_lab.paper import KD_WEIGHT, TEMPERATURE, TTM_WEIGHT, mean_power_sum
 from ttm_lab.training import NUMERICS, Diverged, Settings, Trained, distill_many, train_teacher
 
 # The teacher's two numbers were set by hand on validation accuracy, once for all methods.
 TEACHER = Settings("cnn_large", epochs=15, learning_rate=0.1, label="teacher")
-
-# Paper, Fig. 1: T, lambda, and beta = lambda T / (1 - lambda) by Eq. 19.
-TEMPERATURE, KD_WEIGHT, TTM_WEIGHT = 4.0, 0.9, 36.0
 
 _PATIENCE = 120  # seconds without a sign of life from a process that trains a seed
 
@@ -52,12 +49,6 @@ FAMILIES = {
     "no-ce": ("ttm", "wttm"),
     "appendix": ("kd1", "smoothing"),
 }
-
-
-def mean_power_sum(teacher: Trained, data: Dataset, temperature: float) -> float:
-    """The teacher's mean weight U_{1/T}(p) over the training images (paper, Fig. 1)."""
-    logits = torch.from_numpy(predict(teacher.model, data.train))
-    return float(power_sum(temperature_softmax(logits, 1.0), 1 / temperature).mean())
 
 
 def label_smoothing(student_logits: Tensor, _teacher_logits: Tensor, _labels: Tensor) -> Tensor:
@@ -133,7 +124,7 @@ def search(seeds: Sequence[int], path: str | Path, *, trials: int = 24) -> pd.Da
     once, in ``tuned``. A trial whose loss became infinite or NaN keeps its row without a score.
     """
     path = user_path(path)
-    tables = [runs.read_table(path)] if path.exists() else []
+    tables = [read_table(path)] if path.exists() else []
     done = {pair for t in tables for pair in zip(t["seed"], t["family"], strict=True)}
     wanted = [(seed, family) for seed in seeds for family in FAMILIES if (seed, family) not in done]
     workers = min(_free_cores(), len({seed for seed, _ in wanted}))
@@ -141,8 +132,8 @@ def search(seeds: Sequence[int], path: str | Path, *, trials: int = 24) -> pd.Da
     with closing(_in_processes(_search_one, tasks, workers)) as found:
         for rows in tqdm(found, total=len(wanted), desc="search", unit="family"):
             tables.append(pd.DataFrame(rows))
-            runs.atomic_write(path, pd.concat(tables).to_csv(index=False))
-    return runs.read_table(path)
+            atomic_write(path, pd.concat(tables).to_csv(index=False))
+    return read_table(path)
 
 
 def _search_one(seed: int, family: str, trials: int) -> list[dict]:
@@ -185,7 +176,7 @@ def choose(table: pd.DataFrame) -> pd.DataFrame:
 
 def chosen_settings() -> pd.DataFrame:
     """What the committed search chose: the row of each seed, family and method."""
-    return runs.read_table(SETTINGS_FILE)
+    return read_table(SETTINGS_FILE)
 
 
 def student_settings(seed: int, family: str, *, max_steps: int | None = None) -> list[Settings]:
@@ -295,8 +286,11 @@ def _unfinished(wanted: dict[int, list[Settings]], folder: Path) -> list[int]:
     """
     finished = set()
 
+    # of what is left, the configs hold other forms, or what the teacher made of it
+    ignored = ("method", "milestones", "label", "fold_batch_norm")
+
     def key(seed: int, settings: dict) -> str:
-        values = {k: v for k, v in settings.items() if k not in ("method", "milestones", "label")}
+        values = {k: v for k, v in settings.items() if k not in ignored}
         return json.dumps([seed, values], sort_keys=True)
 
     for file in folder.glob("*/config.json"):
@@ -420,8 +414,6 @@ def student_grid(
     Trained once, seeds side by side as in ``train_seeds``, and kept as runs in ``folder``. All
     share the data's split of seed 0. Settings were not searched: kinds are compared as they are,
     not at their best.
-
-    Taught in notebooks/06_what_the_students_learned.ipynb.
     """
     folder = user_path(folder)
     teacher, data = teacher_and_data(0, folder, max_steps=max_steps)
@@ -457,14 +449,14 @@ def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:
 def mark_finished(folder: Path, seeds: Sequence[int], max_steps: int | None) -> None:
     """Note which seeds' students are complete, for a notebook that would rather load than train."""
     note = {"seeds": list(seeds), "max_steps": max_steps, "numerics": NUMERICS}
-    runs.atomic_write(folder / "finished.json", json.dumps(note))
+    atomic_write(folder / "finished.json", json.dumps(note))
 
 
 def finished_seeds(folder: Path, max_steps: int | None) -> list[int]:
     """The seeds whose students ``mark_finished`` noted with this training code; else none."""
     try:
         note = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
-        same = note.get("numerics") == NUMERICS and note["max_steps"] == max_steps
+        same = note["numerics"] == NUMERICS and note["max_steps"] == max_steps
         return [int(seed) for seed in note["seeds"]] if same else []
     except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
         return []  # missing, or not what mark_finished wrote: then nothing is known

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from ttm_lab.paths import find_root, user_path
-from ttm_lab.reproduce import Refused, find_notebooks, select
-from ttm_lab.runs import atomic_write
+from ttm_lab.course.batch import Refused, find_notebooks, select
+from ttm_lab.files import atomic_write, find_root, user_path
 
 
 def hand_out(

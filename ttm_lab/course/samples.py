@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ttm_lab.paths import user_path
+from ttm_lab.files import user_path
 
 # A class is a shape in its own colour: easy, so that a few steps of training show something.
 _CLASSES = {
@@ -25,8 +25,6 @@ def draw_pictures(root: str | os.PathLike, *, train: int = 6, val: int = 3, seed
     Six classes with ``train`` and ``val`` pictures each, of ImageNet's usual size (sides of 260
     to 500 pixels) and quality. The first picture of a part is grey and the second CMYK: ImageNet
     has such files, too. The same ``seed`` draws the same pictures. Returns ``root``.
-
-    Taught in notebooks/08_imagenet.ipynb.
     """
     root, random = user_path(root), np.random.default_rng(seed)
     for part, count in (("train", train), ("val", val)):
@@ -52,8 +50,6 @@ def copy_pictures(
     ``source`` is laid out like ImageNet (``train/<wnid>/``, ``val/<wnid>/``). Names are taken in
     sorted order, without listing all of the 1.3 million files. Raises ``FileNotFoundError`` where
     a part or a class has no folder.
-
-    Taught in notebooks/08_imagenet.ipynb.
     """
     source, root = user_path(source), user_path(root)
     folders = sorted(entry.name for entry in (source / "train").iterdir() if entry.is_dir())

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ttm_lab.paths import find_root, user_path
-from ttm_lab.runs import atomic_write
+from ttm_lab.files import atomic_write, find_root, user_path
 
 VERDICTS = ("holds", "does not hold", "not decided", "not run")
 COLUMNS = [
@@ -35,7 +34,7 @@ def claims() -> dict[str, dict[str, str]]:
     ``paper_value`` is empty where the paper gives none; ``decided_by`` names the only data set
     that can decide the claim, and is empty where any data can, within its scope.
     """
-    text = files("ttm_lab").joinpath("claims.csv").read_text(encoding="utf-8")
+    text = files("ttm_lab.course").joinpath("claims.csv").read_text(encoding="utf-8")
     return {row["id"]: row for row in csv.DictReader(text.splitlines())}
 
 

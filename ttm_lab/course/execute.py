@@ -63,7 +63,7 @@ def start(
     }
     with open(log, "wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "ttm_lab.execute", str(folder)],
+            [sys.executable, "-m", "ttm_lab.course.execute", str(folder)],
             env={**environment, **fixed},
             stdin=subprocess.DEVNULL,
             stdout=output,
