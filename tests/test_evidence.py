@@ -1,11 +1,16 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
-from ttm_lab import evidence, paper
+from ttm_lab import analysis, evidence, paper
+from ttm_lab.runs import find_root
+
+NOTEBOOKS = find_root(__file__) / "notebooks"
 
 
 @pytest.fixture
@@ -91,6 +96,7 @@ def test_a_claim_has_one_verdict_a_scope_by_its_weakest_part(results):
         ((high, unknown), "not decided", "second"),
         ((tiny, unknown), "negligible", "first"),
         ((low, tiny), "does not hold", "first"),
+        ((unknown, unknown), "not decided", ""),
         ((high, low), "does not hold", "second"),
     ]:
         names = ("first", "second")
@@ -287,3 +293,29 @@ def test_exact():
     assert evidence.exact_verdict(float("nan"), 1e-14) == "does not hold"
     with pytest.raises(ValueError, match="tolerance"):
         evidence.exact_verdict(0.0, float("nan"))
+
+
+def test_notebook_7_records_a_pair_of_the_paper_for_that_pair_alone(results):
+    cells = json.loads(next(NOTEBOOKS.glob("07_*.ipynb")).read_text(encoding="utf-8"))["cells"]
+    code = {cell["id"]: "".join(cell["source"]) for cell in cells}
+    scores = {"CE": [70.0, 70.4, 70.2], "KD": [71.0, 71.3, 71.1], "TTM": [73.0, 73.4, 73.1]}
+    scores["WTTM"] = [73.1, 73.3, 73.3]
+    rows = [(m, s, v / 100) for m, values in scores.items() for s, v in enumerate(values)]
+    space = {
+        **{"analysis": analysis, "evidence": evidence, "paper": paper, "pd": pd},
+        **{"profile": "paper", "max_steps": None, "seeds": 3},
+        **{"teacher": "resnet56", "student": "resnet20"},
+        "data": SimpleNamespace(name="cifar100"),
+        "measured": pd.DataFrame(rows, columns=["method", "seed", "accuracy"]),
+    }
+    exec(code["differences"] + "\nfound = differences(measured)", space)
+    exec(code["record"] + "\n" + code["record-claims"], space)
+    found = evidence.collect().set_index("id").loc[["B1", "B2"]]
+    assert list(found["verdict_in_scope"]) == [
+        "holds on CIFAR-100, resnet56 to resnet20, 3 seeds",
+        "not decided on CIFAR-100, resnet56 to resnet20, 3 seeds",
+    ]
+    drawn = space["found"].set_index("name").loc["TTM minus KD"]
+    interval = stats.ttest_rel(scores["TTM"], scores["KD"]).confidence_interval(1 - 0.05 / 6)
+    assert tuple(found.loc["B1", ["low", "high"]]) == pytest.approx(tuple(interval))
+    assert tuple(drawn[["low", "high"]]) == pytest.approx(tuple(interval))

@@ -88,7 +88,7 @@ def direction_verdict(low: float, high: float, margin: float = 0.0) -> str:
 
 
 def claim_verdict(claim_id: str, parts: Sequence[dict], scope: str, decides: bool = True) -> tuple:
-    """The one verdict on a claim in a scope, and the name of the part that it rests on.
+    """The one verdict on a claim in a scope, and the parts that it rests on if not on all.
 
     ``parts`` are the claim's contrasts, as records keep them. A claim holds if all its parts do;
     otherwise its verdict is that of the part that speaks most against it, in the order of
@@ -106,8 +106,8 @@ def claim_verdict(claim_id: str, parts: Sequence[dict], scope: str, decides: boo
             ends = _unknown(part["low"]), _unknown(part["high"])
             words.append(direction_verdict(*ends, QUANTITIES[part["quantity"]][1]))
     worst = min(words, key=VERDICTS.index)
-    rests_on = parts[words.index(worst)]["name"]
-    return worst, "" if worst == "holds" or len(parts) == 1 else rests_on
+    names = [part["name"] for part, word in zip(parts, words, strict=True) if word == worst]
+    return worst, "" if len(names) == len(parts) else ", ".join(names)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -186,7 +186,7 @@ def collect(folder: str | Path | None = None) -> pd.DataFrame:
 
     One row a contrast, at least one a claim: a claim without a record reads "not run". Records in
     folders below ``folder`` count too. Records of one claim and scope share one verdict, computed
-    anew from all their contrasts; ``because`` names the contrast it rests on and
+    anew from all their contrasts; ``because`` names the contrasts it rests on and
     ``verdict_in_scope`` is the wording to show. ``holm`` is Holm's p over the contrasts of a
     scope: shown, and deciding nothing. A file that is no record is skipped with a warning.
     """

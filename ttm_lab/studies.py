@@ -62,7 +62,10 @@ CONTRASTS = {
     ),
     "B7": ("accuracy gap", "NLL gap", "NLL gap, rescaled"),
     "B14": ("between minus within methods",),
-    "B14, beside": ("NLL", "Brier score", "ECE"),
+    "B14, beside": (
+        *("NLL, as trained", "Brier score, as trained", "ECE, as trained"),
+        *("NLL, rescaled", "Brier score, rescaled", "ECE, rescaled"),
+    ),
 }
 NUMBER_OF_CONTRASTS = sum(map(len, CONTRASTS.values()))
 
