@@ -117,6 +117,60 @@ def test_paired_interval_is_scipys_t_interval():
     assert np.isnan([low, high]).all()
 
 
+def test_bonferroni_is_scipys_interval_at_the_divided_level():
+    d = dict(zip("abc", np.random.default_rng(4).normal(0.2, 0.3, (3, 8)), strict=True))
+    for many, given in ((3, None), (13, 13)):
+        table = analysis.contrasts(d, contrasts=given).set_index("name")
+        for name, values in d.items():
+            test = stats.ttest_1samp(values, 0)
+            expected = test.confidence_interval(1 - 0.05 / many)
+            found = table.loc[name, ["low", "high"]].astype(float)
+            assert tuple(found) == pytest.approx((expected.low, expected.high))
+            assert table.loc[name, "p"] == pytest.approx(test.pvalue)
+            assert table.loc[name, "seeds"] == 8
+    with pytest.raises(ValueError, match="contrasts=2, but 3 are given"):
+        analysis.contrasts(d, contrasts=2)
+    with pytest.raises(ValueError, match="contrasts=0 and test_over_train=0"):
+        analysis.paired_interval([0.1, 0.2], contrasts=0)
+    with pytest.raises(ValueError, match="test_over_train=-1"):
+        analysis.paired_interval([0.1, 0.2], test_over_train=-1)
+    assert np.isnan(analysis.contrasts({"a": [1.0, 1.0]})["p"]).all()
+
+
+def test_nadeau_and_bengio_widen_by_their_factor():
+    d = np.random.default_rng(5).normal(0.2, 0.3, 8)
+    _, low, high = analysis.paired_interval(d)
+    _, wider_low, wider_high = analysis.paired_interval(d, test_over_train=1 / 3)
+    factor = np.sqrt((1 / 8 + 1 / 3) / (1 / 8))  # the digits: a fifth in test, three in train
+    assert (wider_high - wider_low) / (high - low) == pytest.approx(factor)
+    assert factor == pytest.approx(1.91, abs=0.01)
+
+
+def test_intervals_cover_where_seeds_split_one_pool():
+    """Eight splits of a pool of 100, a fifth in test and the rest in train, 2,000 new pools.
+
+    A split's difference is a mean over its test part, so two splits correlate by 0.2, which is
+    what Nadeau and Bengio take. Four contrasts of each pool have to be covered at once.
+    """
+    random = np.random.default_rng(6)
+    single, naive, together = [], [], []
+    for _ in range(2000):
+        pools = random.normal(0, 1, (4, 100))  # four contrasts, all truly zero
+        tests = random.permuted(np.tile(np.arange(100), (8, 1)), axis=1)[:, :20]
+        d = pools[:, tests].mean(axis=2)
+        naive.append(covers_zero(analysis.contrasts({"a": d[0]})))
+        single.append(covers_zero(analysis.contrasts({"a": d[0]}, test_over_train=0.2 / 0.8)))
+        four = dict(zip("abcd", d, strict=True))
+        together.append(covers_zero(analysis.contrasts(four, test_over_train=0.2 / 0.8)))
+    assert np.mean(naive) < 0.8
+    assert np.mean(single) == pytest.approx(0.95, abs=0.015)  # three standard errors
+    assert np.mean(together) >= 0.95 - 0.015
+
+
+def covers_zero(table):
+    return ((table["low"] <= 0) & (table["high"] >= 0)).all()
+
+
 def test_compare_over_images_covers_and_pairs(sample):
     logits, _, labels = sample
     better = logits + 1.5 * np.eye(10)[labels]

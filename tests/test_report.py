@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import nbformat
+import pandas as pd
 import pytest
 
 from ttm_lab.course import evidence, report
@@ -64,24 +65,26 @@ def read(folder):
 
 
 def test_report_shows_measurements_with_scope_and_links(folder):
-    evidence.record(
-        *("B4", 0.51234),
-        low=-0.2,
-        high=1.2345e-7,
-        unit="nats",
-        verdict="not decided",
-        scope="digits",
-        measure="H(q), TTM - KD",
-        note="8 seeds & teachers",
-        notebook="01_first",
+    contrasts = pd.DataFrame(
+        {
+            "name": ["H(q), TTM - KD", "H(q), WTTM - TTM"],
+            "difference": [0.51234, 0.01],
+            "low": [0.25, -0.2],
+            "high": [1.2, 1.2345e-7 + 0.02],
+            "p": [0.00123, 0.5],
+            "quantity": "entropy",
+        }
     )
+    evidence.record("B4", contrasts, scope="digits", note="8 seeds & teachers", notebook="01_first")
     page = read(folder)
     for words in (
-        "0.512 [−0.2, 1.23 × 10−7] nats",
+        "0.512 [0.25, 1.2] nats",
+        "0.01 [−0.2, 0.02] nats",
         "H(q), TTM - KD",
+        "Holm’s p 0.00246",
         "8 seeds & teachers",
-        "? not decided",
-        "on digits",
+        "? not decidedon digitsby H(q), WTTM - TTM",
+        "0.3 points of accuracy, 0.02 nats of NLL",
         "1. First & best",
         "1 of 2 notebooks finished; together they took 2 min 3 s",
         "Not finished: 02_second",
@@ -90,9 +93,19 @@ def test_report_shows_measurements_with_scope_and_links(folder):
         "Not run in this batch: 21 claims",
     ):
         assert words in page.text
+    assert page.text.count("? not decided") == 1  # one verdict for the claim in this scope
     assert {"01_first.html", "01_first.ipynb", "logs/01_first.log", "logs/02.log"} == set(
         page.links
     )
+
+
+@pytest.mark.parametrize("low", [0.1, -0.3, -0.1, -0.001])
+def test_every_verdict_has_its_mark(folder, low):
+    contrasts = pd.DataFrame([{"name": "a", "difference": low + 0.002, "p": 0.5}])
+    contrasts = contrasts.assign(low=low, high=abs(low) * 1.2 if low > -0.2 else -0.2)
+    evidence.record("B5", contrasts.assign(quantity="nll"), scope="digits", notebook="01_first")
+    verdict = evidence.collect(folder / "results").query("id == 'B5'")["verdict"].iloc[0]
+    assert f"{report.MARKS[verdict][1]} {verdict}" in read(folder).text
 
 
 def test_claims_about_the_paper_keep_its_values(folder):

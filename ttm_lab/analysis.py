@@ -349,20 +349,69 @@ def fit_temperature(logits, labels) -> float:
     return float(np.exp(optimize.minimize_scalar(nll, bounds=bounds, method="bounded").x))
 
 
-def paired_interval(differences, *, confidence: float = 0.95) -> tuple[float, float, float]:
+def paired_interval(
+    differences, *, confidence: float = 0.95, contrasts: int = 1, test_over_train: float = 0.0
+) -> tuple[float, float, float]:
     """Mean of paired differences and its Student t interval: (mean, low, high).
+
+    Parameters
+    ----------
+    differences: finite numbers, one a seed.
+    contrasts: how many such intervals are to cover at once with this confidence (Bonferroni).
+    test_over_train: pictures in test over pictures in train, where every seed splits one pool
+        anew. Such seeds share pictures, so more of them tell less than independent ones: the
+        variance of the mean is taken as (1/n + test_over_train) times that of the differences
+        (Nadeau & Bengio 2003, Machine Learning 52). 0 where all seeds share one split; the
+        interval is then for that test part.
 
     One difference gives a mean and NaN bounds: no interval can be had from one seed.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} must lie between 0 and 1, such as 0.95")
+    if contrasts < 1 or not 0 <= test_over_train < np.inf:
+        raise ValueError(
+            f"contrasts={contrasts} and test_over_train={test_over_train}: give a count of at "
+            "least 1 and a ratio of at least 0, such as 0.2 / 0.6"
+        )
     d = np.asarray(differences, dtype=float)
     if d.ndim != 1 or not len(d) or not np.isfinite(d).all():
         raise ValueError(f"differences must be finite numbers, one a seed, got {differences!r}")
     if len(d) == 1:
         return float(d[0]), np.nan, np.nan
-    half = stats.t.ppf((1 + confidence) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
+    error = d.std(ddof=1) * np.sqrt(1 / len(d) + test_over_train)
+    half = stats.t.isf((1 - confidence) / 2 / contrasts, len(d) - 1) * error
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
+
+
+def contrasts(
+    differences: Mapping[str, Sequence[float]],
+    *,
+    contrasts: int | None = None,
+    test_over_train: float = 0.0,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """``paired_interval`` of several contrasts, which cover at once: a row a contrast.
+
+    ``differences`` maps a contrast's name to its differences, one a seed. ``contrasts`` is the
+    number of all contrasts that are judged together, by default those given here. Returns name,
+    difference, low, high, p (two-sided, of this contrast alone) and the number of seeds.
+    """
+    many = len(differences) if contrasts is None else contrasts
+    if many < len(differences):
+        raise ValueError(f"contrasts={many}, but {len(differences)} are given here")
+    rows = []
+    for name, values in differences.items():
+        d = np.asarray(values, dtype=float)
+        mean, low, high = paired_interval(
+            d, confidence=confidence, contrasts=many, test_over_train=test_over_train
+        )
+        p = np.nan
+        if len(d) > 1 and d.std() > 0:
+            error = d.std(ddof=1) * np.sqrt(1 / len(d) + test_over_train)
+            p = 2 * stats.t.sf(abs(mean) / error, len(d) - 1)
+        row = {"name": name, "difference": mean, "low": low, "high": high, "p": p}
+        rows.append(row | {"seeds": len(d)})
+    return pd.DataFrame(rows)
 
 
 def compare_seeds(

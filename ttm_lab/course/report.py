@@ -12,12 +12,13 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from ttm_lab.course.evidence import collect
+from ttm_lab.course.evidence import QUANTITIES, collect
 from ttm_lab.files import atomic_write
 
 MARKS = {  # a sign and a word beside each colour
     "holds": ("good", "✓"),
     "does not hold": ("bad", "✗"),
+    "negligible": ("none", "≈"),
     "not decided": ("open", "?"),
     "not run": ("none", "–"),
     "done": ("good", "✓"),
@@ -141,13 +142,18 @@ def _claims_section(claims: pd.DataFrame, titles: dict) -> str:
     rest = claims[claims["verdict"] == "not run"]
     parts = [
         "<h2>Claims</h2>",
-        "<p>Each row is a claim about the losses, the measurement made by a notebook, and a "
-        "verdict with the scope it is valid in. Square brackets are 95 % intervals, not "
-        "corrected for the number of comparisons. A result on digits decides nothing about "
-        "CIFAR-100 or ImageNet; all seeds share one pool of 1,797 digits, so the intervals are "
-        "somewhat too narrow for new ones. <em>The paper</em> is Zheng and "
-        "Yang, “Knowledge Distillation Based on Transformed Teacher Matching”, ICLR 2024, "
-        "arXiv 2402.11148.</p>",
+        "<p>Each row is a claim, what a notebook measured for it, and one verdict for the scope "
+        "beside it: data, networks, seeds. Square brackets are paired 95 % t intervals over "
+        "seeds, widened so that all contrasts of a scope are covered at once (Bonferroni) and, "
+        "where every seed splits one pool of pictures anew, for the pictures that seeds share "
+        "(Nadeau and Bengio). Each part of a claim is read off its interval: wholly within the "
+        f"margin ({_margins()}) it is <em>negligible</em>, wholly above zero it <em>holds</em>, "
+        "wholly below it <em>does not hold</em>, else it is <em>not decided</em>. A claim holds "
+        "if all its parts do; else the part that speaks most against it decides, and is named. "
+        "Holm’s p is shown and decides nothing. An interval holds for its teacher and its test "
+        "part; a result on digits decides nothing about CIFAR-100 or ImageNet. <em>The "
+        "paper</em> is Zheng and Yang, “Knowledge Distillation Based on Transformed Teacher "
+        "Matching”, ICLR 2024, arXiv 2402.11148.</p>",
     ]
     kinds = {"exact": "Exact statements", "empirical": "Empirical claims"}
     for kind, heading in kinds.items():
@@ -169,28 +175,45 @@ def _claims_section(claims: pd.DataFrame, titles: dict) -> str:
     return "\n".join(parts)
 
 
+def _margins() -> str:
+    return ", ".join(
+        f"{f'{margin:g} {unit}'.strip()} of {name.upper() if len(name) == 3 else name}"
+        for name, (unit, margin) in QUANTITIES.items()
+    )
+
+
 def _claims_table(claims: pd.DataFrame, titles: dict) -> str:
     bodies = []
     for _, records in claims.groupby("id", sort=False):
-        rows, span = [], len(records)
-        for k, row in enumerate(records.to_dict("records")):
-            first = (
-                f'<td class="id" rowspan="{span}">{row["id"]}</td>'
-                f'<td class="claim" rowspan="{span}">{_statement(row)}</td>'
-                f'<td class="expected" rowspan="{span}" data-label="Expected">{_expected(row)}</td>'
-            )
-            name = row["notebook"]
-            link = f'<a href="{escape(name)}.html">{escape(titles.get(name, name))}</a>'
-            scope = row["verdict_in_scope"].removeprefix(row["verdict"]).strip(" ()")
-            rows.append(
-                f'<tr>{first if k == 0 else ""}<td data-label="Measured">{_measured(row)}'
-                f'<div class="soft">{link if name in titles else escape(name)}</div></td>'
-                f'<td class="verdict">{_mark(row["verdict"])}'
-                f'<div class="soft">{escape(scope)}</div></td></tr>'
-            )
+        row = records.iloc[0]
+        span = f'rowspan="{len(records)}"'
+        first = (
+            f'<td class="id" {span}>{row["id"]}</td>'
+            f'<td class="claim" {span}>{_statement(row)}</td>'
+            f'<td class="expected" {span} data-label="Expected">{_expected(row)}</td>'
+        )
+        rows = []
+        for _, parts in records.groupby("scope", sort=False):
+            verdict = f'<td class="verdict" rowspan="{len(parts)}">{_verdict(parts.iloc[0])}</td>'
+            for row in parts.to_dict("records"):
+                name = row["notebook"]
+                link = f'<a href="{escape(name)}.html">{escape(titles.get(name, name))}</a>'
+                rows.append(
+                    f'<tr>{first}<td data-label="Measured">{_measured(row)}'
+                    f'<div class="soft">{link if name in titles else escape(name)}</div></td>'
+                    f"{verdict}</tr>"
+                )
+                first = verdict = ""
         bodies.append("<tbody>" + "\n".join(rows) + "</tbody>")
     heads = _heads("", "Claim", "Expected", "Measured here", "Verdict")
     return f"<table>{heads}\n" + "\n".join(bodies) + "\n</table>"
+
+
+def _verdict(row: pd.Series) -> str:
+    """The one verdict of a claim and scope, its scope, and the part of the claim it rests on."""
+    scope = row["verdict_in_scope"].removeprefix(row["verdict"]).strip(" ()")
+    because = f'<div class="soft">by {_words(row["because"])}</div>' if row["because"] else ""
+    return f'{_mark(row["verdict"])}<div class="soft">{escape(scope)}</div>{because}'
 
 
 def _heads(*names: str) -> str:
@@ -217,6 +240,8 @@ def _measured(row: dict) -> str:
         parts.append(f'<span class="number value">{text}</span> {escape(row["unit"])}')
     if row["measure"]:
         parts.append(f"<div>{_words(row['measure'])}</div>")
+    if pd.notna(row["holm"]):
+        parts.append(f'<div class="soft">Holm’s p {_number(row["holm"])}</div>')
     if row["note"]:
         parts.append(f'<div class="soft">{escape(row["note"])}</div>')
     return "".join(parts)

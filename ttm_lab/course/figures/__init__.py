@@ -455,13 +455,17 @@ def learning_curves(
     return ax
 
 
-def interval_plot(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Axes:
+def interval_plot(
+    table: pd.DataFrame, *, xlabel: str, margin: float = 0.0, ax: Axes | None = None
+) -> Axes:
     """Differences with their intervals, a line a row; columns name, difference, low and high.
 
     An optional column ``method`` chooses colour and marker. Zero is drawn as a line: an interval
-    that crosses it decides nothing.
+    that crosses it leaves the sign open. Differences within ``margin`` are shaded: an interval
+    wholly in there is negligible.
     """
     ax = ax or plt.subplots(figsize=(7.0, 0.9 + 0.42 * len(table)))[1]
+    ax.axvspan(-margin, margin, color="black", alpha=0.1, linewidth=0)
     for y, row in enumerate(table[::-1].to_dict("records")):
         style = method_style(row.get("method", row["name"]))
         ax.plot([row["low"], row["high"]], [y, y], color=style["color"], linewidth=2, linestyle="-")
