@@ -51,7 +51,7 @@ def without_extras(code):
 
 
 def test_library_needs_no_notebook_packages():
-    modules = "probability losses data models runs training analysis evidence studies cli"
+    modules = "probability losses data models runs training analysis paper cli course.digits"
     code = f"import importlib\nfor m in {modules.split()}: importlib.import_module('ttm_lab.' + m)"
     done = without_extras(code)
     assert done.returncode == 0, done.stderr
