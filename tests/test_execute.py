@@ -4,6 +4,7 @@ import re
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 
 from ttm_lab.course.execute import export_html
 
@@ -89,4 +90,35 @@ def test_a_formula_in_a_heading_stays_out_of_its_anchor(tmp_path):
     body = (tmp_path / "n.html").read_text(encoding="utf-8")
     assert body.count("<math") == 1
     assert not re.search(r"<[^<>]*=\"[^\"<>]*<math", body)
-    assert re.search(r'id="Where-formula-comes', body)
+    assert 'id="Where-T2-comes-from"' in body
+
+
+@pytest.mark.parametrize("latex", ["x^", r"\left( x", r"\sqrt[", "{{{", "<b>^"])
+def test_latex_that_cannot_be_read_stays_as_typed(tmp_path, latex):
+    cell = nbformat.v4.new_code_cell("Math(...)")
+    output(cell, data={"text/latex": f"${latex}$"})
+    cells = [nbformat.v4.new_markdown_cell(f"# T\n\nLet ${latex}$ be, and $x^2$"), cell]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
+    export_html(tmp_path / "n.ipynb", tmp_path / "n.html")
+    shown = BeautifulSoup((tmp_path / "n.html").read_text(encoding="utf-8"), "html.parser")
+    assert shown.find("msup").text == "x2"
+    assert [code.text for code in shown.find_all("code")] == [latex, latex]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\$5 for one and \$6 for two",
+        "``a `$HOME` and $PATH b``",
+        "~~~sh\necho $HOME $PATH\n~~~",
+        "````\n```\n$HOME and $PATH\n```\n````",
+        "text\n\n    echo $HOME $PATH\n",
+    ],
+)
+def test_a_dollar_in_code_or_behind_a_backslash_begins_no_formula(tmp_path, text):
+    cells = [nbformat.v4.new_markdown_cell(f"# T\n\n{text}\n\nand $q$")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
+    export_html(tmp_path / "n.ipynb", tmp_path / "n.html")
+    shown = BeautifulSoup((tmp_path / "n.html").read_text(encoding="utf-8"), "html.parser")
+    assert [formula.text for formula in shown.find_all("math")] == ["q"]
+    assert shown.find("main").text.count("$") == 2
