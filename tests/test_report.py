@@ -8,8 +8,9 @@ from urllib.parse import unquote
 import nbformat
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 
-from ttm_lab.course import evidence, report
+from ttm_lab.course import evidence, execute, report
 
 
 class Page(HTMLParser):
@@ -202,3 +203,43 @@ def test_an_executed_notebook_that_is_none_is_shown_by_its_name(folder, content)
     (folder / "01_first.ipynb").write_text(content)
     assert report.read_notebook(folder / "01_first.ipynb") is None
     assert "01_first" in read(folder).text
+
+
+def test_pages_lead_to_each_other_to_the_report_and_into_the_checkout(tmp_path):
+    folder, notebooks = tmp_path / "runs" / "reproduce" / "quick", tmp_path / "notebooks"
+    for made in (folder, notebooks, tmp_path / "docs"):
+        made.mkdir(parents=True)
+    (tmp_path / "docs" / "a note.md").write_text("note")
+    (folder / "report.html").write_text("report")
+    text = (
+        "# Title\n\n[two](02_b%20c.ipynb#top), [three](03_d.ipynb), [note](../docs/a%20note.md), "
+        "[out](https://arxiv.org/abs/2402.11148), [here](#Title), [gone](gone.md)"
+    )
+    paths = [notebooks / f"{stem}.ipynb" for stem in ("01_a", "02_b c", "03_d")]
+    for path in paths:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+        nbformat.write(notebook, path)
+    for path in paths[:2]:
+        execute.export_html(path, folder / f"{path.stem}.html")
+
+    def links(page):
+        report.link_pages(folder, paths)
+        shown = BeautifulSoup((folder / page).read_text(encoding="utf-8"), "html.parser")
+        return [a["href"] for a in shown.find("main").find_all("a")]
+
+    source = "../../../notebooks/"
+    for _ in range(2):  # a second batch in the folder changes nothing
+        for page, around in {
+            "01_a.html": ["02_b%20c.html", "report.html"],
+            "02_b c.html": ["01_a.html", f"{source}03_d.ipynb", "report.html"],
+        }.items():
+            body = ["#Title", "02_b%20c.html#top", f"{source}03_d.ipynb"]
+            body += ["../../../docs/a%20note.md", "https://arxiv.org/abs/2402.11148"]
+            assert links(page) == [*around, *body, "#Title", "gone.md", *around]
+            for link in [*around, *body[1:4]]:
+                assert (folder / unquote(link).split("#")[0]).exists()
+    # A page that comes later is found, and one that went is no longer linked.
+    execute.export_html(paths[2], folder / "03_d.html")
+    assert "03_d.html" in links("02_b c.html")
+    (folder / "02_b c.html").unlink()
+    assert f"{source}02_b%20c.ipynb#top" in links("01_a.html")

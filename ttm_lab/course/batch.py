@@ -324,6 +324,7 @@ class Batch:
         self.status["finished"] = _now()
         self._write_status()
         report.write(self.folder)
+        report.link_pages(self.folder, self.notebooks)
 
     def _summary(self, todo: dict[str, Job], skipped: list[str]) -> int:
         """Print the table; return the exit status."""

@@ -116,8 +116,7 @@ def export_html(executed: Path, page: Path) -> None:
     """Write an executed notebook as one HTML page that reads well without a kernel.
 
     Sliders, which cannot move here, become a sentence; progress and warnings on stderr are left
-    to the log; links to other notebooks lead to their pages; formulas become MathML, which
-    browsers draw without a script or a network.
+    to the log; formulas become MathML, which browsers draw without a script or a network.
     """
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("widgets", None)
@@ -134,7 +133,6 @@ def export_html(executed: Path, page: Path) -> None:
         body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
     mathjax = "<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->"
     body = re.sub(mathjax, "", body, flags=re.DOTALL)
-    body = re.sub(r'href="(\w+)\.ipynb(["#])', r'href="\1.html\2', body)
     page.write_text(body, encoding="utf-8")
 
 

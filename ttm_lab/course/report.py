@@ -7,9 +7,9 @@ measurements. No script, no font and no picture is loaded from anywhere.
 import json
 import os
 import re
-from html import escape
+from html import escape, unescape
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import nbformat
 import pandas as pd
@@ -335,6 +335,51 @@ def _title(executed: Path) -> str:
     if notebook and notebook.cells and notebook.cells[0].source.startswith("# "):
         return notebook.cells[0].source.splitlines()[0].removeprefix("# ").strip()
     return executed.stem
+
+
+def link_pages(folder: Path, notebooks: list[Path]) -> None:
+    """Let the batch's pages lead to each other, to the report and to the checkout's files.
+
+    A link to a notebook leads to its page if the batch has one, else to the notebook itself; any
+    other that holds from the notebook's own folder and not from the page's is mended.
+    """
+    places = {path.stem: path for path in notebooks}
+    pages = {stem: page for stem in places if (page := folder / f"{stem}.html").exists()}
+    places |= pages
+
+    def way(target: Path) -> str:
+        return quote(Path(os.path.relpath(target, folder)).as_posix())
+
+    def follow(found: re.Match) -> str:
+        start, address = found.groups()
+        target = Path(unquote(unescape(address)))
+        if target.suffix in (".ipynb", ".html") and target.stem in places:
+            return start + way(places[target.stem])
+        source = notebooks[0].parent / target
+        if source.exists() and not (folder / target).exists():
+            return start + way(source)
+        return found[0]
+
+    order = list(places)
+    for k, stem in enumerate(order):
+        if stem not in pages:
+            continue
+        beside = [("prev", "←", order[k - 1 : k]), ("next", "→", order[k + 1 : k + 2])]
+        links = [
+            f'<a rel="{rel}" href="{way(places[name])}">{sign} {escape(name)}</a>'
+            for rel, sign, names in beside
+            for name in names
+        ]
+        links.append('<a href="report.html">report</a>')
+        around = (
+            f'<nav class="batch" aria-label="Course" style="padding: 1em">{" · ".join(links)}</nav>'
+        )
+        text = pages[stem].read_text(encoding="utf-8", errors="replace")
+        text = re.sub(r'<nav class="batch".*?</nav>', "", text)
+        text = re.sub(r'(<a\s[^<>]*?href=")(?![\w+.-]+:|[/#])([^"#?<>]+)', follow, text)
+        start, main, rest = text.partition("<main>")
+        body, end, rest = rest.rpartition("</main>")
+        atomic_write(pages[stem], start + main + around + body + around + end + rest)
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode | None:
