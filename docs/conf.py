@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import indent
 
 from docutils import nodes
+from sphinx.util import logging
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -61,13 +62,22 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 
 
 def _inline_formula(self, node) -> None:
-    self.body.append(mathml(node.astext()))
+    self.body.append(_drawn(node))
     raise nodes.SkipNode
 
 
 def _block_formula(self, node) -> None:
-    self.body.append(f'<div class="formula">{mathml(node.astext(), block=True)}</div>\n')
+    self.body.append(f'<div class="formula">{_drawn(node, block=True)}</div>\n')
     raise nodes.SkipNode
+
+
+def _drawn(node, *, block: bool = False) -> str:
+    try:
+        return mathml(node.astext(), block=block)
+    except Exception:  # latex2mathml raises what comes
+        message = f"formula that cannot be read: {node.astext()}"
+        logging.getLogger(__name__).warning(message, location=node)
+        return ""
 
 
 def _bring_font(app, exception) -> None:

@@ -207,6 +207,8 @@ def test_second_batch_in_the_same_folder_is_refused(course):
         (["-p", "profile=paper"], "use --profile instead"),
         (["--timeout", "nan"], "--timeout nan"),
         (["--name", "../elsewhere"], "name '../elsewhere'"),
+        (["--name", "a/.."], "name 'a/..'"),
+        (["--only", "../elsewhere/01_first.ipynb"], "no notebook is called '../elsewhere/01"),
     ],
 )
 def test_refuses_before_anything_runs(course, capsys, options, message):
@@ -219,3 +221,38 @@ def test_refuses_before_anything_runs(course, capsys, options, message):
 def test_folder_without_notebooks_is_refused(tmp_path):
     with pytest.raises(batch.Refused, match="no notebooks in"):
         batch.reproduce(root=tmp_path)
+
+
+def test_only_takes_a_notebooks_path(course, monkeypatch):
+    course.add("01_first")
+    course.add("02_second")
+    monkeypatch.chdir(course.notebooks)
+    notebooks = batch.find_notebooks(course.root)
+    paths = ["02_second.ipynb", "./02_second", "notebooks/02_second.ipynb"]
+    for path in [*paths, str(course.notebooks / "02_second.ipynb")]:
+        assert batch.select(notebooks, [path]) == [notebooks[1]]
+
+
+def test_a_status_file_removes_nothing_elsewhere_and_one_of_another_shape_runs_anew(course, capsys):
+    course.add("01_first")
+    assert course.run() == 0
+    victim = course.root / "victim.html"
+    victim.write_text("dear")
+    whole = json.loads((course.out / "status.json").read_text())
+    entry = whole["notebooks"]["01_first"]
+    hostile = {"01_first": entry, "../../../victim": entry}
+    for notebooks in (hostile, {"01_first": entry | {"inputs": None}}):
+        (course.out / "status.json").write_text(json.dumps(whole | {"notebooks": notebooks}))
+        capsys.readouterr()
+        assert course.run() == 0
+        assert capsys.readouterr().out.count("status.json is damaged: everything runs anew\n") == 1
+        assert victim.read_text() == "dear"
+    assert course.ran() == ["01_first"] * 3
+
+
+def test_an_executed_notebook_that_is_none_runs_anew(course):
+    course.add("01_first")
+    assert course.run() == 0
+    (course.out / "01_first.ipynb").write_text("[]")
+    assert course.run() == 0
+    assert course.ran() == ["01_first"] * 2

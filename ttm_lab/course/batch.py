@@ -111,8 +111,11 @@ def select(notebooks: list[Path], only: list[str]) -> list[Path]:
     chosen = set()
     for wanted in only:
         number = wanted.zfill(2) if wanted.isdigit() else wanted
-        stem = Path(wanted).name.removesuffix(".ipynb")
+        stem = wanted.removesuffix(".ipynb")
         found = [p for p in notebooks if p.stem == stem or p.stem.split("_")[0] == number]
+        # With a folder it is a path, and one that leads elsewhere is another notebook.
+        paths = [Path(start, stem + ".ipynb").resolve() for start in (".", notebooks[0].parents[1])]
+        found += [p for p in notebooks if p.resolve() in paths]
         if not found:
             names = ", ".join(p.stem for p in notebooks)
             raise Refused(f"no notebook is called {wanted!r}; there are {names}")
@@ -164,12 +167,9 @@ class Batch:
         self.after = {p.stem: _after(p, {q.stem for q in notebooks}) for p in notebooks}
         self.shared = _shared_inputs(root)
         self.status_file = folder / "status.json"
-        self.status = {"notebooks": {}}
-        if self.status_file.exists():
-            try:
-                self.status = json.loads(self.status_file.read_text(encoding="utf-8"))
-            except ValueError:
-                print(f"{_shown(self.status_file)} is damaged: everything runs anew")
+        self.status = report.read_status(folder) or {"notebooks": {}}
+        if self.status_file.exists() and "profile" not in self.status:
+            print(f"{_shown(self.status_file)} is damaged: everything runs anew")
         shutil.rmtree(folder / ".running", ignore_errors=True)
         for gone in set(self.status["notebooks"]) - set(self.after):
             self._clear(gone)
@@ -242,6 +242,7 @@ class Batch:
             entry.get("status") == "done"
             and entry["inputs"] == job.inputs
             and all((self.folder / file).exists() for file in files)
+            and report.read_notebook(self.folder / files[0]) is not None
         )
 
     def _start(self, job: Job) -> None:
@@ -323,6 +324,7 @@ class Batch:
         self.status["finished"] = _now()
         self._write_status()
         report.write(self.folder)
+        report.link_pages(self.folder, self.notebooks)
 
     def _summary(self, todo: dict[str, Job], skipped: list[str]) -> int:
         """Print the table; return the exit status."""

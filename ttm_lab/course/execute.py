@@ -5,6 +5,7 @@ executed notebook, its HTML page, ``results/`` and, if it failed, ``error.json``
 the exit status: a killed kernel leaves a notebook that looks complete.
 """
 
+import html
 import json
 import logging
 import os
@@ -21,8 +22,10 @@ import latex2mathml.converter
 import nbformat
 import papermill
 import psutil
+from jinja2 import pass_context
 from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.exceptions import PapermillExecutionError
 
 MATHML = "http://www.w3.org/1998/Math/MathML"
@@ -113,47 +116,53 @@ def export_html(executed: Path, page: Path) -> None:
     """Write an executed notebook as one HTML page that reads well without a kernel.
 
     Sliders, which cannot move here, become a sentence; progress and warnings on stderr are left
-    to the log; links to other notebooks lead to their pages; formulas become MathML, which
-    browsers draw without a script or a network.
+    to the log; formulas become MathML, which browsers draw without a script or a network.
     """
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("widgets", None)
     heading = re.search(r"^# +(.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
     title = heading.group(1) if heading else executed.stem
-    formulas: list[str] = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [_static(o) for o in cell.outputs if o.get("name") != "stderr"]
-        elif cell.cell_type == "markdown":
-            cell.source = _set_aside_formulas(cell.source, formulas)
     # Not embed_images: it closes <details> early, so that solutions would stand open.
-    exporter = HTMLExporter(require_js_url="")
+    exporter = HTMLExporter(require_js_url="", filters={"markdown2html": _markdown})
     with warnings.catch_warnings():
         # Our own figures carry their text alternative in HTML beside the plain PNG.
         warnings.filterwarnings("ignore", message="Alternative text is missing")
         body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
     mathjax = "<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->"
     body = re.sub(mathjax, "", body, flags=re.DOTALL)
-    body = re.sub(r'href="(\w+)\.ipynb(["#])', r'href="\1.html\2', body)
-    word = re.compile(r"formula(\d+)formula")
-    # A heading's anchor repeats its text inside a tag, where no formula can stand.
-    body = re.sub(r"<[^<>]*formula\d[^<>]*>", lambda tag: word.sub("formula", tag[0]), body)
-    body = word.sub(lambda found: formulas[int(found[1])], body)
     page.write_text(body, encoding="utf-8")
 
 
-def _set_aside_formulas(text: str, formulas: list[str]) -> str:
-    """Put a word that Markdown leaves alone in place of each formula outside code."""
+@pass_context
+def _markdown(context, source: str) -> str:
+    """A Markdown cell as HTML. Where a formula is, and where none, its parser knows."""
+    attachments = context.get("cell", {}).get("attachments", {})
+    renderer = _Renderer(escape=False, attachments=attachments)
+    return MarkdownWithMath(renderer=renderer).render(source)
 
-    def set_aside(found: re.Match) -> str:
-        if found["code"]:
-            return found["code"]
-        formulas.append(mathml(found["block"] or found["inline"], block=bool(found["block"])))
-        return f"formula{len(formulas) - 1}formula"
 
-    code = r"(?P<code>```.*?```|`[^`\n]*`)"
-    math = r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
-    return re.sub(f"{code}|{math}", set_aside, text, flags=re.DOTALL)
+class _Renderer(IPythonRenderer):
+    """Draws formulas as MathML."""
+
+    def inline_math(self, body: str) -> str:
+        return _drawn(body)
+
+    def block_math(self, body: str) -> str:
+        return _drawn(body, block=True)
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return _drawn(f"\\begin{{{name}}}{body}\\end{{{name}}}", block=True)
+
+
+def _drawn(latex: str, *, block: bool = False) -> str:
+    """A formula as MathML, or as it was typed where it cannot be read."""
+    try:
+        return mathml(latex, block=block)
+    except Exception:  # latex2mathml raises what comes: IndexError, StopIteration, its own
+        return f"<code>{html.escape(latex)}</code>"
 
 
 def mathml(latex: str, *, block: bool = False) -> str:
@@ -198,7 +207,7 @@ def _static(output):
         return nbformat.v4.new_output("display_data", {"text/html": WIDGET_NOTE})
     if "text/latex" in data and "text/html" not in data:  # what sympy shows
         latex = data["text/latex"].strip().strip("$").removeprefix("\\displaystyle")
-        data["text/html"] = mathml(latex, block=True)
+        data["text/html"] = _drawn(latex, block=True)
     return output
 
 

@@ -5,9 +5,11 @@ measurements. No script, no font and no picture is loaded from anywhere.
 """
 
 import json
+import os
 import re
-from html import escape
+from html import escape, unescape
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import nbformat
 import pandas as pd
@@ -76,9 +78,30 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
+def read_status(folder: Path) -> dict | None:
+    """A batch's ``status.json``, or None if there is none or its content cannot be one.
+
+    The names of its notebooks lead to files that are linked and removed: all lie in ``folder``.
+    """
+    try:
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        whole = isinstance(status["profile"], str)
+        for name, entry in status["notebooks"].items():
+            inside = (folder / name).parent == folder and name != ".." and "\0" not in name
+            whole &= inside and len(os.fsencode(name)) < 250 and entry["status"] in MARKS
+            whole &= 0 <= entry["seconds"] < 1e10 and isinstance(entry["parameters"], dict)
+            texts = (entry["error"], entry["inputs"], *entry["results"])
+            whole &= all(isinstance(text, str) for text in texts)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+    return status if whole else None
+
+
 def write(folder: Path) -> Path:
     """Write ``report.html`` into a batch's folder from its ``status.json`` and ``results/``."""
-    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    status = read_status(folder)
+    if status is None:
+        raise ValueError(f"{folder / 'status.json'} is not what a batch writes: run it again")
     claims = collect(folder / "results")
     notebooks = status["notebooks"]
     titles = {name: _title(folder / f"{name}.ipynb") for name in notebooks}
@@ -103,7 +126,7 @@ def write(folder: Path) -> Path:
 </html>
 """
     path = folder / "report.html"
-    atomic_write(path, page)
+    atomic_write(path, page.encode(errors="replace"))  # an error's text may hold half a character
     return path
 
 
@@ -111,7 +134,7 @@ def _headline(status: dict) -> str:
     notebooks = status["notebooks"].values()
     done = sum(entry["status"] == "done" for entry in notebooks)
     seconds = sum(entry["seconds"] for entry in notebooks)
-    day, time = status["finished"][:16].split("T")
+    day, _, time = escape(status["finished"][:16]).partition("T")
     return (
         f"Profile <strong>{escape(status['profile'])}</strong>, {day} {time}. "
         f"{done} of {len(notebooks)} notebooks finished; together they took {_duration(seconds)}."
@@ -122,7 +145,8 @@ def _notices(notebooks: dict) -> str:
     told = []
     failed = [name for name, entry in notebooks.items() if entry["status"] != "done"]
     if failed:
-        told.append(f"Not finished: {', '.join(failed)}. What they measure is missing below.")
+        names = escape(", ".join(failed))
+        told.append(f"Not finished: {names}. What they measure is missing below.")
     if any(entry["parameters"].get("max_steps") is not None for entry in notebooks.values()):
         told.append(
             "Trainings were cut short by <code>max_steps</code>: the numbers below show that the "
@@ -131,7 +155,7 @@ def _notices(notebooks: dict) -> str:
     outdated = [name for name, entry in notebooks.items() if entry.get("outdated")]
     if outdated:
         told.append(
-            f"Made from earlier notebooks, code or packages: {', '.join(outdated)}. "
+            f"Made from earlier notebooks, code or packages: {escape(', '.join(outdated))}. "
             "Run the batch again to renew them."
         )
     return "\n".join(f'<p class="notice" role="note">{text}</p>' for text in told)
@@ -197,7 +221,7 @@ def _claims_table(claims: pd.DataFrame, titles: dict) -> str:
             verdict = f'<td class="verdict" rowspan="{len(parts)}">{_verdict(parts.iloc[0])}</td>'
             for row in parts.to_dict("records"):
                 name = row["notebook"]
-                link = f'<a href="{escape(name)}.html">{escape(titles.get(name, name))}</a>'
+                link = f'<a href="{quote(name)}.html">{escape(titles.get(name, name))}</a>'
                 rows.append(
                     f'<tr>{first}<td data-label="Measured">{_measured(row)}'
                     f'<div class="soft">{link if name in titles else escape(name)}</div></td>'
@@ -271,10 +295,10 @@ def _notebooks_section(folder: Path, notebooks: dict, titles: dict) -> str:
     for name, entry in sorted(notebooks.items()):
         title = escape(titles[name])
         if (folder / f"{name}.html").exists():
-            title = f'<a href="{name}.html">{title}</a>'
-        files = [f'<a href="{entry["log"]}">log</a>']
+            title = f'<a href="{quote(name)}.html">{title}</a>'
+        files = [f'<a href="logs/{quote(name)}.log">log</a>']
         if (folder / f"{name}.ipynb").exists():
-            files.insert(0, f'<a href="{name}.ipynb">notebook</a>')
+            files.insert(0, f'<a href="{quote(name)}.ipynb">notebook</a>')
         given = ", ".join(f"{k} = {v!r}" for k, v in entry["parameters"].items())
         error = f'<div class="soft">{escape(entry["error"])}</div>' if entry["error"] else ""
         rows.append(
@@ -307,11 +331,64 @@ def _environment_section(status: dict) -> str:
 
 def _title(executed: Path) -> str:
     """The notebook's heading, or its file's name where there is none."""
-    if executed.exists():
-        cells = nbformat.read(executed, as_version=4).cells
-        if cells and cells[0].source.startswith("# "):
-            return cells[0].source.splitlines()[0].removeprefix("# ").strip()
+    notebook = read_notebook(executed)
+    if notebook and notebook.cells and notebook.cells[0].source.startswith("# "):
+        return notebook.cells[0].source.splitlines()[0].removeprefix("# ").strip()
     return executed.stem
+
+
+def link_pages(folder: Path, notebooks: list[Path]) -> None:
+    """Let the batch's pages lead to each other, to the report and to the checkout's files.
+
+    A link to a notebook leads to its page if the batch has one, else to the notebook itself; any
+    other that holds from the notebook's own folder and not from the page's is mended.
+    """
+    places = {path.stem: path for path in notebooks}
+    pages = {stem: page for stem in places if (page := folder / f"{stem}.html").exists()}
+    places |= pages
+
+    def way(target: Path) -> str:
+        return quote(Path(os.path.relpath(target, folder)).as_posix())
+
+    def follow(found: re.Match) -> str:
+        start, address = found.groups()
+        target = Path(unquote(unescape(address)))
+        if target.suffix in (".ipynb", ".html") and target.stem in places:
+            return start + way(places[target.stem])
+        source = notebooks[0].parent / target
+        if source.exists() and not (folder / target).exists():
+            return start + way(source)
+        return found[0]
+
+    order = list(places)
+    for k, stem in enumerate(order):
+        if stem not in pages:
+            continue
+        beside = [("prev", "←", order[k - 1 : k]), ("next", "→", order[k + 1 : k + 2])]
+        links = [
+            f'<a rel="{rel}" href="{way(places[name])}">{sign} {escape(name)}</a>'
+            for rel, sign, names in beside
+            for name in names
+        ]
+        links.append('<a href="report.html">report</a>')
+        around = (
+            f'<nav class="batch" aria-label="Course" style="padding: 1em">{" · ".join(links)}</nav>'
+        )
+        text = pages[stem].read_text(encoding="utf-8", errors="replace")
+        text = re.sub(r'<nav class="batch".*?</nav>', "", text)
+        text = re.sub(r'(<a\s[^<>]*?href=")(?![\w+.-]+:|[/#])([^"#?<>]+)', follow, text)
+        start, main, rest = text.partition("<main>")
+        body, end, rest = rest.rpartition("</main>")
+        atomic_write(pages[stem], start + main + around + body + around + end + rest)
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode | None:
+    """A notebook, or None if the file is none."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        return notebook if all(cell.source is not None for cell in notebook.cells) else None
+    except Exception:  # nbformat raises what comes of another shape
+        return None
 
 
 def _duration(seconds: float) -> str:
