@@ -466,7 +466,7 @@ def test_a_remembered_teacher_is_not_asked_again(workplace, monkeypatch, capsys)
     assert call(command) == 0
     assert "computed now: 0, known before: 648" in capsys.readouterr().out
 
-    monkeypatch.setattr("ttm_lab.memory.TeacherMemory._compute", never_trains)
+    monkeypatch.setattr("ttm_lab.teacher_cache.TeacherCache._compute", never_trains)
     distill = f"distill --pair resnet8:resnet8 --data digits {teacher} --methods kd,wttm"
     assert call(f"{distill} --fast --precision float32 --device cpu") == 0
     shown = capsys.readouterr()

@@ -13,9 +13,9 @@ from ttm_lab.course import samples
 from ttm_lab.course.evidence import results_folder
 from ttm_lab.data import load_dataset
 from ttm_lab.files import atomic_write, downloads_folder, find_root, runs_folder, user_path
-from ttm_lab.memory import TeacherMemory
 from ttm_lab.models import create_model, fetch_teacher, load_weights
 from ttm_lab.paper import weights_file
+from ttm_lab.teacher_cache import TeacherCache
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_every_function_that_takes_a_path_knows_the_home_folder(home, monkeypatc
     assert (home / "a/table.csv").read_text() == "a,b\n"
     assert samples.draw_pictures("~/drawn", train=1, val=1) == home / "drawn"
     part = load_dataset("digits").test
-    assert TeacherMemory(len, part, "none", 10, "~/m.f32").path == home / "m.f32"
+    assert TeacherCache(len, part, "none", 10, "~/m.f32").path == home / "m.f32"
     outputs = Outputs.load(find_root(__file__) / "data/results/cifar10_logits.npz")
     outputs.save("~/outputs.npz")
     assert np.array_equal(Outputs.load("~/outputs.npz").labels, outputs.labels)

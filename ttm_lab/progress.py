@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ttm_lab import distributed
-from ttm_lab.memory import TeacherMemory
 from ttm_lab.settings import number, whole_number
+from ttm_lab.teacher_cache import TeacherCache
 
 
 class Clock:
@@ -148,7 +148,7 @@ class Progress:
             line = f"{self.what}: epoch {epoch + 1}/{self.last}{self.text}"
             print(line, file=sys.stderr, flush=True)
 
-    def close(self, memory: TeacherMemory | None) -> None:
+    def close(self, memory: TeacherCache | None) -> None:
         self.bar.close()
         if memory is not None and (self.lines or not self.bar.disable):
             share = f"{memory.hit_rate:.0%} of {memory.asked:,} teacher answers remembered"

@@ -65,7 +65,7 @@ class Settings:
     ``max_steps`` cuts a training short, to try things out.
 
     Three switches are for speed and change rounding only. ``remember`` keeps the teacher's logits
-    for each view of each picture (``memory.TeacherMemory``; pictures held in memory only).
+    for each view of each picture (``teacher_cache.TeacherCache``; pictures held in memory only).
     ``fold_batch_norm`` lets the teacher's convolutions do the work of the batch norms after them.
     ``compiled`` runs the student through ``torch.compile``, which takes half a minute or more at
     first. ``fast`` chooses those that help on a device.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ttm_lab.data import Dataset, FileSplit, Split
-from ttm_lab.memory import TeacherMemory, memory_file
 from ttm_lab.models import logits_of
 from ttm_lab.objectives import Output, recorded
 from ttm_lab.settings import Settings
+from ttm_lab.teacher_cache import TeacherCache, cache_file
 
 
 class Teacher:
@@ -44,7 +44,7 @@ class Teacher:
         """Open a cache for each way of asking with ``remember``; ``folder`` None is in memory."""
         for s in settings:
             if s.remember and way_of_asking(s) not in self.caches:
-                path = folder and memory_file(
+                path = folder and cache_file(
                     folder,
                     teacher=self.fingerprint,
                     part=data.train,
@@ -52,7 +52,7 @@ class Teacher:
                     precision=s.precision,
                     folded=self.is_folded(s),
                 )
-                self.caches[way_of_asking(s)] = TeacherMemory(
+                self.caches[way_of_asking(s)] = TeacherCache(
                     partial(self._logits, s), data.train, s.augmentation, data.num_classes, path
                 )
 

@@ -26,12 +26,12 @@ from ttm_lab import distributed, runs
 from ttm_lab.checks import check_compiler, check_data, check_network, check_objective, check_student
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.data.splits import hash_seed
-from ttm_lab.memory import TeacherMemory
 from ttm_lab.models import create_model, logits_of
 from ttm_lab.objectives import Objective, Output, make_objective, recorded
 from ttm_lab.progress import Clock, Meter, Progress
 from ttm_lab.settings import Settings, default_device, fast, whole_number
 from ttm_lab.teacher import Teacher, autocast, logits_in_pieces, way_of_asking
+from ttm_lab.teacher_cache import TeacherCache
 
 __all__ = [
     "Diverged",
@@ -157,12 +157,12 @@ def remember_teacher(
     remembered: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool | None = None,
-) -> TeacherMemory:
+) -> TeacherCache:
     """Ask a teacher about every view of every training picture, ahead of training with it.
 
     ``settings`` are those of any student: augmentation, precision and ``fold_batch_norm`` count.
     What the folder ``remembered`` already has is not asked again; broken off, it goes on from
-    there. Raises what ``distill_many`` raises for data and teacher, and ``TeacherMemory`` for the
+    there. Raises what ``distill_many`` raises for data and teacher, and ``TeacherCache`` for the
     file.
     """
     settings = replace(settings, remember=True)

@@ -28,7 +28,7 @@ CHUNK = {"cpu": 64, "cuda": 256}
 AHEAD = 8
 
 
-class TeacherMemory:
+class TeacherCache:
     """Logits (K,) float32 by view number, in memory or in a file that outlives the process.
 
     A row is the K logits and their checksum. A row whose checksum does not fit counts as not
@@ -128,7 +128,7 @@ class TeacherMemory:
             yield numbers[-1] + 1
 
 
-def memory_file(folder: str | Path, *, teacher: str, part: Split, **how) -> Path:
+def cache_file(folder: str | Path, *, teacher: str, part: Split, **how) -> Path:
     """Where a memory lies: named after all that decides its values.
 
     ``teacher`` is the network's ``runs.weights_fingerprint``; ``how`` names augmentation and

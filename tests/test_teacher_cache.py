@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from ttm_lab import memory as memory_module
-from ttm_lab import training
+from ttm_lab import teacher_cache, training
 from ttm_lab.data import Dataset, Split, load_dataset
-from ttm_lab.memory import TeacherMemory
 from ttm_lab.models import create_model
 from ttm_lab.teacher import fold_batch_norm
+from ttm_lab.teacher_cache import TeacherCache
 from ttm_lab.training import Settings, distill, distill_many, remember_teacher
 
 
@@ -72,7 +71,7 @@ def test_every_answer_is_the_teachers_and_is_computed_once(data, tmp_path, file)
 
     path = tmp_path / "memory.f32" if file else None
     part = data.train.to("cpu")
-    memory = TeacherMemory(ask, part, "crop-flip", 3, path)
+    memory = TeacherCache(ask, part, "crop-flip", 3, path)
     views = torch.randint(60 * 162, (700,), generator=torch.Generator().manual_seed(1))
     wanted = linear(part.take(views, "crop-flip")[0])
     first = torch.cat([logits for _, logits in memory.answers(iter(views.split(50)))])
@@ -84,14 +83,14 @@ def test_every_answer_is_the_teachers_and_is_computed_once(data, tmp_path, file)
     assert torch.equal(memory.look_up(views.flip(0)), wanted.flip(0))
     assert len(asked) == count
     if file:  # and in the next process
-        again = TeacherMemory(None, part, "crop-flip", 3, path)
+        again = TeacherCache(None, part, "crop-flip", 3, path)
         assert torch.equal(again.look_up(views), wanted)
         assert again.hit_rate == 1
 
 
 def test_rows_that_were_torn_are_computed_again(data, tmp_path):
     path, part = tmp_path / "memory.f32", data.train.to("cpu")
-    memory = TeacherMemory(linear, part, "crop", 3, path)
+    memory = TeacherCache(linear, part, "crop", 3, path)
     views = torch.arange(200)
     wanted = memory.look_up(views).clone()
     words = np.memmap(path, np.uint32, "r+").reshape(-1, 4)
@@ -100,7 +99,7 @@ def test_rows_that_were_torn_are_computed_again(data, tmp_path):
     words[9, [0, 1]] = words[9, [1, 0]]
     words[10] = 0
     words[11, [0, 2]] ^= 1 << 31  # two sign bits
-    again = TeacherMemory(linear, part, "crop", 3, path)
+    again = TeacherCache(linear, part, "crop", 3, path)
     assert torch.equal(again.look_up(views), wanted)
     assert again.computed == 5
 
@@ -108,15 +107,15 @@ def test_rows_that_were_torn_are_computed_again(data, tmp_path):
 def test_a_file_of_another_size_or_too_full_a_disk_is_refused(data, tmp_path, monkeypatch):
     part = data.train.to("cpu")
     path = tmp_path / "memory.f32"
-    TeacherMemory(linear, part, "crop", 3, path)
+    TeacherCache(linear, part, "crop", 3, path)
     assert path.stat().st_size == 60 * 81 * 4 * 4
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"memory\.f32 has 77,756 bytes instead of 77,760.*delete"):
-        TeacherMemory(linear, part, "crop", 3, path)
-    usage = memory_module.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(memory_module.shutil, "disk_usage", lambda _: usage)
+        TeacherCache(linear, part, "crop", 3, path)
+    usage = teacher_cache.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"takes up to 0\.0 GB in .*make room"):
-        TeacherMemory(linear, part, "crop", 3, tmp_path / "other.f32")
+        TeacherCache(linear, part, "crop", 3, tmp_path / "other.f32")
     assert not (tmp_path / "other.f32").exists()
 
 
@@ -128,21 +127,21 @@ def test_a_file_that_could_not_grow_is_made_the_next_time(data, tmp_path, monkey
 
     monkeypatch.setattr(os, "truncate", full)
     with pytest.raises(OSError, match=r"memory\.f32"):
-        TeacherMemory(linear, part, "crop", 3, path)
+        TeacherCache(linear, part, "crop", 3, path)
     assert path.stat().st_size == 0
     monkeypatch.undo()
-    TeacherMemory(linear, part, "crop", 3, path)
+    TeacherCache(linear, part, "crop", 3, path)
     assert path.stat().st_size == 60 * 81 * 4 * 4
 
 
 def test_size_and_hit_rate_of_the_papers_run():
     """50,000 pictures x 162 views x (100 logits and a checksum); 240 draws of 162 views."""
     part = Split(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1).long(), (0,), (1,))
-    one = TeacherMemory(None, part, "crop-flip", 100)
+    one = TeacherCache(None, part, "crop-flip", 100)
     assert 50_000 * one.size_in_bytes == pytest.approx(3.27e9, rel=1e-3)
     generator = torch.Generator().manual_seed(0)
     small = Split(torch.zeros(500, 1, 8, 8), torch.zeros(500).long())
-    memory = TeacherMemory(lambda images: images[:, 0, 0, :2], small, "crop-flip", 2)
+    memory = TeacherCache(lambda images: images[:, 0, 0, :2], small, "crop-flip", 2)
     memory.chunk, draws = 1, 50  # 18 views at 8x8: a smaller copy of the same urn
     for _ in range(draws):
         memory.look_up(torch.arange(500) * 18 + torch.randint(18, (500,), generator=generator))
@@ -178,13 +177,13 @@ def test_students_learn_from_the_same_logits_as_without(data, teacher):
 
 def test_company_seeds_and_later_runs_share_the_answers(data, teacher, tmp_path, monkeypatch):
     computed = []
-    original = TeacherMemory._compute
+    original = TeacherCache._compute
 
     def count(self, numbers):
         computed.append(len(numbers))
         return original(self, numbers)
 
-    monkeypatch.setattr(TeacherMemory, "_compute", count)
+    monkeypatch.setattr(TeacherCache, "_compute", count)
     settings = [student("kd"), student("wttm")]
     options = {"progress": False, "folder": tmp_path / "experiment"}
     many = distill_many(teacher, data, settings, seeds=[0, 1], **options)
@@ -239,7 +238,7 @@ def test_remembered_ahead_nothing_is_asked_again(data, teacher, tmp_path, monkey
     assert memory.computed == 60 * 162
     again = remember_teacher(teacher, data, settings, remembered=tmp_path, progress=False)
     assert again.computed == 0
-    monkeypatch.setattr(TeacherMemory, "_compute", None)  # would fail
+    monkeypatch.setattr(TeacherCache, "_compute", None)  # would fail
     distill(teacher, data, settings, remembered=tmp_path, progress=False)
 
 
