@@ -45,6 +45,7 @@ def folder(tmp_path, monkeypatch):
     nbformat.write(notebook, tmp_path / "01_first.ipynb")
     (tmp_path / "01_first.html").write_text("<html></html>")
     entry = {"error": "", "seconds": 61.5, "parameters": {"profile": "quick"}, "results": []}
+    entry["inputs"] = "0f"
     status = {
         "profile": "quick",
         "finished": "2026-03-04T05:06:07+00:00",

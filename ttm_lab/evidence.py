@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import warnings
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -127,21 +128,40 @@ def collect(folder: str | Path | None = None) -> pd.DataFrame:
     """All claims with what was recorded for them under ``folder``, as a pandas frame.
 
     One row a record, at least one a claim: a claim without a record reads "not run". Records in
-    folders below ``folder`` count too. ``verdict_in_scope`` is the wording to show.
+    folders below ``folder`` count too. ``verdict_in_scope`` is the wording to show. A file that is
+    no record is named in a warning and left out.
     """
     folder = results_folder() if folder is None else Path(folder)
     found: dict[str, list[dict]] = {}
     for path in sorted(folder.rglob("*.json")):
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(entry, dict) and entry.get("claim") in claims():
+        try:
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            whole = _is_record(entry)
+        except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):
+            whole = False
+        if whole:
             found.setdefault(entry["claim"], []).append(entry)
+        else:
+            warnings.warn(f"{path} is no record of a claim: left out", stacklevel=2)
     nothing = {"measure": "", "verdict": "not run", "scope": "", "note": "", "notebook": ""}
     rows = []
     for claim_id, claim in claims().items():
         entries = found.get(claim_id, [nothing])
         for entry in sorted(entries, key=lambda e: (e["notebook"], e["measure"])):
-            rows.append({**claim, **entry, "verdict_in_scope": in_scope(entry)})
+            rows.append({**entry, **claim, "verdict_in_scope": in_scope(entry)})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _is_record(entry: dict) -> bool:
+    """Whether an entry, read from a file, has the shape that ``record`` gives it."""
+    numbers = [entry[name] for name in ("measured", "low", "high")]
+    texts = [entry[name] for name in ("measure", "unit", "scope", "note", "notebook")]
+    return (
+        entry["claim"] in claims()
+        and entry["verdict"] in VERDICTS
+        and all(x is None or (isinstance(x, (int, float)) and abs(x) < math.inf) for x in numbers)
+        and all(isinstance(text, str) and text.encode() is not None for text in texts)
+    )
 
 
 def in_scope(entry: dict) -> str:

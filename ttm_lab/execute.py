@@ -5,6 +5,7 @@ executed notebook, its HTML page, ``results/`` and, if it failed, ``error.json``
 the exit status: a killed kernel leaves a notebook that looks complete.
 """
 
+import html
 import json
 import logging
 import os
@@ -13,17 +14,25 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
 from xml.etree import ElementTree
 
 import latex2mathml.converter
 import nbformat
 import papermill
 import psutil
+from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+from jinja2 import pass_context
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.exceptions import PapermillExecutionError
+from traitlets import default
 
 MATHML = "http://www.w3.org/1998/Math/MathML"
 ElementTree.register_namespace("", MATHML)
@@ -34,6 +43,43 @@ WIDGET_NOTE = (
 )
 
 
+class OwnKernel(KernelSpecManager):
+    """Offers ipykernel in this very interpreter under any name, and no installed kernelspec."""
+
+    def find_kernel_specs(self) -> dict[str, str]:
+        return {NATIVE_KERNEL_NAME: RESOURCES}
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        own = get_kernel_dict()
+        # Said, because a variable may name another way of starting kernels as the default.
+        local = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
+        own["metadata"] = own.get("metadata", {}) | local
+        return KernelSpec(resource_dir=RESOURCES, **own)
+
+
+class _OwnKernelManager(AsyncKernelManager):
+    @default("kernel_spec_manager")
+    def _own_kernel(self) -> OwnKernel:
+        return OwnKernel()
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook as one for our kernel, whichever its metadata names or leaves out.
+
+    Raises ``ValueError`` naming the file if it is no notebook.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook, relax_add_props=True)
+    except Exception as error:  # whatever nbformat meets in a file of another shape
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise ValueError(f"{path} is not a notebook ({why}): mend it or take it away") from error
+    language = {"name": "python", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["kernelspec"] = language | {"name": NATIVE_KERNEL_NAME}
+    notebook.metadata["language_info"] = {"name": "python"}
+    return notebook
+
+
 def start(
     notebook: Path,
     folder: Path,
@@ -42,8 +88,13 @@ def start(
     log: Path,
     cell_timeout: float,
     environment: dict[str, str],
+    place: Path | None = None,
+    pages: Collection[str] | None = None,
 ) -> subprocess.Popen:
-    """Start the process that runs ``notebook`` with everything it makes going to ``folder``."""
+    """Start the process that runs ``notebook`` with everything it makes going to ``folder``.
+
+    ``place`` and ``pages`` are for its page, see ``export_html``.
+    """
     results = folder / "results"
     results.mkdir(parents=True)
     job = {
@@ -51,9 +102,14 @@ def start(
         "parameters": parameters,
         "cell_timeout": cell_timeout,
         "batch": os.getpid(),
+        "place": str(place or folder),
+        "pages": pages and list(pages),
     }
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    # Jupyter's variables lead to other kernels, templates and folders.
+    environment = {k: v for k, v in environment.items() if not k.startswith("JUPYTER_")}
     fixed = {
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "MPLBACKEND": "agg",
         "PYTHONUNBUFFERED": "1",
         "TQDM_DISABLE": "1",
@@ -85,6 +141,31 @@ def kill(process: subprocess.Popen) -> None:
     psutil.wait_procs(family[1:], timeout=10)
 
 
+def end_left_behind(folder: Path) -> list[str]:
+    """End what notebooks that work below ``folder`` have left running; a line for each process.
+
+    A process in a session of its own outlives the kernel that started it, and no longer descends
+    from it. It is known by the variable that it inherited.
+    """
+    left = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # another user's, or gone meanwhile
+            results = Path(process.environ().get("TTM_LAB_RESULTS", ""))
+            if process.pid != os.getpid() and results.is_relative_to(folder):
+                left.append((process, f"process {process.pid} ({process.name()})"))
+    _, stays = psutil.wait_procs([process for process, _ in left], timeout=1)
+    for process in stays:
+        with suppress(psutil.Error):
+            process.kill()
+    _, stays = psutil.wait_procs(stays, timeout=5)
+    lines = []
+    for process, name in left:
+        ended = process not in stays or process.status() == psutil.STATUS_ZOMBIE
+        how = "was ended" if ended else "cannot be ended and goes on: end it yourself"
+        lines.append(f"{name} {how}")
+    return lines
+
+
 def execute(
     notebook: Path,
     output: Path,
@@ -97,10 +178,14 @@ def execute(
 
     The kernel works in ``folder``, by default the notebook's own.
     """
+    read_notebook(notebook)  # refuses by name what papermill would stumble over
     papermill.execute_notebook(
-        str(notebook),
-        str(output),
+        _literally(notebook),
+        _literally(output),
         parameters=parameters,
+        kernel_name=NATIVE_KERNEL_NAME,
+        language="python",
+        kernel_manager_class=_OwnKernelManager,
         cwd=str(folder or notebook.parent),
         execution_timeout=max(1, round(cell_timeout)),
         start_timeout=120,  # a loaded machine takes its time to start a kernel
@@ -109,60 +194,127 @@ def execute(
     )
 
 
-def export_html(executed: Path, page: Path) -> None:
+def _literally(path: Path) -> str:
+    """A path as papermill wants it: it fills in parameters where there are braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def export_html(
+    executed: Path,
+    page: Path,
+    *,
+    notebook: Path | None = None,
+    place: Path | None = None,
+    pages: Collection[str] | None = None,
+) -> None:
     """Write an executed notebook as one HTML page that reads well without a kernel.
 
     Sliders, which cannot move here, become a sentence; progress and warnings on stderr are left
-    to the log; links to other notebooks lead to their pages; formulas become MathML, which
-    browsers draw without a script or a network.
+    to the log; formulas become MathML, which browsers draw without a script or a network.
+
+    Links hold from ``place``, the folder that the page is meant for: those to notebooks in
+    ``pages`` lead to their pages there, others to where they led from ``notebook``, the file that
+    was executed. Above and below the text are links to the pages before and after, and to the
+    report. Left out: the page's own folder, all notebooks, ``executed`` itself.
     """
-    notebook = nbformat.read(executed, as_version=4)
-    notebook.metadata.pop("widgets", None)
-    heading = re.search(r"^# +(.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
-    title = heading.group(1) if heading else executed.stem
-    formulas: list[str] = []
-    for cell in notebook.cells:
+    notebook, place = (notebook or executed).absolute(), (place or page.parent).absolute()
+    if pages is None:
+        pages = [path.stem for path in notebook.parent.glob("*.ipynb")]
+    content = read_notebook(executed)
+    content.metadata.pop("widgets", None)
+    for cell in content.cells:
         if cell.cell_type == "code":
             cell.outputs = [_static(o) for o in cell.outputs if o.get("name") != "stderr"]
-        elif cell.cell_type == "markdown":
-            cell.source = _set_aside_formulas(cell.source, formulas)
+
+    def follow(address: str) -> str:
+        parts = urlsplit(address)
+        if parts.scheme or parts.netloc or not parts.path or parts.path.startswith("/"):
+            return address
+        target = notebook.parent / unquote(parts.path)
+        if target.parent == notebook.parent and target.stem in pages:
+            return parts._replace(path=quote(f"{target.stem}.html")).geturl()
+        if target.anchor != place.anchor:  # another drive of Windows
+            return parts._replace(scheme="file", path=target.as_uri()[5:]).geturl()
+        path = Path(os.path.relpath(target, place)).as_posix()
+        return parts._replace(path=quote(path)).geturl()
+
+    @pass_context
+    def to_html(context, source: str) -> str:
+        attachments = context.get("cell", {}).get("attachments", {})
+        return MarkdownWithMath(_Renderer(follow, attachments)).render(source)
+
     # Not embed_images: it closes <details> early, so that solutions would stand open.
     exporter = HTMLExporter(require_js_url="")
+    exporter.register_filter("markdown2html", to_html)
     with warnings.catch_warnings():
         # Our own figures carry their text alternative in HTML beside the plain PNG.
         warnings.filterwarnings("ignore", message="Alternative text is missing")
-        body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+        body, _ = exporter.from_notebook_node(content, {"metadata": {"name": title_of(executed)}})
     mathjax = "<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->"
     body = re.sub(mathjax, "", body, flags=re.DOTALL)
-    body = re.sub(r'href="(\w+)\.ipynb(["#])', r'href="\1.html\2', body)
-    word = re.compile(r"formula(\d+)formula")
-    # A heading's anchor repeats its text inside a tag, where no formula can stand.
-    body = re.sub(r"<[^<>]*formula\d[^<>]*>", lambda tag: word.sub("formula", tag[0]), body)
-    body = word.sub(lambda found: formulas[int(found[1])], body)
+    before, text, after = re.split("(?<=<main>)|(?=</main>)", body)
+    ways = _ways(notebook, pages)
+    body = "".join([before, ways, text, ways, after])
     page.write_text(body, encoding="utf-8")
 
 
-def _set_aside_formulas(text: str, formulas: list[str]) -> str:
-    """Put a word that Markdown leaves alone in place of each formula outside code."""
+def title_of(path: Path) -> str:
+    """A notebook's heading, or its file's name where there is none."""
+    with suppress(ValueError):
+        cells = read_notebook(path).cells
+        if cells and (heading := re.search(r"^# +(.+)$", cells[0].source, re.M)):
+            return heading[1].strip()
+    return path.stem
 
-    def set_aside(found: re.Match) -> str:
-        if found["code"]:
-            return found["code"]
-        formulas.append(mathml(found["block"] or found["inline"], block=bool(found["block"])))
-        return f"formula{len(formulas) - 1}formula"
 
-    code = r"(?P<code>```.*?```|`[^`\n]*`)"
-    math = r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
-    return re.sub(f"{code}|{math}", set_aside, text, flags=re.DOTALL)
+def _ways(notebook: Path, pages: Collection[str]) -> str:
+    """Links to the report, which lists all pages, and to the pages before and after this one."""
+    order = sorted({*pages, notebook.stem})
+    at = order.index(notebook.stem)
+    ways = [(stem, "←") for stem in order[max(at - 1, 0) : at]]
+    ways += [("report", "Contents and report")]
+    ways += [(stem, "→") for stem in order[at + 1 : at + 2]]
+    links = []
+    for stem, words in ways:
+        title = "" if stem == "report" else title_of(notebook.with_name(f"{stem}.ipynb"))
+        links.append(f'<a href="{quote(stem)}.html">{html.escape(f"{words} {title}".strip())}</a>')
+    return f'<nav aria-label="Course">{" · ".join(links)}</nav>'
+
+
+class _Renderer(IPythonRenderer):
+    """Markdown in a page: its formulas as MathML, its links as ``follow`` has them."""
+
+    def __init__(self, follow: Callable[[str], str], attachments: dict):
+        super().__init__(escape=False, attachments=attachments)
+        self.follow = follow
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        return super().link(text, self.follow(url), title)
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        return super().image(text, self.follow(url), title)
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body)
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, block=True)
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", block=True)
 
 
 def mathml(latex: str, *, block: bool = False) -> str:
     """A formula as MathML, with the spaces that TeX sets and a browser would not.
 
-    Those are the thin ones around a named function, and none about a slash or behind a sign.
+    Those are the thin ones around a named function, and none about a slash or behind a sign. What
+    is no LaTeX stands there as it was written, marked as an error.
     """
     display = "block" if block else "inline"
-    formula = ElementTree.fromstring(latex2mathml.converter.convert(latex, display=display))
+    try:
+        formula = ElementTree.fromstring(latex2mathml.converter.convert(latex, display=display))
+    except Exception:  # the converter raises whatever it stumbles over
+        return f"<math><merror><mtext>{html.escape(latex)}</mtext></merror></math>"
     for row in list(formula.iter(f"{{{MATHML}}}mrow")):
         spaced, before, before_named = [], None, False
         for part in row:
@@ -185,7 +337,7 @@ def mathml(latex: str, *, block: bool = False) -> str:
 def _innermost(part: ElementTree.Element) -> ElementTree.Element:
     """What a sub- or superscript stands at."""
     scripts = ("msub", "msup", "msubsup", "munder", "mover", "munderover")
-    while part.tag.rpartition("}")[2] in scripts:
+    while part.tag.rpartition("}")[2] in scripts and len(part):
         part = part[0]
     return part
 
@@ -219,6 +371,7 @@ def _end_with(batch: int) -> None:
 def main(folder: Path) -> int:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     _end_with(job["batch"])
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # the log, in any locale
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     notebook = Path(job["notebook"])
     output, error = folder / notebook.name, None
@@ -232,10 +385,11 @@ def main(folder: Path) -> int:
     except Exception as raised:  # a kernel that died or did not start: the log holds the details
         logging.exception("the notebook did not run to its end")
         error = {"status": "failed", "error": f"{type(raised).__name__}: {raised}"}
-    if output.exists():
-        export_html(output, output.with_suffix(".html"))
     if error:
         (folder / "error.json").write_text(json.dumps(error), encoding="utf-8")
+    if output.exists():
+        place = {"place": Path(job["place"]), "pages": job["pages"]}
+        export_html(output, output.with_suffix(".html"), notebook=notebook, **place)
     return 1 if error else 0
 
 

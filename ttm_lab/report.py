@@ -5,14 +5,16 @@ measurements. No script, no font and no picture is loaded from anywhere.
 """
 
 import json
+import math
 import re
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
-import nbformat
 import pandas as pd
 
 from ttm_lab.evidence import collect
+from ttm_lab.execute import title_of
 from ttm_lab.runs import atomic_write
 
 MARKS = {  # a sign and a word beside each colour
@@ -77,10 +79,10 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 
 def write(folder: Path) -> Path:
     """Write ``report.html`` into a batch's folder from its ``status.json`` and ``results/``."""
-    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    status = read_status(folder)
     claims = collect(folder / "results")
     notebooks = status["notebooks"]
-    titles = {name: _title(folder / f"{name}.ipynb") for name in notebooks}
+    titles = {name: title_of(folder / f"{name}.ipynb") for name in notebooks}
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -102,17 +104,52 @@ def write(folder: Path) -> Path:
 </html>
 """
     path = folder / "report.html"
-    atomic_write(path, page)
+    atomic_write(path, page.encode("utf-8", "backslashreplace"))
     return path
+
+
+def read_status(folder: Path) -> dict:
+    """What ``status.json`` in a batch's folder says of its notebooks.
+
+    Raises ``ValueError`` if it is damaged, or names files outside the folder.
+    """
+    file = folder / "status.json"
+    try:
+        status = json.loads(file.read_text(encoding="utf-8"))
+        whole = (
+            isinstance(status["profile"], str)
+            and isinstance(status["environment"].get("packages", {}), dict)
+            and all(_is_entry(folder, name, entry) for name, entry in status["notebooks"].items())
+        )
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{file} is damaged: delete it, and the batch runs anew")
+    return status
+
+
+def _is_entry(folder: Path, name: str, entry: dict) -> bool:
+    texts = ("error", "inputs", "log")
+    kept = [entry["log"], *entry["results"]]
+    return (
+        len(name.encode()) < 200  # and so the name of a file
+        and Path(name).name == name != ".."
+        and all((folder / file).resolve().is_relative_to(folder.resolve()) for file in kept)
+        and all(isinstance(entry[text], str) for text in texts)
+        and isinstance(entry["results"], list)
+        and isinstance(entry["parameters"], dict)
+        and entry["status"] in MARKS
+        and math.isfinite(entry["seconds"])
+    )
 
 
 def _headline(status: dict) -> str:
     notebooks = status["notebooks"].values()
     done = sum(entry["status"] == "done" for entry in notebooks)
     seconds = sum(entry["seconds"] for entry in notebooks)
-    day, time = status["finished"][:16].split("T")
+    when = escape(str(status.get("finished"))[:16].replace("T", " "))
     return (
-        f"Profile <strong>{escape(status['profile'])}</strong>, {day} {time}. "
+        f"Profile <strong>{escape(status['profile'])}</strong>, {when}. "
         f"{done} of {len(notebooks)} notebooks finished; together they took {_duration(seconds)}."
     )
 
@@ -121,7 +158,9 @@ def _notices(notebooks: dict) -> str:
     told = []
     failed = [name for name, entry in notebooks.items() if entry["status"] != "done"]
     if failed:
-        told.append(f"Not finished: {', '.join(failed)}. What they measure is missing below.")
+        told.append(
+            f"Not finished: {escape(', '.join(failed))}. What they measure is missing below."
+        )
     if any(entry["parameters"].get("max_steps") is not None for entry in notebooks.values()):
         told.append(
             "Trainings were cut short by <code>max_steps</code>: the numbers below show that the "
@@ -130,7 +169,7 @@ def _notices(notebooks: dict) -> str:
     outdated = [name for name, entry in notebooks.items() if entry.get("outdated")]
     if outdated:
         told.append(
-            f"Made from earlier notebooks, code or packages: {', '.join(outdated)}. "
+            f"Made from earlier notebooks, code or packages: {escape(', '.join(outdated))}. "
             "Run the batch again to renew them."
         )
     return "\n".join(f'<p class="notice" role="note">{text}</p>' for text in told)
@@ -180,7 +219,7 @@ def _claims_table(claims: pd.DataFrame, titles: dict) -> str:
                 f'<td class="expected" rowspan="{span}" data-label="Expected">{_expected(row)}</td>'
             )
             name = row["notebook"]
-            link = f'<a href="{escape(name)}.html">{escape(titles.get(name, name))}</a>'
+            link = f'<a href="{quote(name)}.html">{escape(titles.get(name, name))}</a>'
             scope = row["verdict_in_scope"].removeprefix(row["verdict"]).strip(" ()")
             rows.append(
                 f'<tr>{first if k == 0 else ""}<td data-label="Measured">{_measured(row)}'
@@ -246,10 +285,10 @@ def _notebooks_section(folder: Path, notebooks: dict, titles: dict) -> str:
     for name, entry in sorted(notebooks.items()):
         title = escape(titles[name])
         if (folder / f"{name}.html").exists():
-            title = f'<a href="{name}.html">{title}</a>'
-        files = [f'<a href="{entry["log"]}">log</a>']
+            title = f'<a href="{quote(name)}.html">{title}</a>'
+        files = [f'<a href="{quote(entry["log"])}">log</a>']
         if (folder / f"{name}.ipynb").exists():
-            files.insert(0, f'<a href="{name}.ipynb">notebook</a>')
+            files.insert(0, f'<a href="{quote(name)}.ipynb">notebook</a>')
         given = ", ".join(f"{k} = {v!r}" for k, v in entry["parameters"].items())
         error = f'<div class="soft">{escape(entry["error"])}</div>' if entry["error"] else ""
         rows.append(
@@ -268,9 +307,9 @@ def _environment_section(status: dict) -> str:
     commit = environment.pop("git_commit", None)
     changed = environment.pop("git_changed", None)
     environment.pop("command", None)
-    environment["notebooks at a time"] = status["jobs"]
+    environment["notebooks at a time"] = status.get("jobs")
     if commit:
-        environment["git"] = commit[:12] + (" with uncommitted changes" if changed else "")
+        environment["git"] = str(commit)[:12] + (" with uncommitted changes" if changed else "")
     environment["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
     items = "\n".join(
         f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(str(value))}</dd>"
@@ -278,15 +317,6 @@ def _environment_section(status: dict) -> str:
         if value is not None
     )
     return f"<h2>Environment</h2>\n<dl>\n{items}\n</dl>"
-
-
-def _title(executed: Path) -> str:
-    """The notebook's heading, or its file's name where there is none."""
-    if executed.exists():
-        cells = nbformat.read(executed, as_version=4).cells
-        if cells and cells[0].source.startswith("# "):
-            return cells[0].source.splitlines()[0].removeprefix("# ").strip()
-    return executed.stem
 
 
 def _duration(seconds: float) -> str:
