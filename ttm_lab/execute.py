@@ -147,22 +147,23 @@ def end_left_behind(folder: Path) -> list[str]:
     A process in a session of its own outlives the kernel that started it, and no longer descends
     from it. It is known by the variable that it inherited.
     """
-    left = []
+    left, lines = {}, []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):  # another user's, or gone meanwhile
             results = Path(process.environ().get("TTM_LAB_RESULTS", ""))
             if process.pid != os.getpid() and results.is_relative_to(folder):
-                left.append((process, f"process {process.pid} ({process.name()})"))
-    _, stays = psutil.wait_procs([process for process, _ in left], timeout=1)
+                left[process] = f"process {process.pid} ({process.name()})"
+    _, stays = psutil.wait_procs(list(left), timeout=1)  # helpers of libraries end by themselves
     for process in stays:
         with suppress(psutil.Error):
             process.kill()
-    _, stays = psutil.wait_procs(stays, timeout=5)
-    lines = []
-    for process, name in left:
-        ended = process not in stays or process.status() == psutil.STATUS_ZOMBIE
-        how = "was ended" if ended else "cannot be ended and goes on: end it yourself"
-        lines.append(f"{name} {how}")
+    _, alive = psutil.wait_procs(stays, timeout=5)
+    for process in stays:
+        how = "was ended"
+        with suppress(psutil.NoSuchProcess):
+            if process in alive and process.status() != psutil.STATUS_ZOMBIE:
+                how = "cannot be ended and goes on: end it yourself"
+        lines.append(f"{left[process]} {how}")
     return lines
 
 
@@ -354,8 +355,8 @@ def _static(output):
     return output
 
 
-def _end_with(batch: int) -> None:
-    """End this process when the batch that started it is gone; the kernel ends with us."""
+def _end_with(batch: int, folder: Path) -> None:
+    """End this process when the batch that started it is gone, and all that works in ``folder``."""
 
     def watch() -> None:
         pause = threading.Event()
@@ -363,6 +364,7 @@ def _end_with(batch: int) -> None:
             process = psutil.Process(batch)
             while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 pause.wait(1.0)
+        end_left_behind(folder)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -370,7 +372,7 @@ def _end_with(batch: int) -> None:
 
 def main(folder: Path) -> int:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    _end_with(job["batch"])
+    _end_with(job["batch"], folder)
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # the log, in any locale
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     notebook = Path(job["notebook"])
