@@ -16,9 +16,11 @@ help:
 	@echo "make bench      time losses and training side by side with plain code (ARGS=--save keeps it)"
 	@echo "Options: PYTHON=python3.12 for a new .venv, ARGS=\"...\" for the command itself."
 
-# Jupyter makes a new token at each start and prints the address that holds it.
+# Jupyter makes a new token at each start and prints the address that holds it. It offers the kernel
+# of .venv alone, whatever else is installed; an empty address keeps it from kernels elsewhere.
 lab: setup
-	@$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 \
+	@JUPYTER_GATEWAY_URL= $(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 \
+	    --ServerApp.kernel_spec_manager_class=ttm_lab.course.execute.OwnKernel \
 	    --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
 	    $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(ARGS)
 

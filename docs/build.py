@@ -7,7 +7,6 @@ lets Sphinx render it (settings in ``conf.py``), and checks every page (``check.
 import argparse
 import base64
 import html
-import json
 import re
 import shutil
 import sys
@@ -21,7 +20,7 @@ import check
 import course
 
 from ttm_lab.course import report
-from ttm_lab.course.batch import Refused, reproduce
+from ttm_lab.course.batch import Refused, batch_folder, find_notebooks, reproduce, same_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 # Links to folders of the checkout, and the page that shows each.
@@ -36,27 +35,19 @@ FOLDER_PAGES = {
 
 def misfit(executed: Path, notebooks: list[Path], *, cut_short: bool = False) -> str:
     """Why a batch's folder cannot be shown as the present course, or an empty text."""
-    status_file = executed / "status.json"
-    if not status_file.exists():
+    status = report.read_status(executed)
+    if status is None:
         return f"{executed} holds no finished batch"
-    entries = json.loads(status_file.read_text(encoding="utf-8"))["notebooks"]
+    entries = status["notebooks"]
     for path in notebooks:
         entry = entries.get(path.stem, {})
         if entry.get("status") != "done":
             return f"{path.stem} did not finish in {executed}"
         if entry["parameters"].get("max_steps") is not None and not cut_short:
             return f"{path.stem} was cut short in {executed}"
-        if _cells(path) != _cells(executed / path.name):
+        if not same_cells(path, executed / path.name):
             return f"{path.stem} in {executed} was made from other cells"
     return ""
-
-
-def _cells(path: Path) -> list[tuple[str, str]]:
-    return [
-        (cell.cell_type, cell.source)
-        for cell in nbformat.read(path, as_version=4).cells
-        if "injected-parameters" not in cell.metadata.get("tags", [])
-    ]
 
 
 # Notebook pages -------------------------------------------------------------------------------
@@ -223,7 +214,8 @@ def report_page(executed: Path) -> str:
     body = re.sub(r'(, )?<a href="logs/[^"]*">log</a>', "", body)
     body = re.sub(r'href="(\w+\.(?:html|ipynb))"', r'href="notebooks/\1"', body)
     start, *sections = re.split(r"<h2>(.*?)</h2>", body)
-    wrapped = "```{{raw}} html\n<div class='batch-report'>{}</div>\n```\n"
+    fence = "`" * (2 + max(map(len, re.findall("`+", body)), default=1))  # longer than any in it
+    wrapped = f"{fence}{{{{raw}}}} html\n<div class='batch-report'>{{}}</div>\n{fence}\n"
     page = ["# Report", wrapped.format(start)]
     for title, content in zip(sections[::2], sections[1::2], strict=True):
         page += [f"## {title}", wrapped.format(content)]
@@ -277,7 +269,7 @@ def contents(groups: dict[str, list[str]]) -> str:
 
 def lay_out(executed: Path, source: Path, extra: Path) -> None:
     """Write all pages to ``source``, and to ``extra`` what goes into the site as it is."""
-    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    notebooks = find_notebooks(ROOT)
     taught = course.taught(notebooks)
     _made(source / "notebooks")
     for path in notebooks:
@@ -355,6 +347,7 @@ def build(executed: Path, output: Path) -> int:
 
 
 def main() -> int:
+    folder = batch_folder(ROOT, "quick")
     parser = argparse.ArgumentParser(description="Build the course's site.")
     parser.add_argument(
         "--executed",
@@ -363,11 +356,15 @@ def main() -> int:
         help="a batch's folder to show, cut short or not (default: runs/reproduce/quick, "
         "which is made first unless it belongs to the present notebooks)",
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "site", metavar="DIR")
+    site = folder.parents[1] / "site"
+    parser.add_argument("--output", type=Path, default=site, metavar="DIR")
     parser.add_argument("--jobs", type=int, default=1, help="notebooks at a time, if any must run")
     given = parser.parse_args()
-    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    executed = given.executed or ROOT / "runs" / "reproduce" / "quick"
+    try:
+        notebooks = find_notebooks(ROOT)
+    except Refused as refused:
+        raise SystemExit(str(refused)) from None
+    executed = given.executed or folder
     why = misfit(executed, notebooks, cut_short=given.executed is not None)
     if why and given.executed:
         raise SystemExit(f"{why}: nothing was built")

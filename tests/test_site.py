@@ -154,14 +154,22 @@ def batch(tmp_path):
     nbformat.write(v4.new_notebook(cells=cells), notebook)
     executed = v4.new_notebook(cells=[cells[0], injected, cells[1]])
     nbformat.write(executed, folder / notebook.name)
-    entry = {"status": "done", "parameters": {"profile": "quick"}}
+    entry = {"status": "done", "parameters": {"profile": "quick"}, "seconds": 1, "results": []}
+    entry |= {"error": "", "inputs": "0f", "log": "logs/01_one.log"}
     return notebook, folder, entry
+
+
+def write_status(folder, entry):
+    status = {"profile": "quick", "environment": {}, "notebooks": {"01_one": entry}}
+    (folder / "status.json").write_text(json.dumps(status))
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         ({}, ""),
+        ({"seconds": "long"}, "is damaged"),
+        ({"log": "../../elsewhere"}, "is damaged"),
         ({"status": "failed"}, "did not finish"),
         ({"parameters": {"profile": "quick", "max_steps": 2}}, "was cut short"),
     ],
@@ -170,8 +178,7 @@ def test_only_a_whole_batch_is_shown(batch, change, why):
     build = pytest.importorskip("sphinx") and docs_module("build")
     notebook, folder, entry = batch
     assert "no finished batch" in build.misfit(folder, [notebook])
-    status = {"notebooks": {"01_one": entry | change}}
-    (folder / "status.json").write_text(json.dumps(status))
+    write_status(folder, entry | change)
     found = build.misfit(folder, [notebook])
     assert why in found if why else found == ""
 
@@ -179,7 +186,7 @@ def test_only_a_whole_batch_is_shown(batch, change, why):
 def test_a_batch_of_other_cells_is_not_shown(batch):
     build = pytest.importorskip("sphinx") and docs_module("build")
     notebook, folder, entry = batch
-    (folder / "status.json").write_text(json.dumps({"notebooks": {"01_one": entry}}))
+    write_status(folder, entry)
     changed = nbformat.read(notebook, as_version=4)
     changed.cells[1].source = "x = 2"
     nbformat.write(changed, notebook)

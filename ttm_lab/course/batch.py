@@ -1,8 +1,9 @@
 """The batch: run every notebook by papermill, each in its own process, and report.
 
-Files under ``runs/reproduce/<name>/``: executed notebooks and their HTML pages, ``logs/``,
-``results/`` (what the notebooks recorded), ``status.json`` (what ran, from which inputs) and
-``report.html``. A notebook works in ``.running/`` and its files move into place when it ends.
+Files under ``runs/reproduce/<name>/`` (``TTM_LAB_RUNS`` names another place for ``runs``):
+executed notebooks and their HTML pages, ``logs/``, ``results/`` (what the notebooks recorded),
+``status.json`` (what ran, from which inputs) and ``report.html``. A notebook works in
+``.running/`` and its files move into place when it ends.
 """
 
 import hashlib
@@ -14,27 +15,32 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 
 import filelock
-import nbformat
 import papermill
 from tqdm import tqdm
 
 from ttm_lab.course import execute, report
-from ttm_lab.files import FileLock, atomic_write, find_root, user_path
+from ttm_lab.files import FileLock, atomic_write, find_root, runs_folder, user_path
 from ttm_lab.runs import environment
 
 PROFILES = ("quick", "standard", "paper")
 TIMEOUTS = {"quick": 900, "standard": 6 * 3600, "paper": 14 * 24 * 3600}  # seconds a notebook
 GRACE = 60  # seconds that a notebook may take for starting and writing, beyond its time-out
 # These run or describe notebooks but are not used inside them.
-BATCH_MODULES = ("__main__.py", "cli.py", "execute.py", "handout.py", "report.py", "reproduce.py")
+BATCH_MODULES = (
+    "__main__.py",
+    "cli.py",
+    "course/batch.py",
+    "course/handout.py",
+    "course/report.py",
+)
 
 
 class Refused(ValueError):
@@ -93,16 +99,30 @@ def reproduce(
     notebooks = find_notebooks(root)
     chosen = select(notebooks, only or [])
     given = assign_parameters(chosen, profile, parameters or {})
-    folder = root / "runs" / "reproduce" / name
+    folder = batch_folder(root, name)
     with _locked(folder):
         batch = Batch(root, folder, notebooks, timeout or TIMEOUTS[profile], jobs, fresh)
         return batch.run([Job(path, given[path.stem]) for path in chosen], profile)
 
 
+def batch_folder(root: Path, name: str) -> Path:
+    """A batch's folder: ``$TTM_LAB_RUNS/reproduce/<name>``, else ``<root>/runs/...``."""
+    moved = os.environ.get("TTM_LAB_RUNS")
+    runs = runs_folder("reproduce") if moved else root / "runs" / "reproduce"
+    return runs.absolute() / name
+
+
 def find_notebooks(root: Path) -> list[Path]:
-    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
+    """The notebooks under ``root``, each of which can be read. Hidden files are none of them."""
+    found = sorted((root / "notebooks").glob("*.ipynb"))
+    notebooks = [path for path in found if not path.name.startswith(".")]
     if not notebooks:
         raise Refused(f"no notebooks in {root / 'notebooks'}: change into a checkout or use --root")
+    try:
+        for path in notebooks:
+            execute.read_notebook(path)
+    except ValueError as error:
+        raise Refused(str(error)) from error
     return notebooks
 
 
@@ -125,7 +145,7 @@ def select(notebooks: list[Path], only: list[str]) -> list[Path]:
 
 def assign_parameters(chosen: list[Path], profile: str, parameters: dict) -> dict[str, dict]:
     """Parameters by notebook. papermill only warns of an unknown name and runs the defaults."""
-    known = {p.stem: set(papermill.inspect_notebook(str(p))) for p in chosen}
+    known = {p.stem: set(papermill.inspect_notebook(execute.read_notebook(p))) for p in chosen}
     valid = set().union(*known.values()) - {"profile"}
     if unknown := sorted(set(parameters) - valid):
         raise Refused(
@@ -139,19 +159,25 @@ def assign_parameters(chosen: list[Path], profile: str, parameters: dict) -> dic
 @contextmanager
 def _locked(folder: Path):
     """Keep a second batch out of the folder. The system frees the lock if this process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".holder"
     lock = FileLock(folder / ".lock")
+    since = f"{datetime.now():%Y-%m-%d %H:%M}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+        atomic_write(holder, f"process {os.getpid()} on {socket.gethostname()} since {since}")
     except filelock.Timeout:
         who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
         raise Refused(
             f"{_shown(folder)} is in use by {who}: wait for it, or choose another --name"
         ) from None
+    except OSError as error:
+        lock.release()
+        raise Refused(
+            f"{_shown(folder)} cannot be written to ({error.strerror}): "
+            "set TTM_LAB_RUNS to a folder that can, and the batch works there"
+        ) from error
     try:
-        since = f"{datetime.now():%Y-%m-%d %H:%M}"
-        atomic_write(holder, f"process {os.getpid()} on {socket.gethostname()} since {since}")
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -169,7 +195,8 @@ class Batch:
         self.status_file = folder / "status.json"
         self.status = report.read_status(folder) or {"notebooks": {}}
         if self.status_file.exists() and "profile" not in self.status:
-            print(f"{_shown(self.status_file)} is damaged: everything runs anew")
+            _tell(f"{_shown(self.status_file)} is damaged: everything runs anew")
+        self._end_left_behind(folder / ".running")  # by a batch that was killed
         shutil.rmtree(folder / ".running", ignore_errors=True)
         for gone in set(self.status["notebooks"]) - set(self.after):
             self._clear(gone)
@@ -184,7 +211,10 @@ class Batch:
         self.status |= {"started": _now(), "finished": None}
         todo = {job.name: job for job in chosen}
         order = TopologicalSorter({n: [a for a in self.after[n] if a in todo] for n in todo})
-        order.prepare()
+        try:
+            order.prepare()
+        except CycleError as error:
+            raise Refused(f"{', '.join(error.args[1])} ask to run after one another") from None
         waiting, running, skipped = [], [], []
         bar = tqdm(total=len(todo), unit="notebook", disable=not sys.stderr.isatty())
         try:
@@ -200,11 +230,11 @@ class Batch:
                     else:
                         self._start(job)
                         running.append(job)
-                        tqdm.write(f"{job.name} started")
+                        _tell(f"{job.name} started")
                 for job in [job for job in running if self._ended(job)]:
                     running.remove(job)
                     entry = self.status["notebooks"][job.name]
-                    tqdm.write(f"{job.name} {entry['status']} after {entry['seconds']:.0f} s")
+                    _tell(f"{job.name} {entry['status']} after {entry['seconds']:.0f} s")
                     order.done(job.name)
                     bar.update()
                 bar.set_postfix_str(", ".join(j.name[:2] for j in running), refresh=True)
@@ -214,6 +244,7 @@ class Batch:
             bar.close()
             for job in running:
                 execute.kill(job.process)
+                self._end_left_behind(job.folder)
                 if self._entry(job.name).get("status") != "done":
                     self._save(job, "interrupted")
             shutil.rmtree(self.folder / ".running", ignore_errors=True)
@@ -222,7 +253,7 @@ class Batch:
 
     def inputs(self, path: Path, parameters: dict) -> str:
         """A hash over everything that decides what a notebook shows."""
-        notebook = nbformat.read(path, as_version=4)
+        notebook = execute.read_notebook(path)
         before = {n: self._entry(n).get("inputs") for n in self.after[path.stem]}
         content = {
             "cells": [[c.cell_type, c.source, c.metadata.get("tags", [])] for c in notebook.cells],
@@ -242,7 +273,7 @@ class Batch:
             entry.get("status") == "done"
             and entry["inputs"] == job.inputs
             and all((self.folder / file).exists() for file in files)
-            and report.read_notebook(self.folder / files[0]) is not None
+            and same_cells(job.path, self.folder / files[0])
         )
 
     def _start(self, job: Job) -> None:
@@ -254,9 +285,17 @@ class Batch:
             job.parameters,
             log=self.folder / "logs" / f"{job.name}.log",
             cell_timeout=self.timeout,
-            environment={"TTM_LAB_RUNS": str(self.root / "runs"), **self._threads(), **os.environ},
+            environment={
+                **self._threads(),
+                **os.environ,
+                "TTM_LAB_RUNS": str(self.folder.parents[1]),
+            },
         )
         job.started = time.monotonic()
+
+    def _end_left_behind(self, folder: Path) -> None:
+        for line in execute.end_left_behind(folder):
+            _tell(f"left running by a notebook: {line}")
 
     def _threads(self) -> dict[str, str]:
         """Share the cores: more threads than cores slow every notebook down."""
@@ -279,6 +318,7 @@ class Batch:
             outcome = {"status": "failed", "error": f"the process ended with status {code}"}
             if told.exists():
                 outcome = json.loads(told.read_text(encoding="utf-8"))
+        self._end_left_behind(job.folder)
         self._publish(job, **outcome)
         return True
 
@@ -308,6 +348,7 @@ class Batch:
             "finished": _now(),
             "parameters": job.parameters,
             "inputs": job.inputs,
+            "interpreter": sys.executable,
             "log": f"logs/{job.name}.log",
             "results": sorted(p.relative_to(self.folder).as_posix() for p in made),
         }
@@ -329,23 +370,39 @@ class Batch:
     def _summary(self, todo: dict[str, Job], skipped: list[str]) -> int:
         """Print the table; return the exit status."""
         width = max(map(len, todo))
-        print(f"\n{'notebook':{width}}  {'status':11}  seconds")
+        _tell(f"\n{'notebook':{width}}  {'status':11}  seconds")
         failed = []
         for name in todo:
             entry = self._entry(name)
             status = "done before" if name in skipped else entry["status"]
-            print(f"{name:{width}}  {status:11}  {entry['seconds']:7.1f}")
+            _tell(f"{name:{width}}  {status:11}  {entry['seconds']:7.1f}")
             failed += [name] if entry["status"] != "done" else []
         for name in failed:
-            print(f"\n{name} {self._entry(name)['status']}: {self._entry(name)['error']}")
-            print(f"  read {_shown(self.folder / self._entry(name)['log'])}")
-        print(f"\nReport: {_shown(self.folder / 'report.html')}")
+            _tell(f"\n{name} {self._entry(name)['status']}: {self._entry(name)['error']}")
+            _tell(f"  read {_shown(self.folder / self._entry(name)['log'])}")
+        _tell(f"\nReport: {_shown(self.folder / 'report.html')}")
         return 1 if failed else 0
+
+
+def same_cells(notebook: Path, executed: Path) -> bool:
+    """Whether ``executed`` is a notebook, and made from the cells of ``notebook``."""
+
+    def cells(path: Path) -> list[tuple[str, str]]:
+        return [
+            (cell.cell_type, cell.source)
+            for cell in execute.read_notebook(path).cells
+            if "injected-parameters" not in cell.metadata.get("tags", [])
+        ]
+
+    try:
+        return cells(notebook) == cells(executed)
+    except ValueError:
+        return False
 
 
 def _after(path: Path, names: set[str]) -> list[str]:
     """The notebooks that this one's metadata asks to run after."""
-    metadata_ = nbformat.read(path, as_version=4).metadata.get("ttm_lab", {})
+    metadata_ = execute.read_notebook(path).metadata.get("ttm_lab", {})
     after = list(metadata_.get("after", []))
     if unknown := set(after) - names:
         raise Refused(f"{path.name} asks to run after {sorted(unknown)}, which is not there")
@@ -354,14 +411,15 @@ def _after(path: Path, names: set[str]) -> list[str]:
 
 def _shared_inputs(root: Path) -> dict:
     """What every notebook's result rests on: package code, data that ships, versions."""
-    package = Path(__file__).parent
-    code = [p for p in sorted(package.glob("*.*")) if p.suffix in (".py", ".csv")]
-    data = sorted(p for p in (root / "data").rglob("*") if p.is_file())
-    files = [(p.name, p) for p in code if p.name not in BATCH_MODULES]
-    for path in data:
-        name = path.relative_to(root / "data").as_posix()
-        if name.endswith(".csv") and not name.startswith("downloads/"):
-            files.append((name, path))
+    package, files = Path(__file__).parents[1], {}
+    for path in sorted(package.rglob("*")):
+        name = path.relative_to(package).as_posix()
+        if path.is_file() and name not in BATCH_MODULES and "__pycache__" not in path.parts:
+            files[f"ttm_lab/{name}"] = path
+    for path in sorted((root / "data").rglob("*.csv")):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and not name.startswith("data/downloads/"):
+            files[name] = path
     needed = metadata.requires("ttm-lab") or []
     names = sorted({re.match(r"[\w.-]+", line).group() for line in needed})
     versions = {}
@@ -371,7 +429,7 @@ def _shared_inputs(root: Path) -> dict:
         except metadata.PackageNotFoundError:
             versions[name] = None
     return {
-        "files": {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in files},
+        "files": {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in files.items()},
         "versions": {"python": sys.version.split()[0], **versions},
     }
 
@@ -384,3 +442,10 @@ def _shown(path: Path) -> str:
     """A path as the user would type it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _tell(text: str) -> None:
+    """Print on any console: what it has no sign for as an escape, and nothing if it is gone."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    with suppress(OSError):  # a closed pipe must not stop the batch
+        tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -22,11 +22,15 @@ import latex2mathml.converter
 import nbformat
 import papermill
 import psutil
+from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jinja2 import pass_context
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.exceptions import PapermillExecutionError
+from traitlets import default
 
 MATHML = "http://www.w3.org/1998/Math/MathML"
 ElementTree.register_namespace("", MATHML)
@@ -35,6 +39,43 @@ WIDGET_NOTE = (
     "<p><em>Here the notebook shows sliders. They move in JupyterLab; this page has the figure "
     "beside them.</em></p>"
 )
+
+
+class OwnKernel(KernelSpecManager):
+    """Offers ipykernel in this very interpreter under any name, and no installed kernelspec."""
+
+    def find_kernel_specs(self) -> dict[str, str]:
+        return {NATIVE_KERNEL_NAME: RESOURCES}
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        own = get_kernel_dict()
+        # Said, because a variable may name another way of starting kernels as the default.
+        local = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
+        own["metadata"] = own.get("metadata", {}) | local
+        return KernelSpec(resource_dir=RESOURCES, **own)
+
+
+class _OwnKernelManager(AsyncKernelManager):
+    @default("kernel_spec_manager")
+    def _own_kernel(self) -> OwnKernel:
+        return OwnKernel()
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook as one for our kernel, whichever its metadata names or leaves out.
+
+    Raises ``ValueError`` naming the file if it is no notebook.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook, relax_add_props=True)
+    except Exception as error:  # whatever nbformat meets in a file of another shape
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise ValueError(f"{path} is not a notebook ({why}): mend it or take it away") from error
+    language = {"name": "python", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["kernelspec"] = language | {"name": NATIVE_KERNEL_NAME}
+    notebook.metadata["language_info"] = {"name": "python"}
+    return notebook
 
 
 def start(
@@ -56,7 +97,10 @@ def start(
         "batch": os.getpid(),
     }
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    # Jupyter's variables lead to other kernels, templates and folders.
+    environment = {k: v for k, v in environment.items() if not k.startswith("JUPYTER_")}
     fixed = {
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "MPLBACKEND": "agg",
         "PYTHONUNBUFFERED": "1",
         "TQDM_DISABLE": "1",
@@ -88,6 +132,32 @@ def kill(process: subprocess.Popen) -> None:
     psutil.wait_procs(family[1:], timeout=10)
 
 
+def end_left_behind(folder: Path) -> list[str]:
+    """End what notebooks that work below ``folder`` have left running; a line for each process.
+
+    A process in a session of its own outlives the kernel that started it, and no longer descends
+    from it. It is known by the variable that it inherited.
+    """
+    left, lines = {}, []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # another user's, or gone meanwhile
+            results = Path(process.environ().get("TTM_LAB_RESULTS", ""))
+            if process.pid != os.getpid() and results.is_relative_to(folder):
+                left[process] = f"process {process.pid} ({process.name()})"
+    _, stays = psutil.wait_procs(list(left), timeout=1)  # helpers of libraries end by themselves
+    for process in stays:
+        with suppress(psutil.Error):
+            process.kill()
+    _, alive = psutil.wait_procs(stays, timeout=5)
+    for process in stays:
+        how = "was ended"
+        with suppress(psutil.NoSuchProcess):
+            if process in alive and process.status() != psutil.STATUS_ZOMBIE:
+                how = "cannot be ended and goes on: end it yourself"
+        lines.append(f"{left[process]} {how}")
+    return lines
+
+
 def execute(
     notebook: Path,
     output: Path,
@@ -100,10 +170,14 @@ def execute(
 
     The kernel works in ``folder``, by default the notebook's own.
     """
+    read_notebook(notebook)  # refuses by name what papermill would stumble over
     papermill.execute_notebook(
-        str(notebook),
-        str(output),
+        _literally(notebook),
+        _literally(output),
         parameters=parameters,
+        kernel_name=NATIVE_KERNEL_NAME,
+        language="python",
+        kernel_manager_class=_OwnKernelManager,
         cwd=str(folder or notebook.parent),
         execution_timeout=max(1, round(cell_timeout)),
         start_timeout=120,  # a loaded machine takes its time to start a kernel
@@ -112,13 +186,18 @@ def execute(
     )
 
 
+def _literally(path: Path) -> str:
+    """A path as papermill wants it: it fills in parameters where there are braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def export_html(executed: Path, page: Path) -> None:
     """Write an executed notebook as one HTML page that reads well without a kernel.
 
     Sliders, which cannot move here, become a sentence; progress and warnings on stderr are left
     to the log; formulas become MathML, which browsers draw without a script or a network.
     """
-    notebook = nbformat.read(executed, as_version=4)
+    notebook = read_notebook(executed)
     notebook.metadata.pop("widgets", None)
     heading = re.search(r"^# +(.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
     title = heading.group(1) if heading else executed.stem
@@ -194,7 +273,7 @@ def mathml(latex: str, *, block: bool = False) -> str:
 def _innermost(part: ElementTree.Element) -> ElementTree.Element:
     """What a sub- or superscript stands at."""
     scripts = ("msub", "msup", "msubsup", "munder", "mover", "munderover")
-    while part.tag.rpartition("}")[2] in scripts:
+    while part.tag.rpartition("}")[2] in scripts and len(part):
         part = part[0]
     return part
 
@@ -211,8 +290,8 @@ def _static(output):
     return output
 
 
-def _end_with(batch: int) -> None:
-    """End this process when the batch that started it is gone; the kernel ends with us."""
+def _end_with(batch: int, folder: Path) -> None:
+    """End this process when the batch that started it is gone, and all that works in ``folder``."""
 
     def watch() -> None:
         pause = threading.Event()
@@ -220,6 +299,7 @@ def _end_with(batch: int) -> None:
             process = psutil.Process(batch)
             while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 pause.wait(1.0)
+        end_left_behind(folder)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -227,7 +307,8 @@ def _end_with(batch: int) -> None:
 
 def main(folder: Path) -> int:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    _end_with(job["batch"])
+    _end_with(job["batch"], folder)
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # the log, in any locale
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     notebook = Path(job["notebook"])
     output, error = folder / notebook.name, None
@@ -241,10 +322,10 @@ def main(folder: Path) -> int:
     except Exception as raised:  # a kernel that died or did not start: the log holds the details
         logging.exception("the notebook did not run to its end")
         error = {"status": "failed", "error": f"{type(raised).__name__}: {raised}"}
-    if output.exists():
-        export_html(output, output.with_suffix(".html"))
     if error:
         (folder / "error.json").write_text(json.dumps(error), encoding="utf-8")
+    if output.exists():
+        export_html(output, output.with_suffix(".html"))
     return 1 if error else 0
 
 

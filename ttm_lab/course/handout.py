@@ -49,7 +49,9 @@ def _without_solutions(path: Path) -> str:
     notebook["cells"] = [cell for cell in notebook["cells"] if "solution" not in _tags(cell)]
     for cell in notebook["cells"]:
         if "exercise" in _tags(cell) and "raise Unsolved(" not in "".join(cell["source"]):
-            raise Refused(f"{path.name}: cell {cell['id']} holds an answer; restore the stub first")
+            raise Refused(
+                f"{path.name}: cell {cell.get('id')} holds an answer; restore the stub first"
+            )
         if cell["cell_type"] == "code":
             cell |= {"outputs": [], "execution_count": None}
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"

@@ -7,14 +7,15 @@ measurements. No script, no font and no picture is loaded from anywhere.
 import json
 import os
 import re
+from contextlib import suppress
 from html import escape, unescape
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-import nbformat
 import pandas as pd
 
 from ttm_lab.course.evidence import QUANTITIES, collect
+from ttm_lab.course.execute import read_notebook
 from ttm_lab.files import atomic_write
 
 MARKS = {  # a sign and a word beside each colour
@@ -86,12 +87,15 @@ def read_status(folder: Path) -> dict | None:
     try:
         status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
         whole = isinstance(status["profile"], str)
+        whole &= isinstance(status.get("environment", {}), dict)
         for name, entry in status["notebooks"].items():
             inside = (folder / name).parent == folder and name != ".." and "\0" not in name
             whole &= inside and len(os.fsencode(name)) < 250 and entry["status"] in MARKS
             whole &= 0 <= entry["seconds"] < 1e10 and isinstance(entry["parameters"], dict)
-            texts = (entry["error"], entry["inputs"], *entry["results"])
+            files = [entry["log"], *entry["results"]]
+            texts = (entry["error"], entry["inputs"], *files)
             whole &= all(isinstance(text, str) for text in texts)
+            whole &= not any(Path(f).is_absolute() or ".." in Path(f).parts for f in files)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
     return status if whole else None
@@ -331,9 +335,10 @@ def _environment_section(status: dict) -> str:
 
 def _title(executed: Path) -> str:
     """The notebook's heading, or its file's name where there is none."""
-    notebook = read_notebook(executed)
-    if notebook and notebook.cells and notebook.cells[0].source.startswith("# "):
-        return notebook.cells[0].source.splitlines()[0].removeprefix("# ").strip()
+    with suppress(ValueError):
+        cells = read_notebook(executed).cells
+        if cells and cells[0].source.startswith("# "):
+            return cells[0].source.splitlines()[0].removeprefix("# ").strip()
     return executed.stem
 
 
@@ -380,15 +385,6 @@ def link_pages(folder: Path, notebooks: list[Path]) -> None:
         start, main, rest = text.partition("<main>")
         body, end, rest = rest.rpartition("</main>")
         atomic_write(pages[stem], start + main + around + body + around + end + rest)
-
-
-def read_notebook(path: Path) -> nbformat.NotebookNode | None:
-    """A notebook, or None if the file is none."""
-    try:
-        notebook = nbformat.read(path, as_version=4)
-        return notebook if all(cell.source is not None for cell in notebook.cells) else None
-    except Exception:  # nbformat raises what comes of another shape
-        return None
 
 
 def _duration(seconds: float) -> str:
