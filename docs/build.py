@@ -7,7 +7,6 @@ lets Sphinx render it (settings in ``conf.py``), and checks every page (``check.
 import argparse
 import base64
 import html
-import json
 import re
 import shutil
 import sys
@@ -36,25 +35,26 @@ FOLDER_PAGES = {
 
 def misfit(executed: Path, notebooks: list[Path], *, cut_short: bool = False) -> str:
     """Why a batch's folder cannot be shown as the present course, or an empty text."""
-    status_file = executed / "status.json"
-    if not status_file.exists():
+    status = report.read_status(executed)
+    if status is None:
         return f"{executed} holds no finished batch"
-    entries = json.loads(status_file.read_text(encoding="utf-8"))["notebooks"]
+    entries = status["notebooks"]
     for path in notebooks:
         entry = entries.get(path.stem, {})
         if entry.get("status") != "done":
             return f"{path.stem} did not finish in {executed}"
         if entry["parameters"].get("max_steps") is not None and not cut_short:
             return f"{path.stem} was cut short in {executed}"
-        if _cells(path) != _cells(executed / path.name):
+        made = report.read_notebook(executed / path.name)
+        if made is None or _cells(nbformat.read(path, as_version=4)) != _cells(made):
             return f"{path.stem} in {executed} was made from other cells"
     return ""
 
 
-def _cells(path: Path) -> list[tuple[str, str]]:
+def _cells(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
     return [
         (cell.cell_type, cell.source)
-        for cell in nbformat.read(path, as_version=4).cells
+        for cell in notebook.cells
         if "injected-parameters" not in cell.metadata.get("tags", [])
     ]
 
@@ -221,9 +221,11 @@ def report_page(executed: Path) -> str:
     whole = (executed / "report.html").read_text(encoding="utf-8")
     body = re.search(r"<h1>.*?</h1>(.*)</main>", whole, flags=re.DOTALL)[1]
     body = re.sub(r'(, )?<a href="logs/[^"]*">log</a>', "", body)
-    body = re.sub(r'href="(\w+\.(?:html|ipynb))"', r'href="notebooks/\1"', body)
+    body = re.sub(r'href="([^"/:]+\.(?:html|ipynb))"', r'href="notebooks/\1"', body)
     start, *sections = re.split(r"<h2>(.*?)</h2>", body)
-    wrapped = "```{{raw}} html\n<div class='batch-report'>{}</div>\n```\n"
+    # A note may hold a fence; of its own characters a longer one is not closed by it.
+    fence = "`" * (1 + max(map(len, re.findall("`+", body)), default=2))
+    wrapped = fence + "{{raw}} html\n<div class='batch-report'>{}</div>\n" + fence + "\n"
     page = ["# Report", wrapped.format(start)]
     for title, content in zip(sections[::2], sections[1::2], strict=True):
         page += [f"## {title}", wrapped.format(content)]

@@ -6,6 +6,7 @@ browser from a skip into a failure.
 """
 
 import functools
+import html
 import http.server
 import importlib.util
 import json
@@ -154,7 +155,8 @@ def batch(tmp_path):
     nbformat.write(v4.new_notebook(cells=cells), notebook)
     executed = v4.new_notebook(cells=[cells[0], injected, cells[1]])
     nbformat.write(executed, folder / notebook.name)
-    entry = {"status": "done", "parameters": {"profile": "quick"}}
+    entry = {"status": "done", "parameters": {"profile": "quick"}, "seconds": 1.0}
+    entry |= {"error": "", "inputs": "0", "results": []}
     return notebook, folder, entry
 
 
@@ -170,7 +172,9 @@ def test_only_a_whole_batch_is_shown(batch, change, why):
     build = pytest.importorskip("sphinx") and docs_module("build")
     notebook, folder, entry = batch
     assert "no finished batch" in build.misfit(folder, [notebook])
-    status = {"notebooks": {"01_one": entry | change}}
+    (folder / "status.json").write_text("[]")
+    assert "no finished batch" in build.misfit(folder, [notebook])
+    status = {"profile": "quick", "notebooks": {"01_one": entry | change}}
     (folder / "status.json").write_text(json.dumps(status))
     found = build.misfit(folder, [notebook])
     assert why in found if why else found == ""
@@ -179,11 +183,26 @@ def test_only_a_whole_batch_is_shown(batch, change, why):
 def test_a_batch_of_other_cells_is_not_shown(batch):
     build = pytest.importorskip("sphinx") and docs_module("build")
     notebook, folder, entry = batch
-    (folder / "status.json").write_text(json.dumps({"notebooks": {"01_one": entry}}))
+    status = {"profile": "quick", "notebooks": {"01_one": entry}}
+    (folder / "status.json").write_text(json.dumps(status))
+    assert build.misfit(folder, [notebook]) == ""
     changed = nbformat.read(notebook, as_version=4)
     changed.cells[1].source = "x = 2"
     nbformat.write(changed, notebook)
     assert "other cells" in build.misfit(folder, [notebook])
+    (folder / notebook.name).write_text("[]")
+    assert "other cells" in build.misfit(folder, [notebook])
+
+
+def test_a_fence_in_a_note_does_not_end_the_report(tmp_path):
+    build = pytest.importorskip("sphinx") and docs_module("build")
+    note = "a note\n```\n# no heading of the site\n````\n<b>"
+    page = f"<main><h1>T</h1>{html.escape(note)}<h2>Claims</h2>{html.escape(note)}</main>"
+    (tmp_path / "report.html").write_text(page)
+    document = pytest.importorskip("markdown_it").MarkdownIt().parse(build.report_page(tmp_path))
+    assert [token.type for token in document if token.level == 0 and token.nesting >= 0] == [
+        *("heading_open", "fence", "heading_open", "fence")
+    ]
 
 
 # Formulas -------------------------------------------------------------------------------------
