@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="named pipes and POSIX s
 
 COUNT = "with open('ran.txt', 'a') as f: f.write(NAME + '\\n')"
 RECORD = (
-    "from ttm_lab import evidence\n"
+    "from ttm_lab.course import evidence\n"
     "evidence.record('A1', 0.0, tolerance=0.0, scope='float64', measure='difference')"
 )
 # Tells the test its process number, then waits for a word from the test.
