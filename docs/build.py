@@ -212,7 +212,7 @@ def report_page(executed: Path) -> str:
     whole = (executed / "report.html").read_text(encoding="utf-8")
     body = re.search(r"<h1>.*?</h1>(.*)</main>", whole, flags=re.DOTALL)[1]
     body = re.sub(r'(, )?<a href="logs/[^"]*">log</a>', "", body)
-    body = re.sub(r'href="(\w+\.(?:html|ipynb))"', r'href="notebooks/\1"', body)
+    body = re.sub(r'href="([^"/:]+\.(?:html|ipynb))"', r'href="notebooks/\1"', body)
     start, *sections = re.split(r"<h2>(.*?)</h2>", body)
     fence = "`" * (2 + max(map(len, re.findall("`+", body)), default=1))  # longer than any in it
     wrapped = f"{fence}{{{{raw}}}} html\n<div class='batch-report'>{{}}</div>\n{fence}\n"

@@ -90,7 +90,8 @@ def formulas(page: BeautifulSoup) -> list[str]:
         if command := re.search(r"\\[A-Za-z]+", formula.get_text()):
             faults.append(f"LaTeX command {command[0]} in a formula")
     skipped = {"script", "style", "pre", "code", "annotation", "title"}
-    for text in page.find_all(string=re.compile(r"\$[^$\n]+\$|\\\(|\\\[|\\[a-z]+\{")):
+    # Two prices are no formula: the second sign follows a space.
+    for text in page.find_all(string=re.compile(r"\$\S(?:[^$\n]*\S)?\$|\\\(|\\\[|\\[a-z]+\{")):
         if not skipped & {parent.name for parent in text.parents}:
             faults.append(f"formula not rendered: {text.strip()[:60]!r}")
     return faults

@@ -165,7 +165,10 @@ def test_what_is_no_record_is_skipped_and_named(results):
             {"contrasts": {}},
             {"contrasts": [1]},
             {"scope": 3},
+            {"note": "half a character, \ud800"},
             {"contrasts": [{"name": "a", "difference": {}, "tolerance": 1}]},
+            {"contrasts": [{"name": "a", "difference": 10**400, "tolerance": 1}]},
+            {"contrasts": [{"name": "a", "difference": 1, "tolerance": 1, "quantity": "mood"}]},
             {
                 "contrasts": [
                     {"name": "a", "difference": 1, "low": "x", "high": 2, "quantity": "nll"}

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from scipy import special, stats
 
 from ttm_lab.analysis import Outputs
@@ -219,3 +220,28 @@ def test_one_kind_of_student_cannot_be_compared():
     )
     with pytest.raises(ValueError, match="two kinds"):
         explore.students(few)
+
+
+def test_names_with_markup_or_dollars_stay_text(teacher, monkeypatch):
+    """In pictures, which are asked for their texts, and in the words around them."""
+    names = ["<b>3</b>", r"$\frac$", "$a_b$"]
+    texts, draw = [], figures.to_png
+
+    def to_png(figure, **options):
+        texts.extend(text.get_text() for text in figure.findobj(Text))
+        return draw(figure, **options)
+
+    monkeypatch.setattr(figures, "to_png", to_png)
+    logits, labels, _, images = teacher
+    few = (logits[:, :3], labels % 3, names)
+    boxes = [make(names) for make in (explore.path, explore.arrows, explore.triangle)]
+    boxes += [explore.temperature(*few), explore.temperature(*few, images)]
+    boxes += [explore.weights(*few), explore.weights(*few, images)]
+    made = outputs()
+    made.models["method"] = made.models["method"].replace({"KD": names[0], "TTM": names[1]})
+    boxes.append(explore.students(made))
+    for name in names:
+        assert sum(name.replace("$", r"\$") in text for text in texts) >= 5, name
+    for box in boxes:
+        for shown in (picture(box), box.children[-1].value):
+            assert "<b>" not in shown

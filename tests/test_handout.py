@@ -7,6 +7,7 @@ import nbformat
 import pytest
 
 from ttm_lab.cli import main
+from ttm_lab.course.batch import Refused
 from ttm_lab.course.exercises import Unsolved
 from ttm_lab.course.handout import hand_out
 from ttm_lab.files import find_root
@@ -118,3 +119,27 @@ def test_refuses_before_anything_is_written(course, capsys, output, changed, wor
     assert message in capsys.readouterr().err
     assert (course / "notebooks" / "01_sums.ipynb").read_bytes() == before
     assert not (course / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "null", '{"cells": 3}', '{"cells": [{}]}', "<<<<<<< HEAD\n{}", "[" * 100_000],
+)
+def test_a_file_that_is_no_notebook_is_named(course, tmp_path, capsys, content):
+    (course / "notebooks" / "02_odd.ipynb").write_text(content)
+    assert main(["handout", "--root", str(course), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "02_odd.ipynb" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_notebooks_behind_a_link_are_not_replaced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "root" / "ttm_lab").mkdir(parents=True)
+    (tmp_path / "root" / "notebooks").symlink_to(tmp_path / "elsewhere")
+    write(tmp_path / "root")
+    before = (tmp_path / "elsewhere" / "01_sums.ipynb").read_bytes()
+    with pytest.raises(Refused, match="holds the notebooks themselves"):
+        hand_out(tmp_path / "elsewhere", root=tmp_path / "root", overwrite=True)
+    assert (tmp_path / "elsewhere" / "01_sums.ipynb").read_bytes() == before

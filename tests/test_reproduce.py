@@ -113,7 +113,10 @@ def test_goes_on_after_a_failure_and_names_the_log(course, capsys):
     assert list(claims.query("verdict == 'holds'")["notebook"]) == ["03_works"]
     page = (course.out / "report.html").read_text()
     assert "1 of 3 notebooks finished" in page
-    assert "Title of 03_works" in (course.out / "03_works.html").read_text()
+    shown = (course.out / "03_works.html").read_text()
+    assert "Title of 03_works" in shown
+    assert 'rel="prev" href="02_dies.html"' in shown  # as far as it came
+    assert 'href="report.html"' in shown
 
 
 def test_runs_again_only_what_changed(course, capsys):

@@ -1,10 +1,16 @@
 """The Makefile's set-up, with a stand-in for Python that only notes what it is asked to do."""
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
+import urllib.request
 
+import psutil
 import pytest
+from lab import await_
 
 from ttm_lab.files import find_root
 
@@ -113,3 +119,66 @@ def test_python_without_venv_or_absent_is_named(checkout):
     checkout.stand_in("python3", venv=1)
     assert "apt install python3.12-venv" in checkout.make().stderr
     assert "not found" in checkout.make(PYTHON="no-such-python").stderr
+
+
+@pytest.fixture
+def lab(checkout, tmp_path):
+    """A real JupyterLab, started by make, among kernelspecs and variables that lead elsewhere."""
+    jupyter = tmp_path / "jupyter"
+    for kernel in ("python3", "foreign"):
+        folder = jupyter / "kernels" / kernel
+        folder.mkdir(parents=True)
+        spec = {"argv": ["false"], "display_name": "Python 3", "language": "python"}
+        (folder / "kernel.json").write_text(json.dumps(spec))
+    python = checkout.folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    command = 'echo "$(pwd) $(cksum < pyproject.toml)" > .venv/made-from'
+    subprocess.run(["sh", "-c", command], cwd=checkout.folder, check=True)
+    variables = {
+        "JUPYTER_DATA_DIR": str(jupyter),
+        "JUPYTER_DEFAULT_PROVISIONER_NAME": "elsewhere",
+        "JUPYTER_GATEWAY_URL": "http://127.0.0.1:9",
+        "JUPYTER_PATH": str(jupyter),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
+    }
+    options = "ARGS=--no-browser --port=0 --LabApp.news_url=None --IdentityProvider.token=t"
+    command = ["make", "lab", options]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command, cwd=checkout.folder, env=os.environ | variables, stdout=output, stderr=output
+        )
+    yield server, tmp_path / "runtime"
+    family = [*psutil.Process(server.pid).children(recursive=True), server]
+    for process in family:
+        process.kill()
+    server.wait()
+    print(log.read_text(errors="replace"))
+
+
+def test_lab_runs_the_kernel_of_its_environment_alone(lab):
+    server, runtime = lab
+
+    def told():
+        assert server.poll() is None
+        files = [path for path in runtime.glob("jpserver-*.json") if path.stat().st_size]
+        return files and json.loads(files[0].read_text())["url"]
+
+    address = await_(told)
+
+    def ask(path, data=None):
+        request = urllib.request.Request(address + path, data, {"Authorization": "token t"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return json.loads(reply.read())
+
+    kernels = await_(lambda: ask("api/kernelspecs"))["kernelspecs"]
+    assert list(kernels) == ["python3"]
+    assert kernels["python3"]["spec"]["argv"][0] == sys.executable
+    for name in ("python3", "foreign"):  # whichever a notebook asks for
+        ask("api/kernels", json.dumps({"name": name}).encode())
+    family = psutil.Process(server.pid).children(recursive=True)
+    lines = [process.cmdline() for process in family]
+    started = [line for line in lines if "ipykernel_launcher" in line]
+    assert [line[0] for line in started] == [sys.executable] * 2

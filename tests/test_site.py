@@ -6,6 +6,7 @@ browser from a skip into a failure.
 """
 
 import functools
+import html
 import http.server
 import importlib.util
 import json
@@ -191,6 +192,19 @@ def test_a_batch_of_other_cells_is_not_shown(batch):
     changed.cells[1].source = "x = 2"
     nbformat.write(changed, notebook)
     assert "other cells" in build.misfit(folder, [notebook])
+    (folder / notebook.name).write_text("[]")
+    assert "other cells" in build.misfit(folder, [notebook])
+
+
+def test_a_fence_in_a_note_does_not_end_the_report(tmp_path):
+    build = pytest.importorskip("sphinx") and docs_module("build")
+    note = "a note\n```\n# no heading of the site\n````\n<b>"
+    page = f"<main><h1>T</h1>{html.escape(note)}<h2>Claims</h2>{html.escape(note)}</main>"
+    (tmp_path / "report.html").write_text(page)
+    document = pytest.importorskip("markdown_it").MarkdownIt().parse(build.report_page(tmp_path))
+    assert [token.type for token in document if token.level == 0 and token.nesting >= 0] == [
+        *("heading_open", "fence", "heading_open", "fence")
+    ]
 
 
 # Formulas -------------------------------------------------------------------------------------

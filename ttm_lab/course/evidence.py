@@ -273,16 +273,19 @@ def _read(path: Path) -> dict | None:
     """One record, or None with a warning where the file is none."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(entry, ensure_ascii=False).encode()  # half a character cannot be shown
         words = [entry[key] for key in ("claim", "scope", "note", "notebook")]
         for part in entry["contrasts"]:
             words.append(part["name"])
             for key in ("difference", "low", "high", "p"):
                 float(_unknown(part.get(key)))
+            if "quantity" in part:
+                QUANTITIES[part["quantity"]]
         if not all(isinstance(word, str) for word in words):
             raise TypeError("a name or text in it is no text")
         claim_verdict(entry["claim"], entry["contrasts"], entry["scope"], entry["decides"])
         return entry
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except Exception as error:  # of JSON of any shape, any may come: OverflowError too
         told = f"{type(error).__name__}: {error}"
         warnings.warn(f"{path} is no record of evidence and is left out ({told})", stacklevel=3)
         return None

@@ -215,7 +215,7 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
             p,
             p_t,
             class_names,
-            title=f"label: {class_names[labels[picture]]}",
+            title=f"label: {figures.plain(class_names[labels[picture]])}",
             over=f"T = {temperature:.3g}",
             log=log,
         )

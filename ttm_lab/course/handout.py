@@ -26,7 +26,7 @@ def hand_out(
     root = find_root() if root is None else user_path(root).resolve()
     folder = user_path(folder).resolve()
     chosen = select(find_notebooks(root), only or [])
-    if folder == root / "notebooks":
+    if folder == (root / "notebooks").resolve():
         raise Refused(f"{folder} holds the notebooks themselves: choose another folder")
     there = [path.name for path in chosen if (folder / path.name).exists()]
     if there and not overwrite:
@@ -34,7 +34,14 @@ def hand_out(
             f"{folder} has {', '.join(there)} already, perhaps with somebody's answers: choose "
             "another folder, or replace them with --overwrite"
         )
-    copies = {folder / path.name: _without_solutions(path) for path in chosen}
+    copies = {}
+    for path in chosen:
+        try:
+            copies[folder / path.name] = _without_solutions(path)
+        except Refused:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise Refused(f"{path} is no notebook that can be copied: {error!r}") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for copy, text in copies.items():

@@ -153,6 +153,11 @@ def simplex_xy(probabilities) -> np.ndarray:
     return np.stack([p[..., 1] + p[..., 2] / 2, p[..., 2] * np.sqrt(3) / 2], axis=-1)
 
 
+def plain(name: str) -> str:
+    """A name for matplotlib to show as it is: between two dollars it would read a formula."""
+    return name.replace("$", r"\$")
+
+
 def draw_triangle(ax: Axes, names=("class 1", "class 2", "class 3")) -> Axes:
     """Draw the triangle of three-class distributions with its corners named and its centre."""
     corners = simplex_xy(np.eye(3))
@@ -160,7 +165,9 @@ def draw_triangle(ax: Axes, names=("class 1", "class 2", "class 3")) -> Axes:
     ax.plot(*simplex_xy([1 / 3, 1 / 3, 1 / 3]), marker="+", color="#555555", markersize=9, zorder=1)
     offsets, alignment = [(-0.02, -0.03), (0.02, -0.03), (0, 0.03)], ["right", "left", "center"]
     for corner, name, (dx, dy), align in zip(corners, names, offsets, alignment, strict=True):
-        ax.text(corner[0] + dx, corner[1] + dy, name, ha=align, va="bottom" if dy > 0 else "top")
+        ax.text(
+            corner[0] + dx, corner[1] + dy, plain(name), ha=align, va="bottom" if dy > 0 else "top"
+        )
     ax.set_aspect("equal")
     ax.set_xlim(-0.18, 1.18)
     ax.set_ylim(-0.12, 0.98)
@@ -234,7 +241,7 @@ def probability_bars(p, class_names, *, reference=None, ax=None) -> Axes:
         ax.bar(places, np.asarray(reference), label="T = 1", **look)
         # Above the axes, right of the title: no bar can reach it there.
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, frameon=False)
-    ax.set_xticks(places, class_names)
+    ax.set_xticks(places, map(plain, class_names))
     ax.set_ylim(0, 1.02)
     ax.grid(axis="x", visible=False)
     return ax
@@ -303,7 +310,7 @@ def picture_and_bars(image, p, p_t, class_names, *, title="", over="", log=False
     if log:
         right.set(yscale="log", ylim=(1e-4, 1.5))
     if slanted:
-        right.set_xticks(range(len(class_names)), class_names, rotation=35, ha="right")
+        right.set_xticks(range(len(class_names)), map(plain, class_names), rotation=35, ha="right")
         right.tick_params(axis="x", pad=0)
     return figure
 
@@ -382,7 +389,7 @@ def weights_and_pictures(
         middle = bottom + 0.12
         right.text(-0.02, middle, name, rotation=90, ha="right", va="center", fontweight="bold")
         for k, sample in enumerate(chosen):
-            caption = f"U = {weights[sample]:.3g}\n{captions[sample]}"
+            caption = f"U = {weights[sample]:.3g}\n{plain(captions[sample])}"
             right.text(k + 0.5, bottom - 0.01, caption, fontsize="small", ha="center", va="top")
         if images is not None:  # one picture of all is drawn far faster than one each
             tiles = [pixels(images[k]) for k in chosen]
@@ -517,5 +524,5 @@ def two_students(students, classes: int) -> Figure:
         (left, middle, right), ("entropy", "calibration", "accuracy"), strict=True
     ):
         ax.set_title(title)
-    figure.legend(handles, list(students), loc="upper center", ncols=2)
+    figure.legend(handles, list(map(plain, students)), loc="upper center", ncols=2)
     return figure

@@ -4,6 +4,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from ttm_lab.course.figures import plain
+
 
 def point_maps(maps, p, class_names) -> Figure:
     """Point-wise maps f on [0, 1], their boost f(x)/x, and what each makes of ``p`` (K,).
@@ -24,7 +26,7 @@ def point_maps(maps, p, class_names) -> Figure:
     axes[0].set(title="the map f(x)", xlabel="probability x")
     axes[1].set(title="the boost f(x) / x", xlabel="probability x", ylim=(0.9, 3))
     axes[2].set(title="f applied, then normalised", ylim=(0, 1))
-    axes[2].set_xticks(places + width * len(maps) / 2, class_names)
+    axes[2].set_xticks(places + width * len(maps) / 2, map(plain, class_names))
     axes[0].legend()
     axes[2].legend()
     return figure

@@ -10,6 +10,7 @@ from ttm_lab.course.figures import (
     OKABE_ITO,
     draw_picture,
     draw_triangle,
+    plain,
     probability_bars,
     simplex_xy,
 )
@@ -41,11 +42,11 @@ def second_guesses(images, labels, distributions, class_names) -> Figure:
     )
     for k in range(count):
         draw_picture(axes[0, k], images[k])
-        axes[0, k].set_title(f"a {class_names[int(labels[k])]}")
+        axes[0, k].set_title(f"a {plain(class_names[int(labels[k])])}")
         for ax, (temperature, p) in zip(axes[1:, k], distributions.items(), strict=True):
             probability_bars(p[k], class_names, ax=ax)
             second = np.argsort(np.asarray(p[k]))[-2]
-            ax.set_title(f"T = {temperature:g}, then {class_names[second]}", fontsize=9)
+            ax.set_title(f"T = {temperature:g}, then {plain(class_names[second])}", fontsize=9)
             ax.tick_params(labelsize=8, labelleft=k == 0)
     return figure
 
@@ -68,8 +69,8 @@ def class_heatmaps(matrices, class_names) -> Figure:
             color = "white" if dark else "black"
             ax.text(j, i, f"{matrix[i, j]:.0f}", ha="center", va="center", color=color, fontsize=8)
         ax.set(title=f"T = {temperature:g}", xlabel="teacher says", ylabel="true class")
-        ax.set_xticks(places, class_names)
-        ax.set_yticks(places, class_names)
+        ax.set_xticks(places, map(plain, class_names))
+        ax.set_yticks(places, map(plain, class_names))
         ax.set_facecolor("#d9d9d9")
         ax.grid(visible=False)
     figure.colorbar(image, ax=axes[0].tolist(), label="mean probability, %", shrink=0.8)

@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ttm_lab.course.figures import learning_curves, method_style
+from ttm_lab.course.figures import learning_curves, method_style, plain
 
 
 def picture_rows(
@@ -29,7 +29,7 @@ def picture_rows(
                 pixels = np.asarray(images[k]).round().clip(0, 255).astype(np.uint8)
                 ax.imshow(pixels.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255)
                 if name in captions:
-                    ax.set_xlabel(captions[name][k], fontsize=9)
+                    ax.set_xlabel(plain(captions[name][k]), fontsize=9)
         cells[0].set_ylabel(name, fontweight="bold")
     return figure
 
