@@ -171,18 +171,19 @@ def _value(dotted: str):
 def taught(notebooks: list[Path]) -> dict[str, list[Section]]:
     """For each documented name its section in each notebook that uses it.
 
-    Notebooks whose text names it come first, each kind in reading order.
+    First come notebooks whose text names it; the opening notebook, which only shows, comes last.
+    Otherwise in reading order.
     """
     known = documented()
     sections: dict[str, dict[str, Section]] = {name: {} for name in known}
-    named: dict[str, set[str]] = {name: set() for name in known}
+    place: dict[tuple[str, str], tuple[bool, bool]] = {}
     for path in notebooks:
-        for name in _found(path, known)[0]:
-            named[name].add(path.stem)
+        told, _, _ = _found(path, known)
         for name, (section, *_) in uses(path, known).items():
             sections[name][path.stem] = section
+            place[name, path.stem] = (path.stem.startswith("00"), name not in told)
     return {
-        name: sorted(found.values(), key=lambda s: s.notebook not in named[name])
+        name: sorted(found.values(), key=lambda s: place[name, s.notebook])
         for name, found in sections.items()
     }
 

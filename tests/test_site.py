@@ -131,9 +131,8 @@ def test_functions_are_found_with_their_section(tmp_path):
 def test_the_notebook_whose_text_names_a_function_comes_first():
     taught = course.taught(sorted((ROOT / "notebooks").glob("*.ipynb")))
     first = {
-        "losses.kd_loss": "02",
         "losses.ttm_loss": "03",
-        "losses.wttm_loss": "04",
+        "losses.decompose_ttm": "03",
         "probability.power_transform": "01",
         "training.distill_many": "05",
     }
