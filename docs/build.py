@@ -35,9 +35,11 @@ FOLDER_PAGES = {
 
 def misfit(executed: Path, notebooks: list[Path], *, cut_short: bool = False) -> str:
     """Why a batch's folder cannot be shown as the present course, or an empty text."""
+    if not (executed / "status.json").exists():
+        return f"{executed} holds no finished batch"
     status = report.read_status(executed)
     if status is None:
-        return f"{executed} holds no finished batch"
+        return f"{executed / 'status.json'} is damaged"
     entries = status["notebooks"]
     for path in notebooks:
         entry = entries.get(path.stem, {})

@@ -1,5 +1,6 @@
 """What a training says of itself on its way: sums of measures, a bar or lines, the clock."""
 
+import builtins
 import os
 import sys
 import time
@@ -115,7 +116,7 @@ class Progress:
 
     def __init__(self, progress: bool | None, students):
         batch = bool(os.environ.get("TTM_LAB_BATCH")) or not (
-            sys.stderr.isatty() or "ipykernel" in sys.modules
+            sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__")
         )
         first = distributed.rank() == 0
         self.lines = progress is None and batch and first
