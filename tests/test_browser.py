@@ -382,7 +382,9 @@ def test_every_control_moves_by_mouse_and_keyboard(number, browser, server):
         notebook.close()
         page.close()
     assert not errors, "in the browser's console"
-    assert not [line for line in server.log()[logged:] if ERROR.search(line)]
+    # The kernel of the notebook before, which the server interrupts as it ends it, may say so here.
+    lines = [line for line in server.log()[logged:] if "KeyboardInterrupt caught" not in line]
+    assert not [line for line in lines if ERROR.search(line)]
 
 
 def move_everything(explorer):
