@@ -365,20 +365,20 @@ def link_pages(folder: Path, notebooks: list[Path]) -> None:
             return start + way(source)
         return found[0]
 
-    order = list(places)
+    order, titles = list(places), {path.stem: _title(path) for path in notebooks}
     for k, stem in enumerate(order):
         if stem not in pages:
             continue
         beside = [("prev", "←", order[k - 1 : k]), ("next", "→", order[k + 1 : k + 2])]
         links = [
-            f'<a rel="{rel}" href="{way(places[name])}">{sign} {escape(name)}</a>'
+            f'<a rel="{rel}" href="{way(places[name])}">{sign} {escape(titles[name])}</a>'
             for rel, sign, names in beside
             for name in names
         ]
         links.append('<a href="report.html">report</a>')
-        around = (
-            f'<nav class="batch" aria-label="Course" style="padding: 1em">{" · ".join(links)}</nav>'
-        )
+        style = "padding: 1em; font-family: system-ui, sans-serif"
+        links = " · ".join(links)
+        around = f'<nav class="batch" aria-label="Course" style="{style}">{links}</nav>'
         text = pages[stem].read_text(encoding="utf-8", errors="replace")
         text = re.sub(r'<nav class="batch".*?</nav>', "", text)
         text = re.sub(r'(<a\s[^<>]*?href=")(?![\w+.-]+:|[/#])([^"#?<>]+)', follow, text)
