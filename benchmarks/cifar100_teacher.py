@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from machine import machine
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -101,6 +102,8 @@ def keep(student):
         tensors = {key: value.contiguous() for key, value in tensors.items()}
         save_file(tensors, f"{KEPT}_{name}.safetensors")
     atomic_write(f"{KEPT}_metrics.csv", pd.DataFrame(student.rows).to_csv(index=False))
+    environment = json.loads((student.run.folder / "environment.json").read_text())
+    del environment["command"]
     note = {
         "command": "python benchmarks/cifar100_teacher.py --root DIR",
         "model": student.settings.model,
@@ -108,7 +111,8 @@ def keep(student):
         "steps": student.steps,
         "of": student.last_step,
         "meter": student.meter.state(),
-        "environment": json.loads((student.run.folder / "environment.json").read_text()),
+        "machine": machine(),
+        "environment": environment,
     }
     atomic_write(f"{KEPT}.json", json.dumps(note, indent=1))
     print(f"step {student.steps:,} of {student.last_step:,}: {KEPT}_*")
