@@ -579,6 +579,21 @@ def test_files_of_another_run_are_not_taken_for_this_one_s(data, teacher, tmp_pa
         distill(teacher, data, student(epochs=2), **options)
 
 
+@pytest.mark.parametrize("name", ["run", "weights_sha256", "metrics_sha256"])
+def test_a_damaged_name_among_the_notes_of_a_run_is_noticed(name, data, teacher, tmp_path):
+    settings = student(max_steps=1)
+    options = {"folder": tmp_path, "progress": False}
+    path = distill(teacher, data, settings, **options).folder / "model.safetensors"
+    whole = path.read_bytes()
+    start = whole.index(f'"{name}'.encode()) + 1 if name == "run" else whole.index(name.encode())
+    for bit in range(7):
+        damaged = bytearray(whole)
+        damaged[start] ^= 1 << bit
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"is damaged.*delete that folder"):
+            distill(teacher, data, settings, **options)
+
+
 @pytest.fixture(scope="module")
 def broken_off(data, teacher, tmp_path_factory):
     """Settings, their whole run, and a folder that was broken off with two resume points."""
