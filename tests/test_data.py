@@ -485,7 +485,8 @@ def test_links_to_other_places_are_followed_even_for_two_classes(tmp_path, recwa
         (tmp_path / "pictures" / part / "lion").symlink_to(tmp_path / "pictures/train/cat")
     data = load_dataset("folder", root=tmp_path / "pictures", validation=0)
     assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert not recwarn.list
+    # of this folder: what other tests left may be collected, and complain, meanwhile
+    assert not [w for w in recwarn if str(tmp_path) in str(w.message)]
 
 
 def test_what_devices_leave_is_no_picture_and_no_class(tmp_path):
