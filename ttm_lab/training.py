@@ -230,7 +230,8 @@ def _train(
 
     def group_key(student):
         s = student.settings
-        return student.seed, s.batch_size, *way_of_asking(s), student.asks_for_features
+        features = bool(student.objective.teacher_features)  # asked for apart from the cache
+        return student.seed, s.batch_size, *way_of_asking(s), features
 
     # Nothing random that happens in here reaches the caller. On a GPU, cuDNN keeps to algorithms
     # that give the same bits each time, in float32 where float32 was asked for.
@@ -390,7 +391,6 @@ class Student:
             ce_weight=settings.ce_weight,
             distill_weight=settings.distill_weight,
         ).to(device)
-        self.asks_for_features = bool(self.objective.teacher_features)
         self.per_epoch = math.ceil(len(data.train) / settings.batch_size)
         self.last_step = settings.epochs * self.per_epoch
         if settings.max_steps is not None:
