@@ -4,9 +4,10 @@
     python benchmarks/gpu.py speed --out DIR                  steps a second, switch by switch
     python benchmarks/gpu.py search --pictures DIR --out DIR  learning rates, on validation
     python benchmarks/gpu.py train --pictures DIR --out DIR   the 2x2 and what the weight does
+    python benchmarks/gpu.py row --pictures DIR --out DIR     KD, TTM, WTTM by the paper's recipe
 
 DIR of ``pack`` holds ``train/<class>/*.png``. A piece is lossless and below 60 MB, so that it
-travels where little does. ``search`` and ``train`` take the pieces' folder; results are written as
+travels where little does. The others take the pieces' folder; results are written as
 they come, so that a call that is cut off leaves what it reached.
 """
 
@@ -27,6 +28,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from stacked import TORCH, Stack
 
+from ttm_lab import paper
 from ttm_lab.data import Dataset, Split
 from ttm_lab.data.sources import CIFAR100_SCALE
 from ttm_lab.models import create_model
@@ -79,9 +81,10 @@ def load(folder: Path) -> Dataset:
     return Dataset("cifar100", 0, names, part(~held_out), part(held_out), part(held_out))
 
 
-def load_teacher(device):
-    weights = load_file(ROOT / "data" / "results" / "cifar100_teacher_weights.safetensors")
-    network = create_model(TEACHER, 100)
+def load_teacher(device, name: str = TEACHER, file: Path | None = None):
+    kept = ROOT / "data" / "results" / "cifar100_teacher_weights.safetensors"
+    weights = load_file(file or kept)
+    network = create_model(name, 100)
     network.load_state_dict(weights)
     return network.eval().to(device, memory_format=torch.channels_last)
 
@@ -201,6 +204,8 @@ def speed(out: Path, compiled: bool) -> None:
 def kernel_sets():
     """Torch's own kernels, and those of stacked_kernels.py."""
     yield "torch", TORCH
+    torch._dynamo.config.recompile_limit = 64
+    yield "compiled batch norm", (TORCH[0], torch.compile(TORCH[1], dynamic=False))
     from stacked_kernels import batch_norm_relu, grouped_conv
 
     yield "triton convolution, torch batch norm", (grouped_conv, TORCH[1])
@@ -270,7 +275,8 @@ def run(stack: Stack, names, out: Path, name: str, stop: float) -> None:
         start = time.perf_counter()
         stack.train_epoch()
         took = time.perf_counter() - start
-        accuracy = stack.rows[-1]["validation_accuracy"].mean(0)
+        row = stack.rows[-1]
+        accuracy = row.get("validation_accuracy", row["train_accuracy"]).mean(0)
         shown = " ".join(f"{float(x):.3f}" for x in accuracy)
         print(f"{name} epoch {epoch + 1}, {took:.2f} s: {shown}", flush=True)
         write(stack, names, out, name, weights=False)
@@ -282,7 +288,7 @@ def run(stack: Stack, names, out: Path, name: str, stop: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("pack", "speed", "search", "train"))
+    parser.add_argument("what", choices=("pack", "speed", "search", "train", "row"))
     parser.add_argument("--root", type=Path)
     parser.add_argument("--to", type=Path)
     parser.add_argument("--pictures", type=Path)
@@ -293,6 +299,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=500)
     parser.add_argument("--kernels", default="torch")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--teacher", default=TEACHER)
+    parser.add_argument("--teacher-weights", type=Path)
     parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
     start = time.perf_counter()
@@ -307,7 +315,10 @@ def main() -> None:
 def experiment(options, stop: float) -> None:
     torch.backends.cudnn.benchmark = True
     device = options.device
-    data, teacher = load(options.pictures), load_teacher(device)
+    data = load(options.pictures)
+    teacher = load_teacher(device, options.teacher, options.teacher_weights)
+    if options.what == "row":
+        return paper_row(options, data, teacher, stop)
     sums = power_sums(teacher, data.to(device))
     named = arms(float(sums.mean()))
     kernels = TORCH if options.kernels == "torch" else dict(kernel_sets())[options.kernels]
@@ -348,6 +359,28 @@ def experiment(options, stop: float) -> None:
     run(stack, list(settings), options.out, "train", stop)
     described = {name: asdict(s) for name, s in settings.items()}
     (options.out / "settings.json").write_text(json.dumps(described, indent=1))
+    (options.out / "machine.txt").write_text(machine() + "\n")
+
+
+def paper_row(options, data: Dataset, teacher, stop: float) -> None:
+    """KD, TTM and WTTM with the published settings, on all 50,000 pictures."""
+    both = data.train, data.validation
+    images, labels = (torch.cat([getattr(p, k) for p in both]) for k in ("images", "labels"))
+    data = replace(
+        data,
+        train=Split(images, labels, **CIFAR100_SCALE),
+        validation=Split(images[:0], labels[:0], **CIFAR100_SCALE),
+    )
+    settings = {
+        method: paper.settings(
+            options.teacher, STUDENT, method, epochs=options.epochs, precision="bfloat16"
+        )
+        for method in ("kd", "ttm", "wttm")
+    }
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    kernels = TORCH if options.kernels == "torch" else dict(kernel_sets())[options.kernels]
+    stack = Stack(seeds, settings.values(), data, teacher, options.device, kernels=kernels)
+    run(stack, list(settings), options.out, "row", stop)
     (options.out / "machine.txt").write_text(machine() + "\n")
 
 
