@@ -151,10 +151,12 @@ def package_loop(teacher, data, settings, rounds: int = 128) -> float:
     return (train(20 + rounds) - short) / rounds
 
 
-def stack_loop(teacher, data, seeds: int, arms: int, kernels=TORCH, rounds: int = 60) -> float:
+def stack_loop(
+    teacher, data, seeds: int, arms: int, kernels=TORCH, model: str = STUDENT, rounds: int = 60
+) -> float:
     """Seconds a step of a stack, as one replayed graph."""
     settings = [
-        replace(three(precision="bfloat16")[arm % 3], learning_rate=0.01 * (1 + arm))
+        replace(three(precision="bfloat16")[arm % 3], model=model, learning_rate=0.01 * (1 + arm))
         for arm in range(arms)
     ]
     stack = Stack(range(seeds), settings, data, teacher, "cuda", kernels=kernels)
@@ -190,6 +192,9 @@ def speed(out: Path, compiled: bool) -> None:
             except Exception as error:  # one kind of kernel must not cost the others' figures
                 print(f"stack, {name}: {type(error).__name__}: {error}", flush=True)
                 torch.cuda.synchronize()
+    for count in (1, 3):
+        each = stack_loop(teacher, data, 1, count, model="resnet56")
+        note("stack of resnet56, torch", count, each)
     note("distill_many, float32", 3, package_loop(teacher, data, three()))
     half = three(precision="bfloat16")
     note("distill_many, bfloat16", 3, package_loop(teacher, data, half))
