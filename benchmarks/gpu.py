@@ -213,11 +213,9 @@ def kernel_sets():
     yield "compiled batch norm", (TORCH[0], torch.compile(TORCH[1], dynamic=False))
     if not Path(__file__).with_name("stacked_kernels.py").exists():
         return
-    from stacked_kernels import batch_norm_relu, grouped_conv
+    from stacked_kernels import grouped_conv
 
-    yield "triton convolution, torch batch norm", (grouped_conv, TORCH[1])
-    yield "torch convolution, triton batch norm", (TORCH[0], batch_norm_relu)
-    yield "triton", (grouped_conv, batch_norm_relu)
+    yield "triton", (grouped_conv, torch.compile(TORCH[1], dynamic=False))
 
 
 # The experiment -----------------------------------------------------------------------------------
@@ -268,8 +266,9 @@ def write(stack: Stack, names, out: Path, name: str, weights: bool) -> None:
     if weights:
         states = stack.state_dicts()
         for i, seed in enumerate(stack.seeds):
+            # convolutions as the networks are kept, in half precision; the rest weighs nothing
             tensors = {
-                f"{arm}/{key}": x
+                f"{arm}/{key}": x.half() if x.ndim == 4 else x
                 for j, arm in enumerate(names)
                 for key, x in states[i * len(names) + j].items()
             }
@@ -346,27 +345,49 @@ def experiment(options, stop: float) -> None:
         print(best)
         return
     best = json.loads(notes.read_text())
-    settings = {
-        n: replace(s, learning_rate=best[n], epochs=options.epochs) for n, s in named.items()
-    }
-    # what the weight does: U of each picture, the same values in other orders, one mean for all
-    weighted = settings["ttm, decay / 10"]
-    weighted = replace(weighted, learning_rate=best["wttm, decay / 10"])
+    settings = {n: replace(s, learning_rate=best[n]) for n, s in named.items()}
+    smoothing = {"label smoothing": 0.5}
+    weighted, plain = settings["wttm, decay / 10"], settings["ce"]
+    # What the weight does: U of each picture as it is, the same values in two other orders, and
+    # ("ttm" at this rate) one mean for all. Equal settings are told apart by their labels.
+    uniform = replace(
+        settings["ttm, decay / 10"], learning_rate=weighted.learning_rate, label="uniform"
+    )
     shuffled = sums[torch.randperm(len(sums), generator=torch.Generator().manual_seed(0))]
-    reversed_ = torch.empty_like(sums)
-    reversed_[sums.argsort()] = sums.sort(descending=True).values
-    orders = {"U": sums, "U shuffled": shuffled, "U reversed": reversed_}
-    factors = torch.ones(len(settings) + len(orders), len(sums))
-    for row, (name, weights) in enumerate(orders.items(), len(settings)):
-        # equal settings of one stack would be one student twice: the label tells them apart
-        settings[name] = replace(weighted, label=name)
-        factors[row] = weights / weights.mean()
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    stack = Stack(seeds, settings.values(), data, teacher, device, factors, kernels)
-    run(stack, list(settings), options.out, "train", stop)
+    backward = torch.empty_like(sums)
+    backward[sums.argsort()] = sums.sort(descending=True).values
+    orders = {"U": sums, "U shuffled": shuffled, "U reversed": backward}
+    settings |= {name: replace(uniform, label=name) for name in orders}
+    if uniform.learning_rate != settings["ttm, decay / 10"].learning_rate:
+        settings["uniform"] = uniform
+    # Without cross-entropy, TTM and WTTM at one rate; KD at T = 1 and label smoothing at CE's.
+    settings["ttm, no labels"] = replace(uniform, ce_weight=0)
+    settings["wttm, no labels"] = replace(weighted, ce_weight=0)
+    rate = plain.learning_rate
+    settings["kd, T = 1"] = replace(named["kd"], temperature=1.0, learning_rate=rate)
+    settings["label smoothing"] = replace(plain, label="label smoothing")
+    if rate != best["kd"]:
+        settings["kd at the rate of ce"] = replace(named["kd"], learning_rate=rate)
+    settings = {name: replace(s, epochs=options.epochs) for name, s in settings.items()}
+    factors = [
+        orders[n] / orders[n].mean() if n in orders else torch.ones_like(sums) for n in settings
+    ]
+    smoothing = torch.tensor([smoothing.get(name, 0.0) for name in settings])
     described = {name: asdict(s) for name, s in settings.items()}
     (options.out / "settings.json").write_text(json.dumps(described, indent=1))
     (options.out / "machine.txt").write_text(machine() + "\n")
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    stack = Stack(
+        seeds,
+        settings.values(),
+        data,
+        teacher,
+        device,
+        sample_weights=torch.stack(factors),
+        smoothing=smoothing,
+        kernels=kernels,
+    )
+    run(stack, list(settings), options.out, f"train{options.first_seed}", stop)
 
 
 def paper_row(options, data: Dataset, teacher, stop: float) -> None:

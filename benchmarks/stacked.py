@@ -45,10 +45,22 @@ class Stack:
         teacher: a network on the same device, or None where all methods are ``"ce"``.
         sample_weights: (len(settings), N), a factor of each training picture's distillation
             term; None for 1.
+        smoothing: (len(settings),), the label smoothing of each cross-entropy; None for 0.
         kernels: the two functions that do the work, as ``TORCH``.
     """
 
-    def __init__(self, seeds, settings, data, teacher, device, sample_weights=None, kernels=TORCH):
+    def __init__(
+        self,
+        seeds,
+        settings,
+        data,
+        teacher,
+        device,
+        *,
+        sample_weights=None,
+        smoothing=None,
+        kernels=TORCH,
+    ):
         self.seeds, self.settings, self.device = list(seeds), list(settings), torch.device(device)
         self.recipe, self.kernels, self.teacher = self.settings[0], kernels, teacher
         self.train, self.validation = data.train.to(device), data.validation.to(device)
@@ -77,6 +89,8 @@ class Stack:
         if sample_weights is None:
             sample_weights = torch.ones(arms, len(self.train))
         self.sample_weights = sample_weights.to(device)
+        smoothing = torch.zeros(arms) if smoothing is None else smoothing
+        self.smoothing = smoothing[:, None].to(device)
         self.ce = torch.tensor([s.ce_weight for s in self.settings], device=device)
         groups = {}
         for arm, s in enumerate(self.settings):
@@ -163,7 +177,9 @@ class Stack:
         """Each student's loss (seeds, settings) on a batch."""
         target = labels[:, None].expand(logits.shape[:-1])
         log_q = logits.log_softmax(-1)
-        total = -self.ce * log_q.gather(-1, target[..., None]).mean((-2, -1))
+        label = log_q.gather(-1, target[..., None]).squeeze(-1)
+        smooth = (1 - self.smoothing) * label + self.smoothing * log_q.mean(-1)
+        total = -self.ce * smooth.mean(-1)
         for loss, temperature, members, weights in self.terms:
             value = loss(
                 logits.index_select(1, members), teacher[:, None], temperature, reduction="none"
