@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py pack --root DIR --to FOLDER      CIFAR-100's training part, 2 pieces
     python benchmarks/gpu.py speed --out DIR                  steps a second, switch by switch
-    python benchmarks/gpu.py search --pictures DIR --out DIR  learning rates, on validation
-    python benchmarks/gpu.py train --pictures DIR --out DIR   the 2x2 and what the weight does
+    python benchmarks/gpu.py train --pictures DIR --out DIR   learning rates, on validation; then
+                                                              the 2x2 and its company
     python benchmarks/gpu.py row --pictures DIR --out DIR     KD, TTM, WTTM by the paper's recipe
 
 DIR of ``pack`` holds ``train/<class>/*.png``. A piece is lossless and below 60 MB, so that it
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from machine import machine
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from stacked import TORCH, Stack
+from stacked import Stack
 
 from ttm_lab import paper
 from ttm_lab.data import Dataset, Split
@@ -152,14 +152,14 @@ def package_loop(teacher, data, settings, rounds: int = 128) -> float:
 
 
 def stack_loop(
-    teacher, data, seeds: int, arms: int, kernels=TORCH, model: str = STUDENT, rounds: int = 60
+    teacher, data, seeds: int, arms: int, compiled=True, model: str = STUDENT, rounds: int = 60
 ) -> float:
     """Seconds a step of a stack, as one replayed graph."""
     settings = [
         replace(three(precision="bfloat16")[arm % 3], model=model, learning_rate=0.01 * (1 + arm))
         for arm in range(arms)
     ]
-    stack = Stack(range(seeds), settings, data, teacher, "cuda", kernels=kernels)
+    stack = Stack(range(seeds), settings, data, teacher, "cuda", compiled=compiled)
     draw = torch.Generator("cuda").manual_seed(0)
     batch = (
         torch.randn(seeds, 64, 32, 32, 3, generator=draw, device="cuda").to(stack.dtype),
@@ -183,18 +183,13 @@ def speed(out: Path, compiled: bool) -> None:
         pd.DataFrame(rows).to_csv(out / "speed.csv", index=False)
 
     note("plain loop, float32", 1, plain_loop(teacher, data))
-    for name, kernels in kernel_sets():
-        for seeds, arms in ((1, 3), (5, 3), (5, 6), (5, 9)):
-            try:
-                note(
-                    f"stack, {name}", seeds * arms, stack_loop(teacher, data, seeds, arms, kernels)
-                )
-            except Exception as error:  # one kind of kernel must not cost the others' figures
-                print(f"stack, {name}: {type(error).__name__}: {error}", flush=True)
-                torch.cuda.synchronize()
+    for fused in (False, True):
+        for seeds, arms in ((1, 3), (5, 3), (5, 9), (5, 14)):
+            each = stack_loop(teacher, data, seeds, arms, fused)
+            note("stack, compiled" if fused else "stack", seeds * arms, each)
     for count in (1, 3):
         each = stack_loop(teacher, data, 1, count, model="resnet56")
-        note("stack of resnet56, torch", count, each)
+        note("stack of resnet56, compiled", count, each)
     note("distill_many, float32", 3, package_loop(teacher, data, three()))
     half = three(precision="bfloat16")
     note("distill_many, bfloat16", 3, package_loop(teacher, data, half))
@@ -204,18 +199,6 @@ def speed(out: Path, compiled: bool) -> None:
         whole = three(precision="bfloat16", compiled=True)
         note("distill_many, bfloat16, compiled", 3, package_loop(teacher, data, whole))
     print(machine())
-
-
-def kernel_sets():
-    """Torch's own kernels, and those of stacked_kernels.py."""
-    yield "torch", TORCH
-    torch._dynamo.config.recompile_limit = 64
-    yield "compiled batch norm", (TORCH[0], torch.compile(TORCH[1], dynamic=False))
-    if not Path(__file__).with_name("stacked_kernels.py").exists():
-        return
-    from stacked_kernels import grouped_conv
-
-    yield "triton", (grouped_conv, torch.compile(TORCH[1], dynamic=False))
 
 
 # The experiment -----------------------------------------------------------------------------------
@@ -243,7 +226,7 @@ def arms(mean_power_sum: float) -> dict[str, Settings]:
     }
 
 
-RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.5)
+RATES = (0.025, 0.05, 0.1, 0.2, 0.5)
 
 
 @torch.no_grad()
@@ -284,6 +267,8 @@ def run(stack: Stack, names, out: Path, name: str, stop: float) -> None:
         row = stack.rows[-1]
         accuracy = row.get("validation_accuracy", row["train_accuracy"]).mean(0)
         shown = " ".join(f"{float(x):.3f}" for x in accuracy)
+        if epoch == 1:
+            stack.second = time.perf_counter()  # the first two make what the others use
         print(f"{name} epoch {epoch + 1}, {took:.2f} s: {shown}", flush=True)
         write(stack, names, out, name, weights=False)
         if time.perf_counter() + took > stop:
@@ -294,16 +279,18 @@ def run(stack: Stack, names, out: Path, name: str, stop: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("pack", "speed", "search", "train", "row"))
+    parser.add_argument("what", choices=("pack", "speed", "train", "row"))
     parser.add_argument("--root", type=Path)
     parser.add_argument("--to", type=Path)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=30, help="at most: as many as fit")
+    parser.add_argument("--search-epochs", type=int, default=10)
+    parser.add_argument("--search-seed", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=500)
-    parser.add_argument("--kernels", default="torch")
+    parser.add_argument("--reserve", type=float, default=40, help="seconds for what is no epoch")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--teacher", default=TEACHER)
     parser.add_argument("--teacher-weights", type=Path)
@@ -320,31 +307,32 @@ def main() -> None:
 
 def experiment(options, stop: float) -> None:
     torch.backends.cudnn.benchmark = True
-    device = options.device
+    device, compiled = options.device, options.device == "cuda"
+    options.rate = 0.0
     data = load(options.pictures)
     teacher = load_teacher(device, options.teacher, options.teacher_weights)
     if options.what == "row":
         return paper_row(options, data, teacher, stop)
     sums = power_sums(teacher, data.to(device))
     named = arms(float(sums.mean()))
-    kernels = TORCH if options.kernels == "torch" else dict(kernel_sets())[options.kernels]
     notes = options.out / "search.json"
-    if options.what == "search":
+    if notes.exists():
+        best = json.loads(notes.read_text())
+    else:
         names = [f"{name} @ {rate}" for name in named for rate in RATES]
         settings = [
-            replace(s, learning_rate=rate, epochs=options.epochs)
+            replace(s, learning_rate=rate, epochs=options.search_epochs)
             for s in named.values()
             for rate in RATES
         ]
-        seeds = range(options.first_seed, options.first_seed + options.seeds)
-        stack = Stack(seeds, settings, data, teacher, device, kernels=kernels)
+        stack = Stack([options.search_seed], settings, data, teacher, device, compiled=compiled)
         run(stack, names, options.out, "search", stop)
         reached = stack.rows[-1]["validation_accuracy"].mean(0).view(len(named), -1)
         best = {name: RATES[int(row.argmax())] for name, row in zip(named, reached, strict=True)}
         notes.write_text(json.dumps(best, indent=1))
-        print(best)
-        return
-    best = json.loads(notes.read_text())
+        print(best, flush=True)
+        options.rate = stack.count * (stack.epoch - 2) / (time.perf_counter() - stack.second)
+        del stack
     settings = {n: replace(s, learning_rate=best[n]) for n, s in named.items()}
     smoothing = {"label smoothing": 0.5}
     weighted, plain = settings["wttm, decay / 10"], settings["ce"]
@@ -368,7 +356,12 @@ def experiment(options, stop: float) -> None:
     settings["label smoothing"] = replace(plain, label="label smoothing")
     if rate != best["kd"]:
         settings["kd at the rate of ce"] = replace(named["kd"], learning_rate=rate)
-    settings = {name: replace(s, epochs=options.epochs) for name, s in settings.items()}
+    epochs = options.epochs
+    if options.rate:  # student epochs a second, as the search went
+        seconds = len(settings) * options.seeds / options.rate
+        epochs = min(epochs, max(2, int((stop - time.perf_counter() - options.reserve) / seconds)))
+        print(f"{seconds:.1f} s an epoch expected, so {epochs} epochs", flush=True)
+    settings = {name: replace(s, epochs=epochs) for name, s in settings.items()}
     factors = [
         orders[n] / orders[n].mean() if n in orders else torch.ones_like(sums) for n in settings
     ]
@@ -385,7 +378,7 @@ def experiment(options, stop: float) -> None:
         device,
         sample_weights=torch.stack(factors),
         smoothing=smoothing,
-        kernels=kernels,
+        compiled=compiled,
     )
     run(stack, list(settings), options.out, f"train{options.first_seed}", stop)
 
@@ -406,8 +399,8 @@ def paper_row(options, data: Dataset, teacher, stop: float) -> None:
         for method in ("kd", "ttm", "wttm")
     }
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    kernels = TORCH if options.kernels == "torch" else dict(kernel_sets())[options.kernels]
-    stack = Stack(seeds, settings.values(), data, teacher, options.device, kernels=kernels)
+    compiled = options.device == "cuda"
+    stack = Stack(seeds, settings.values(), data, teacher, options.device, compiled=compiled)
     run(stack, list(settings), options.out, "row", stop)
     (options.out / "machine.txt").write_text(machine() + "\n")
 

@@ -21,18 +21,28 @@ from ttm_lab.training import epoch_order
 LOSSES = {"kd": kd_loss, "ttm": ttm_loss, "wttm": wttm_loss}
 
 
-def torch_convolution(x: Tensor, weight: Tensor, groups: int, stride: int, padding: int) -> Tensor:
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    return F.conv2d(x, weight, None, stride, padding, 1, groups)
+def convolution(x: Tensor, weight: Tensor, groups: int, stride: int) -> Tensor:
+    """Each group's convolution, of the same size at stride 1.
+
+    cuDNN's kernels for groups know stride 1 only; with stride 2 it takes one group after another,
+    and layouts are changed around it: more than half of a step of 45 students. So 3x3 ones are
+    taken at every pixel and thinned out, and 1x1 ones are products of matrices.
+    """
+    if stride == 1:
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=groups)
+    if weight.shape[-1] > 1:
+        y = F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=groups)
+        return y[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
+    pixels = x[:, :, ::2, ::2].permute(0, 2, 3, 1)
+    rows = pixels.reshape(-1, groups, weight.shape[1]).transpose(0, 1)
+    y = torch.bmm(rows, weight.view(groups, -1, weight.shape[1]).transpose(1, 2))
+    return y.transpose(0, 1).reshape(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
-def torch_batch_norm_relu(x, weight, bias, mean, variance, residual=None, relu=True) -> Tensor:
+def batch_norm_relu(x, weight, bias, mean, variance, residual=None, relu=True) -> Tensor:
     y = F.batch_norm(x, mean, variance, weight, bias, training=True)
     y = y if residual is None else y + residual
     return y.relu_() if relu else y
-
-
-TORCH = torch_convolution, torch_batch_norm_relu
 
 
 class Stack:
@@ -46,7 +56,7 @@ class Stack:
         sample_weights: (len(settings), N), a factor of each training picture's distillation
             term; None for 1.
         smoothing: (len(settings),), the label smoothing of each cross-entropy; None for 0.
-        kernels: the two functions that do the work, as ``TORCH``.
+        compiled: have torch.compile fuse what surrounds the convolutions.
     """
 
     def __init__(
@@ -59,10 +69,12 @@ class Stack:
         *,
         sample_weights=None,
         smoothing=None,
-        kernels=TORCH,
+        compiled=False,
     ):
         self.seeds, self.settings, self.device = list(seeds), list(settings), torch.device(device)
-        self.recipe, self.kernels, self.teacher = self.settings[0], kernels, teacher
+        self.recipe, self.teacher = self.settings[0], teacher
+        torch._dynamo.config.recompile_limit = 64  # a shape at a time, and there are some
+        self.fused = torch.compile(batch_norm_relu, dynamic=False) if compiled else batch_norm_relu
         self.train, self.validation = data.train.to(device), data.validation.to(device)
         half = self.recipe.precision == "bfloat16"
         self.dtype = torch.bfloat16 if half else torch.float32
@@ -138,21 +150,20 @@ class Stack:
 
     def forward(self, images: Tensor, training: bool) -> Tensor:
         """Logits (seeds, settings, B, K) float32 of images (seeds, B, H, W, 3)."""
-        convolution, batch_norm_relu = self.kernels
         p, b, count = self._named(), self.buffers, self.count
 
         def norm(x, name, residual=None, relu=True):
             weight, bias = p[f"{name}.weight"].flatten(), p[f"{name}.bias"].flatten()
             mean, variance = b[f"{name}.running_mean"].view(-1), b[f"{name}.running_var"].view(-1)
             if training:
-                return batch_norm_relu(x, weight, bias, mean, variance, residual, relu)
+                function = self.fused if len(x) == self.recipe.batch_size else batch_norm_relu
+                return function(x, weight, bias, mean, variance, residual, relu)
             y = F.batch_norm(x, mean, variance, weight, bias, training=False)
             y = y if residual is None else y + residual
             return y.relu_() if relu else y
 
         def conv(x, name, stride):
-            weight = p[f"{name}.weight"].flatten(0, 1)
-            return convolution(x, weight, count, stride, weight.shape[-1] // 2)
+            return convolution(x, p[f"{name}.weight"].flatten(0, 1), count, stride)
 
         # students of one seed look at the same pictures: one convolution for each seed
         stem = p["conv1.weight"].view(len(self.seeds), -1, *self.shapes["conv1.weight"][2:])
