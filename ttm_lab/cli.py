@@ -522,55 +522,47 @@ def _parser() -> argparse.ArgumentParser:
     network = "a network, such as resnet56 or wrn-40-2 (an unknown name lists all)"
 
     teacher = add_command(commands, "train-teacher", _train_teacher)
-    teacher.add_argument("--model", required=True, metavar="NAME", help=network)
-    text = "draws initial weights and order (default: 0)"
-    teacher.add_argument("--seed", type=_seed, default=0, metavar="N", help=text)
-    _add_training_options(teacher)
-    _add_data_options(teacher)
+    add = teacher.add_argument
+    add("--model", required=True, metavar="NAME", help=network)
+    add("--seed", type=_seed, default=0, help="draws initial weights and order (default: 0)")
 
     distill = add_command(commands, "distill", _distill)
     add = distill.add_argument
-    text = f"each {network}"
-    add("--pair", type=_pair, required=True, metavar="TEACHER:STUDENT", help=text)
-    text = "of ce, kd, ttm, wttm, dkd, dist (default: ce,kd,ttm,wttm, as far as published)"
-    add("--methods", type=lambda words: words.lower().split(","), metavar="NAMES", help=text)
-    text = "how many students of each method, with the seeds 0 to N-1 (default: 1); or which "
-    text += "seeds, as in 3-5 or 0,7"
-    add("--seeds", type=_number_of_seeds, default=[0], metavar="N", help=text)
-    text = "the teacher's weights: a file, a run's folder, or the word published (default: it is "
-    text += "trained first; for ImageNet's networks, published)"
-    add("--teacher", type=local_path, metavar="PATH", help=text)
-    text = "write everyone's logits on test there (float16)"
-    add("--keep-logits", type=local_path, metavar="FILE.npz", help=text)
-    text = "keep logits for the first N images of each class (default: for all)"
-    add("--per-class", type=positive_number, metavar="N", help=text)
+    add("--pair", type=_pair, required=True, metavar="TEACHER:STUDENT", help=f"each {network}")
+    some = "of ce, kd, ttm, wttm, dkd, dist (default: ce,kd,ttm,wttm, as far as published)"
+    add("--methods", type=lambda words: words.lower().split(","), metavar="NAMES", help=some)
+    many = "students of each method, with the seeds 0 to N-1 (default: 1); or seeds, as 3-5 or 0,7"
+    add("--seeds", type=_number_of_seeds, default=[0], metavar="N", help=many)
+    weights = "the teacher's weights: a file, a run's folder, or the word published (default: "
+    weights += "published for ImageNet's networks; others are trained first)"
+    add("--teacher", type=local_path, metavar="PATH", help=weights)
+    add("--keep-logits", type=local_path, metavar="FILE.npz", help="keep all logits on test there")
+    add("--per-class", type=count, help="keep logits of the first so many images of each class")
     add = distill.add_argument_group("loss, of every method but ce").add_argument
-    for name in _LOSS_FIELDS:
-        option = f"--{name.replace('_', '-')}"
-        add(option, type=float, metavar="X", help="instead of the published one")
+    for name in ("--temperature", "--distill-weight", "--ce-weight"):
+        add(name, type=float, metavar="X", help="instead of the published one")
     add = distill.add_argument_group("speed, of every method but ce").add_argument
-    text = "keep the teacher's logits in runs/remembered and use them again (default: no)"
-    add("--remember", action=argparse.BooleanOptionalAction, help=text)
-    _add_training_options(distill)
-    _add_data_options(distill)
+    kept = "keep the teacher's logits in runs/remembered and use them again (default: no)"
+    add("--remember", action=argparse.BooleanOptionalAction, help=kept)
 
     remember = add_command(commands, "remember-teacher", _remember_teacher)
-    remember.add_argument("--model", required=True, metavar="NAME", help=network)
-    text = "its weights, as for distill (default: it is trained)"
-    remember.add_argument("--teacher", type=local_path, metavar="PATH", help=text)
-    _add_training_options(remember)
-    _add_data_options(remember)
+    add = remember.add_argument
+    add("--model", required=True, metavar="NAME", help=network)
+    add("--teacher", type=local_path, metavar="PATH", help=weights)
 
     evaluate = add_command(commands, "evaluate", _evaluate)
     add = evaluate.add_argument
     add("weights", nargs="+", type=local_path, metavar="PATH", help="run folders, or files")
     add("--model", metavar="NAME", help="whose weights the files hold, such as resnet56")
-    splits, text = ["train", "validation", "test"], "of the data (default: test)"
-    add("--part", choices=splits, default="test", help=text)
-    _add_data_options(evaluate, "those of the run, else ")
+    add("--part", choices=["train", "validation", "test"], default="test", help="default: test")
+
+    for command in (teacher, distill, remember):
+        _add_training_options(command)
+    for command in (teacher, distill, remember, evaluate):
+        _add_data_options(command, "those of the run, else " if command is evaluate else "")
     for command in (distill, evaluate):
-        text = "write the numbers there, too"
-        command.add_argument("--output", type=local_path, metavar="FILE.csv", help=text)
+        table = "write the numbers there, too"
+        command.add_argument("--output", type=local_path, metavar="FILE.csv", help=table)
 
     add = add_command(commands, "fetch-teacher", _fetch_teacher).add_argument
     add("names", nargs="+", metavar="NAME", help="such as resnet56")
@@ -579,46 +571,43 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_training_options(parser) -> None:
+    switch = {"action": "store_const", "const": True}
     add = parser.add_argument_group("training").add_argument
-    text = "what makes training faster at the same accuracy here: bfloat16 where the hardware has "
-    text += "it, and --remember for images of at most 64x64"
-    add("--fast", action="store_true", help=text)
-    text = "run the student through torch.compile (half a minute or more at first)"
-    add("--compiled", action="store_const", const=True, help=text)
-    text = "instead of the recipe's; the learning rate falls at the same shares of them"
-    add("--epochs", type=positive_number, metavar="N", help=text)
-    add("--batch-size", type=positive_number, metavar="N", help="instead of the recipe's")
-    add("--learning-rate", type=float, metavar="X", help="instead of the recipe's")
-    text = "none, crop, crop-flip or resized-crop-flip (default: the recipe's; digits: crop)"
-    add("--augmentation", metavar="KIND", help=text)
-    text = "bfloat16 is autocast: faster on most GPUs, less exact (default: float32)"
-    add("--precision", choices=["float32", "bfloat16"], help=text)
-    text = "also measure every epoch on test, to show the best beside the last"
-    add("--track-test", action="store_const", const=True, help=text)
-    text = "stop each training early, for a trial"
-    add("--max-steps", type=positive_number, metavar="N", help=text)
+    fast = "bfloat16 where the hardware has it, and --remember for images of at most 64x64: faster "
+    fast += "at the same accuracy here"
+    add("--fast", action="store_true", help=fast)
+    add("--compiled", **switch, help="torch.compile the student (half a minute or more at first)")
+    add("--epochs", type=count, help="the learning rate falls at the same shares of them")
+    add("--batch-size", type=count, help="of all processes together (default: the recipe's)")
+    add("--learning-rate", type=float, metavar="X", help="default: the recipe's")
+    kinds = "none, crop, crop-flip or resized-crop-flip (default: the recipe's; digits: crop)"
+    add("--augmentation", metavar="KIND", help=kinds)
+    autocast = "bfloat16 is autocast: faster on most GPUs, less exact (default: float32)"
+    add("--precision", choices=["float32", "bfloat16"], help=autocast)
+    add("--track-test", **switch, help="measure every epoch on test, to show the best as well")
+    add("--max-steps", type=count, help="stop each training early, for a trial")
 
 
-def _add_data_options(parser, default: str = "") -> None:
+def _add_data_options(parser, default: str) -> None:
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     add = parser.add_argument_group("data").add_argument
-    text = "cifar100, cifar10, fashion_mnist, imagenet, folder or digits (default: "
-    text += f"{default}cifar100, and imagenet for its networks)"
-    add("--data", metavar="NAME", help=text)
+    names = "cifar100, cifar10, fashion_mnist, imagenet, folder or digits (default: "
+    names += f"{default}cifar100, and imagenet for its networks)"
+    add("--data", metavar="NAME", help=names)
     add("--root", type=local_path, metavar="DIR", help="where the images are, or should go")
-    text = "side of the images (default: their own; 32 where CIFAR networks get small grey ones; "
-    text += "224 for large ones)"
-    add("--size", type=partial(positive_number, most=10_000), metavar="PIXELS", help=text)
-    text = "of the training images, kept aside (default: 0, as in the paper's code)"
-    add("--validation", type=float, metavar="SHARE", help=text)
-    add("--split-seed", type=_seed, metavar="N", help="draws them (default: 0)")
+    side = "of the images (default: their own; 224 for large ones; 32 where CIFAR networks get "
+    side += "small grey ones)"
+    add("--size", type=partial(count, most=10_000), metavar="PIXELS", help=side)
+    share = "of the training images, kept aside (default: 0, as in the paper's code)"
+    add("--validation", type=float, metavar="SHARE", help=share)
+    add("--split-seed", type=_seed, help="draws them (default: 0)")
     add("--skip-corrupt", action="store_true", help="leave out broken image files")
-    text = "processes that decode image files (default: one for each core, at most 8)"
-    add("--workers", type=int, metavar="N", help=text)
-    add("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    workers = "processes that decode image files (default: one for each core, at most 8)"
+    add("--workers", type=int, help=workers)
 
 
 def local_path(text: str) -> str:
-    """An option's path with ``~`` read as the home folder: shells leave that of --root=~/images."""
+    """Read a path, whose ``~`` is the home folder: shells leave that of --root=~/images."""
     try:
         return str(user_path(text)) if text[:1] == "~" else text
     except ValueError as error:
@@ -635,7 +624,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _number_of_seeds(text: str) -> list[int]:
     if not text.isdigit():
         return several_seeds(text)
-    if positive_number(text) > _MOST_SEEDS:
+    if count(text) > _MOST_SEEDS:
         raise argparse.ArgumentTypeError(
             f"{text} students of each method are more than {_MOST_SEEDS:,}: for one student with "
             f"the seed {text} write {text}-{text}"
@@ -643,8 +632,8 @@ def _number_of_seeds(text: str) -> list[int]:
     return list(range(int(text)))
 
 
-def positive_number(text: str, most: int = _MOST) -> int:
-    """An option's whole number from 1 to ``most``."""
+def count(text: str, most: int = _MOST) -> int:
+    """Read how many: a whole number from 1 to ``most``."""
     number = _whole(text)
     if not 0 < number <= most:
         raise argparse.ArgumentTypeError(
@@ -666,7 +655,7 @@ def _whole(text: str) -> int:
 
 
 def several_seeds(text: str) -> list[int]:
-    """Seeds as in ``0-11`` or ``3,5``."""
+    """Read seeds such as ``0-11`` or ``3,5``."""
     try:
         ends = [part.partition("-")[::2] for part in text.split(",")]
         ranges = [range(_seed(a), _seed(b or a) + 1) for a, b in ends]

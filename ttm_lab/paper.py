@@ -23,20 +23,9 @@ from ttm_lab import runs
 from ttm_lab.analysis import collect_outputs, evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
 from ttm_lab.files import atomic_write, read_table, short, user_path
-from ttm_lab.models import create_model, fetch_teacher, load_weights
+from ttm_lab.models import create_model, fetch_teacher, load_weights, model_name
 from ttm_lab.probability import power_sum, temperature_softmax
 from ttm_lab.training import Settings, Trained, distill_many, train_teacher
-
-# The paper's names of networks, where ours differ.
-_MODELS = {
-    **{f"ResNet-{depth}": f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)},
-    "MobileNet": "timm/mobilenetv1_100",
-    "DeiT III-Small": "timm/deit3_small_patch16_224",
-    "DeiT-Tiny": "timm/deit_tiny_patch16_224",
-    "ShuffleNetV1": "ShuffleV1",
-    "ShuffleNetV2": "ShuffleV2",
-    **{f"wrn-{size}": f"wrn_{size.replace('-', '_')}" for size in ("16-2", "40-1", "40-2")},
-}
 
 # Defaults of the authors' train_student.py, which are the recipe of the RepDistiller benchmark.
 _CIFAR = {"epochs": 240, "batch_size": 64, "augmentation": "crop-flip"}
@@ -119,11 +108,6 @@ def pooled_difference(more: str, less: str) -> pd.Series:
             "p": stats.wilcoxon(d).pvalue,
         }
     )
-
-
-def model_name(name: str) -> str:
-    """A network's name for ``create_model``, from the paper's spelling or ours."""
-    return _MODELS.get(name, name)
 
 
 def pairs(dataset: str = "CIFAR-100") -> list[tuple[str, str]]:
@@ -287,7 +271,7 @@ def check_pair(
 def check_model(name: str) -> None:
     """Raise ``ValueError`` for a name that ``create_model`` does not know; nothing is built."""
     with torch.device("meta"):
-        create_model(model_name(name))
+        create_model(name)
 
 
 def _default_weights(teacher: str, weights: str | Path | None) -> str | Path | None:

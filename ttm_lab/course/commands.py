@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from ttm_lab.cli import add_command, check_output, local_path, positive_number, several_seeds
+from ttm_lab.cli import add_command, check_output, count, local_path, several_seeds
 from ttm_lab.files import atomic_write, find_root, read_table
 
 # Each command imports what it works with when it is called: the help of `ttm-lab` shows these
@@ -49,7 +49,7 @@ def add_commands(commands) -> None:
 
     add = add_command(commands, "search-digits", search_digits).add_argument
     add("--seeds", type=several_seeds, required=True, help="such as 0-11 or 3,5")
-    add("--trials", type=positive_number, default=24, help="for each method (default: 24)")
+    add("--trials", type=count, default=24, help="for each method (default: 24)")
     text = "default: data/results/digits_search.csv in the checkout"
     add("--output", type=local_path, metavar="FILE", help=text)
 
