@@ -78,11 +78,12 @@ def results() -> pd.DataFrame:
 
 
 def pooled_difference(more: str, less: str) -> pd.Series:
-    """What all CIFAR-100 pairs of the paper say together on two methods with published spreads.
+    """One method minus another over all CIFAR-100 pairs of the paper, in points of top-1.
 
-    The differences of top-1 in points, each with the standard error of its runs: pairs, positive
-    (of them), beyond_two_errors (of them), the mean pooled by inverse variance with its error and
-    z, the plain mean with its mean_z, and p of Wilcoxon's two-sided signed-rank test.
+    Each pair's difference has the standard error of its runs. Returns the number of pairs, how
+    many differences are positive and how many are beyond_two_errors, their mean pooled by inverse
+    variance with its error and z, the plain mean with its mean_z, and p of Wilcoxon's two-sided
+    signed-rank test. Raises ``ValueError`` where the paper gives no spreads for a method.
     """
     table = results()
     table = table[(table["dataset"] == "CIFAR-100") & table["method"].isin([more, less])]
@@ -233,7 +234,7 @@ def check_pair(
     weights: str | Path | None = None,
     changes: dict | None = None,
 ) -> None:
-    """Look at the arguments of ``distil_pair`` before data are loaded or a teacher is trained.
+    """Check the arguments of ``distil_pair`` before data are loaded or a teacher is trained.
 
     Published CIFAR-100 weights, if asked for, are fetched here already.
 
