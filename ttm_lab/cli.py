@@ -536,7 +536,7 @@ def _parser() -> argparse.ArgumentParser:
     weights = "the teacher's weights: a file, a run's folder, or the word published (default: "
     weights += "published for ImageNet's networks; others are trained first)"
     add("--teacher", type=local_path, metavar="PATH", help=weights)
-    add("--keep-logits", type=local_path, metavar="FILE.npz", help="keep all logits on test there")
+    add("--keep-logits", type=local_path, metavar="FILE.npz", help="keep logits on test (float16)")
     add("--per-class", type=count, help="keep logits of the first so many images of each class")
     add = distill.add_argument_group("loss, of every method but ce").add_argument
     for name in ("--temperature", "--distill-weight", "--ce-weight"):
