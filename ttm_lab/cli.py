@@ -13,17 +13,13 @@ import signal
 import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
 from ttm_lab import __version__
 from ttm_lab.files import atomic_write, runs_folder, user_path
 
-_LOSS_FIELDS = ("temperature", "distill_weight", "ce_weight")
-_TEACHER_FIELDS = ("remember", "fold_batch_norm")
-_TRAINING_FIELDS = ("epochs", "batch_size", "learning_rate", "augmentation", "precision")
-_TRAINING_FIELDS += ("compiled", "track_test", "max_steps")
 # No machine holds, and nobody waits for, more of anything; each seed is a training of its own.
 _MOST, _MOST_SEEDS = 10**9, 1000
 
@@ -146,7 +142,7 @@ def _train_teacher(options) -> int:
 
     _check_device(options.device)
     paper.check_model(options.model)
-    settings = paper.teacher_settings(options.model, **_changes(options, _TRAINING_FIELDS))
+    settings = paper.teacher_settings(options.model, **_changes(options))
     with distributed.processes(options.device) as device:
         data = _load_data(options, [options.model])
         folder = runs_folder(paper.teacher_folder(data, options.model))
@@ -182,7 +178,7 @@ def _distill(options) -> int:
     _check_device(options.device)
     check_output("--output", options.output, ".csv")
     check_output("--keep-logits", options.keep_logits, ".npz")
-    changes = _changes(options, (*_TRAINING_FIELDS, *_LOSS_FIELDS, *_TEACHER_FIELDS))
+    changes = _changes(options)
     for name in options.pair:
         paper.check_model(name)
     methods = options.methods or _default_methods(teacher, student, changes)
@@ -243,7 +239,7 @@ def _print_row(measured, teacher: str, student: str, changes: dict) -> None:
         sources = paper.published_row(teacher, student, dataset)["source"]
         tables = sources[table.index[known]].str.extract(r"(Table \d+)")[0].unique()
         print(f"paper: Zheng and Yang (ICLR 2024), {', '.join(tables)}")
-        same = ("track_test", "compiled", *_TEACHER_FIELDS)  # up to rounding
+        same = ("track_test", "compiled", "remember")  # up to rounding
         changed = [f"{name}={value}" for name, value in changes.items() if name not in same]
         if changed:
             print(f"These runs differ from the published recipe: {', '.join(changed)}.")
@@ -271,7 +267,7 @@ def _remember_teacher(options) -> int:
 
     model, weights, device = options.model, options.teacher, options.device
     _check_device(device)
-    changes = _changes(options, _TRAINING_FIELDS)
+    changes = _changes(options)
     paper.check_pair(model, model, ["ce"], weights=weights, changes=changes)
     data = _load_data(options, [model])
     teacher = paper.obtain_teacher(
@@ -402,18 +398,18 @@ def _fetch_teacher(options) -> int:
 # What they share ----------------------------------------------------------------------------------
 
 
-def _changes(options, names) -> dict:
-    """The settings that the command line names; the others stay the recipe's.
+def _changes(options) -> dict:
+    """The fields of ``Settings`` that the command line names; the others stay the recipe's.
 
     Digits are moved but, unlike what the recipe does with photographs, not mirrored.
     """
-    from ttm_lab import training
+    from ttm_lab.settings import Settings, fast
 
-    preset = training.fast(options.device) if options.fast else {}
+    preset = fast(options.device) if options.fast else {}
     if options.data == "digits":
         preset["augmentation"] = "crop"
-    given = {name: getattr(options, name, None) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    names = {field.name for field in fields(Settings)} & vars(options).keys() - {"model"}
     return {name: value for name, value in (preset | given).items() if name in names}
 
 

@@ -212,7 +212,7 @@ def dkd_loss(
         TypeError: as `kd_loss`, or labels that are not integers.
         ValueError: as `kd_loss`, labels of another shape or out of range, a weight below 0.
 
-    Source: Zhao, Cui, Song, Qiu and Liang 2022, Eq. 7. A baseline; no notebook teaches it.
+    Source: Zhao, Cui, Song, Qiu and Liang 2022, Eq. 7.
     """
     temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
     _check_weights(target_weight=target_weight, nontarget_weight=nontarget_weight)
@@ -267,7 +267,7 @@ def dist_loss(
         TypeError, ValueError: as `kd_loss`, or a weight below 0.
 
     Source: Huang, You, Wang, Qian and Xu 2022, section 4; the factor T**2 and the 1e-8 added to
-    each denominator are its authors' code's. A baseline; no notebook teaches it.
+    each denominator are from the authors' code.
     """
     temperature = _check(student_logits, teacher_logits, temperature, "mean", check_finite)
     _check_weights(between_weight=between_weight, within_weight=within_weight)
