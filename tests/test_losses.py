@@ -4,6 +4,7 @@ Claims A1 to A8 and facts 3.4, 5.7 and those of section 7 are the exact statemen
 that the course teaches; the tests carry their numbers.
 """
 
+import inspect
 import itertools
 import math
 import shutil
@@ -782,6 +783,21 @@ def test_modules_call_their_functions():
     assert torch.equal(dist(z, v), dist_loss(z, v, 4, between_weight=2, within_weight=3))
     assert "temperature=4" in repr(KDLoss(4))
     assert not list(WTTMLoss(4).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("loss", "function"),
+    [(KDLoss, kd_loss), (WTTMLoss, wttm_loss), (DKDLoss, dkd_loss), (DISTLoss, dist_loss)],
+)
+def test_a_module_shows_and_takes_the_settings_of_its_function(loss, function):
+    parameters = inspect.signature(function).parameters
+    settings = list(parameters)[list(parameters).index("temperature") :]
+    assert list(inspect.signature(loss).parameters) == settings
+    made = loss(temperature=2.0)
+    for name in settings[1:]:  # those not given are shown as well: a run is known by them
+        assert f"{name}={parameters[name].default!r}" in repr(made)
+    with pytest.raises(TypeError, match="'gamma'"):
+        loss(2.0, gamma=0.5)
 
 
 # Bad input ----------------------------------------------------------------------------------------
