@@ -675,7 +675,8 @@ def _add_training_commands(commands) -> None:
         "--methods",
         type=lambda text: text.lower().split(","),
         metavar="NAMES",
-        help="of ce, kd, ttm, wttm, dkd, dist (default: ce,kd,ttm,wttm, as far as published)",
+        help="of ce, kd, ttm, wttm, dkd, dist; each but ce also with +std, such as kd+std, on "
+        "standardised logits (default: ce,kd,ttm,wttm, as far as published)",
     )
     distill.add_argument(
         "--seeds",

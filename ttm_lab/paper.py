@@ -19,11 +19,12 @@ import torch
 from scipy import stats
 from torch import nn
 
-from ttm_lab import runs
+from ttm_lab import objectives, runs
 from ttm_lab.analysis import collect_outputs, evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
 from ttm_lab.files import atomic_write, read_table, short, user_path
 from ttm_lab.models import create_model, fetch_teacher, load_weights
+from ttm_lab.objectives import label_of
 from ttm_lab.probability import power_sum, temperature_softmax
 from ttm_lab.training import Settings, Trained, distill_many, train_teacher
 
@@ -69,7 +70,7 @@ _DEIT = {
 # The paper's data sets, by their names here and numbers of classes.
 _DATASETS = {("cifar100", 100): "CIFAR-100", ("imagenet", 1000): "ImageNet"}
 
-METHODS = {"ce": "CE", "kd": "KD", "ttm": "TTM", "wttm": "WTTM", "dkd": "DKD", "dist": "DIST"}
+METHODS = {name: label_of(name) for name in ("ce", *objectives.METHODS)}
 
 # Paper, Fig. 1: T, lambda, and beta = lambda T / (1 - lambda) by Eq. 19.
 TEMPERATURE, KD_WEIGHT, TTM_WEIGHT = 4.0, 0.9, 36.0
@@ -184,10 +185,10 @@ def settings(
 ) -> Settings:
     """The published settings of a pair and method, with ``changes`` to any field.
 
-    ``method`` is ``"ce"``, ``"kd"``, ``"ttm"`` or ``"wttm"``, and also ``"dkd"`` or ``"dist"``,
-    whose temperature and weight must be given. Temperature and weights of a pair in the paper's
-    Tables 8 to 10 are those of the tables (``hyperparameters``). A pair outside them gets those
-    behind the paper's Fig. 1: T = 4, KD weights 0.1 and 0.9, TTM weight 36, WTTM weight 36 /
+    ``method`` is ``"ce"``, ``"kd"``, ``"ttm"`` or ``"wttm"``; or ``"dkd"``, ``"dist"`` or one with
+    ``+std``, whose temperature and weight must be given. Temperature and weights of a pair in the
+    paper's Tables 8 to 10 are those of the tables (``hyperparameters``). A pair outside them gets
+    those behind the paper's Fig. 1: T = 4, KD weights 0.1 and 0.9, TTM weight 36, WTTM weight 36 /
     ``mean_weight``, the mean of U over the teacher's training images (``mean_power_sum``).
 
     Raises ``ValueError`` where a number is published nowhere and not given (DeiT's temperature
