@@ -34,10 +34,15 @@ METHODS |= {
 
 @dataclass(frozen=True)
 class Output:
-    """What a network says of a batch: ``logits`` (B, K), and ``features`` by name as asked for."""
+    """What a network says of a batch: ``logits`` (B, K), and ``features`` by name as asked for.
+
+    A student's has ``samples``, too: the pictures' places (B,) in the training part, of the whole
+    batch where several processes share it, on the CPU.
+    """
 
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    samples: Tensor | None = None
 
 
 class Term(nn.Module):
@@ -148,10 +153,14 @@ class FeatureTerm(Term):
         self.project = nn.Identity() if project is None else project
         self.student_features, self.teacher_features = (student,), (teacher,)
 
-    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+    def pair(self, student: Output, teacher: Output) -> tuple[Tensor, Tensor]:
+        """The student's feature and the teacher's, in float32, as the networks gave them."""
         feature = student.features[self.student_features[0]]
-        target = teacher.features[self.teacher_features[0]].detach()
-        return self.loss(self.project(feature.float()), target.float())
+        return feature.float(), teacher.features[self.teacher_features[0]].detach().float()
+
+    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+        feature, target = self.pair(student, teacher)
+        return self.loss(self.project(feature), target)
 
     def identity(self):
         named = _named(

@@ -6,7 +6,7 @@ tables ship with the package, each row with its source: ``hyperparameters`` and 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -23,8 +23,9 @@ from ttm_lab import objectives, runs
 from ttm_lab.analysis import collect_outputs, evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
 from ttm_lab.files import atomic_write, read_table, short, user_path
+from ttm_lab.losses import WTTMLoss
 from ttm_lab.models import create_model, fetch_teacher, load_weights
-from ttm_lab.objectives import label_of
+from ttm_lab.objectives import CrossEntropy, Objective, Term, label_of
 from ttm_lab.probability import power_sum, temperature_softmax
 from ttm_lab.training import Settings, Trained, distill_many, train_teacher
 
@@ -242,6 +243,30 @@ def published_loss(
     return (
         {"temperature": TEMPERATURE, "distill_weight": weight[method]} if method in weight else {}
     )
+
+
+def combination(teacher: str, student: str, name: str, make: Callable[..., Term]) -> Objective:
+    """Cross-entropy, WTTM and one more term, with the paper's weights for a pair.
+
+    ``name`` is ``"CRD"`` or ``"ITRD"``. ``make`` makes the term and is called with what the paper
+    sets inside it by name: ``alpha``, ``correlation`` and ``mutual`` for ITRD, nothing for CRD.
+
+        make = partial(features.CRD, "fc:input", "fc:input", (64, 64), data.train.labels)
+        objective = combination("resnet56", "resnet20", "CRD", make)
+        replace(settings("resnet56", "resnet20", "wttm"), method=objective, label="WTTM+CRD")
+
+    Raises ``ValueError`` for a pair or name of which no weights are published.
+    """
+    rows = _of_pair(hyperparameters(), teacher, student)
+    row = rows[rows["method"] == f"WTTM+{name}"].squeeze()
+    given = dict(re.findall(r"(\w+ weight|\w+_\w+) (\d[\d.]*)", row["source"] if len(row) else ""))
+    if f"{name} weight" not in given:
+        raise ValueError(f"no weights of WTTM+{name} from {teacher} to {student} are published")
+    words = {"alpha_it": "alpha", "beta_corr": "correlation", "beta_mi": "mutual"}
+    inside = {words[key]: float(value) for key, value in given.items() if key in words}
+    terms = {"ce": (1, CrossEntropy())}
+    terms["distill"] = float(row["distill_weight"]), WTTMLoss(1 / float(row["exponent"]))
+    return Objective(terms | {name.lower(): (float(given[f"{name} weight"]), make(**inside))})
 
 
 def teacher_folder(data: Dataset, model: str) -> str:
