@@ -105,7 +105,7 @@ def test_standardized_losses_are_methods(data, teacher, name):
         assert given.label == "KD+STD"
         second = distill(teacher, data, given, progress=False)
         assert torch.equal(weights(first), weights(second))
-    assert first.history["distill_loss"].isfinite().all()
+    assert first.history["distill_loss"].between(0, 100).all()
 
 
 def test_label_smoothing_and_confidence_penalty_are_what_their_papers_say():
@@ -127,7 +127,8 @@ def test_label_smoothing_and_confidence_penalty_are_what_their_papers_say():
 
 def test_objectives_that_ask_no_teacher_train_and_are_told_apart(data, teacher, tmp_path):
     def run(terms):
-        settings = Settings("cnn_small", Objective(terms), label="own", **OPTIONS)
+        options = {"epochs": 4, "batch_size": 64, "learning_rate": 0.1}
+        settings = Settings("cnn_small", Objective(terms), label="own", **options)
         return distill(teacher, data, settings, folder=tmp_path, progress=False)
 
     plain = run({"ce": (1, CrossEntropy())})
