@@ -70,8 +70,9 @@ def vid(
 class CRD(FeatureTerm):
     """Contrastive distillation of features (B, D): a bank holds every picture's projections.
 
-    Each picture meets ``negatives`` of other classes, drawn with replacement. Every resume point
-    holds the bank: 8 * dimension bytes a picture, 51 MB for CIFAR-100.
+    Each picture meets ``negatives`` of other classes, drawn with replacement; a step gathers 8 *
+    dimension bytes for each, 1.1 GB for 64 pictures. So much a training picture holds the bank in
+    every resume point, 51 MB for CIFAR-100.
 
     Args:
         labels: of the training part, ``data.train.labels``.
