@@ -70,9 +70,9 @@ def vid(
 class CRD(FeatureTerm):
     """Contrastive distillation of features (B, D): a bank holds every picture's projections.
 
-    Each picture meets ``negatives`` of other classes, drawn with replacement; a step gathers 8 *
-    dimension bytes for each, 1.1 GB for 64 pictures. So much a training picture holds the bank in
-    every resume point, 51 MB for CIFAR-100.
+    Each picture meets ``negatives`` of other classes, drawn with replacement. A step gathers 8 *
+    dimension bytes for each of them, 1.1 GB for 64 pictures. The bank takes as many for each
+    training picture, 51 MB for CIFAR-100, and is part of every resume point.
 
     Args:
         labels: of the training part, ``data.train.labels``.
