@@ -12,7 +12,7 @@ PACKAGE = Path(ttm_lab.__file__).parent
 FLOORS = (
     ("files", "probability", "distributed"),
     ("losses",),
-    ("data", "models", "runs", "teacher_cache", "objectives"),
+    ("data", "models", "runs", "teacher_cache", "objectives", "features"),
     ("settings",),
     ("teacher",),
     ("checks", "progress", "analysis"),

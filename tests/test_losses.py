@@ -24,6 +24,7 @@ from ttm_lab.losses import (
     DISTLoss,
     DKDLoss,
     KDLoss,
+    StandardizedLoss,
     TTMLoss,
     WTTMLoss,
     decompose_ttm,
@@ -755,6 +756,51 @@ def test_baselines_differentiate_and_transform(name):
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(z, v), loss(z, v))
+
+
+@pytest.mark.parametrize("loss", [KDLoss(2.0), TTMLoss(4.0), WTTMLoss(4.0), DKDLoss(4.0)])
+def test_standardized_logits_against_their_definition(loss):
+    """Sun et al. 2024: z-scores as scipy computes them go into the loss, the gradient through."""
+    z, v = pair(0, 10)
+    labels = [torch.arange(6) % 10] if isinstance(loss, DKDLoss) else []
+    rows = [torch.from_numpy(stats.zscore(x.numpy(), axis=1, ddof=1)) for x in (z, v)]
+    got = StandardizedLoss(loss)(z, v, *labels)
+    torch.testing.assert_close(got, loss(*rows, *labels), rtol=1e-6, atol=0)
+    # neither the scale of the logits nor a shift is left
+    moved = StandardizedLoss(loss)(3 * z - 5, 0.1 * v + 7, *labels)
+    torch.testing.assert_close(moved, got, rtol=1e-5, atol=0)
+
+    z.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: StandardizedLoss(loss)(x, v, *labels), z)
+    StandardizedLoss(loss)(z, v, *labels).backward()
+    assert z.grad.sum(1).abs().max() < 1e-12
+    assert (z.grad * z).sum(1).abs().max() < 1e-6  # no gain in a larger scale
+
+
+def test_standardized_kd_of_two_classes_has_a_closed_form():
+    """Two logits a row: z-scores are -1 / sqrt(2) and 1 / sqrt(2), whatever the logits."""
+    z, v = torch.tensor([[0.0, 3.0], [1.0, 9.0]]), torch.tensor([[5.0, 6.0], [6.0, 5.0]])
+    p = 1 / (1 + math.exp(-(2**0.5) / 2.0))
+    wrong_way = 4 * (2 * p - 1) * math.log(p / (1 - p))
+    got = StandardizedLoss(KDLoss(2.0, reduction="none"))(z, v)
+    assert got.tolist() == pytest.approx([0, wrong_way], abs=1e-6)
+
+
+def test_standardized_losses_take_half_precision_and_flat_rows():
+    for dtype in (torch.float16, torch.float32):
+        z, v = pair(0, 10, dtype=dtype)
+        if dtype == torch.float32:
+            z[0] = 2
+        z.requires_grad_()
+        loss = StandardizedLoss(KDLoss(2.0))(z, v)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert z.grad.dtype == dtype
+        assert z.grad.isfinite().all()
+        exact = StandardizedLoss(KDLoss(2.0))(z.detach().double(), v.double())
+        assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="different numbers of classes"):
+        StandardizedLoss(KDLoss(2.0))(z, v[:, :9])
 
 
 def test_decomposition_needs_no_float64_on_the_device():

@@ -1,5 +1,6 @@
 """Checks before any long work: do data, networks, losses and settings fit together?"""
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 
@@ -76,12 +77,14 @@ def check_objective(
     for switch in ("remember", "compiled"):
         if features and getattr(settings, switch):
             raise ValueError(f"{switch}=True does not fit {settings.label}, which uses features")
-    images, labels = next(data.train.batches(2, order=torch.arange(min(2, len(data.train)))))
+    samples = torch.arange(min(2, len(data.train)))
+    images, labels = next(data.train.batches(2, order=samples))
     with recorded(model.eval(), objective.student_features) as seen:
         logits = logits_of(model(images))
     answer = teacher and teacher.ask(images, settings, objective.teacher_features)
     try:
-        terms, reason = objective.eval()(Output(logits, seen), answer, labels), ""
+        objective = copy.deepcopy(objective).eval()  # a memory bank stays as it is
+        terms, reason = objective(Output(logits, seen, samples), answer, labels), ""
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         terms, reason = {"": None}, f" ({error})"
     if not all(isinstance(t, Tensor) and t.ndim == 0 for t in terms.values()):

@@ -525,7 +525,8 @@ def _parser() -> argparse.ArgumentParser:
     distill = add_command(commands, "distill", _distill)
     add = distill.add_argument
     add("--pair", type=_pair, required=True, metavar="TEACHER:STUDENT", help=f"each {network}")
-    some = "of ce, kd, ttm, wttm, dkd, dist (default: ce,kd,ttm,wttm, as far as published)"
+    some = "of ce, kd, ttm, wttm, dkd, dist; each but ce also with +std, such as kd+std, on "
+    some += "standardised logits (default: ce,kd,ttm,wttm, as far as published)"
     add("--methods", type=lambda words: words.lower().split(","), metavar="NAMES", help=some)
     many = "students of each method, with the seeds 0 to N-1 (default: 1); or seeds, as 3-5 or 0,7"
     add("--seeds", type=_number_of_seeds, default=[0], metavar="N", help=many)

@@ -30,6 +30,7 @@ __all__ = [
     "DISTLoss",
     "DKDLoss",
     "KDLoss",
+    "StandardizedLoss",
     "TTMDecomposition",
     "TTMLoss",
     "WTTMLoss",
@@ -344,6 +345,32 @@ class DISTLoss(_LogitLoss):
     """`dist_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
 
     function = staticmethod(dist_loss)
+
+
+class StandardizedLoss(nn.Module):
+    """A loss of logits that lie on one scale: each row minus its mean, over its deviation.
+
+    `StandardizedLoss(KDLoss(2.0))` is the published combination: the student matches how the
+    teacher's logits stand to each other, whatever their scale and shift. With it the temperature
+    counts in standard deviations of a row. Rows without any spread become zeros. Leave out masked
+    classes: a logit of -1e4 would stretch its row.
+
+    Args:
+        loss: called as `loss(student_logits, teacher_logits)`, or with labels behind them.
+
+    Source: Sun, Ren, Li, Wang and Cao 2024, section 4; the sample deviation (K - 1) and the 1e-7
+    added to it are their code's.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, *labels: Tensor) -> Tensor:
+        check_same_classes("student_logits", student_logits, "teacher_logits", teacher_logits)
+        logits = (x.to(_dtype(x, x)) for x in (student_logits, teacher_logits))
+        rows = ((x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-7) for x in logits)
+        return self.loss(*rows, *labels)
 
 
 # The computation ----------------------------------------------------------------------------------

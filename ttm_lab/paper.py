@@ -6,7 +6,7 @@ tables ship with the package, each row with its source: ``hyperparameters`` and 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -18,11 +18,13 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from ttm_lab import runs
+from ttm_lab import objectives, runs
 from ttm_lab.analysis import collect_outputs, evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
 from ttm_lab.files import atomic_write, read_table, short, user_path
+from ttm_lab.losses import WTTMLoss
 from ttm_lab.models import create_model, fetch_teacher, load_weights, model_name
+from ttm_lab.objectives import CrossEntropy, Objective, Term, label_of
 from ttm_lab.probability import power_sum, temperature_softmax
 from ttm_lab.training import Settings, Trained, distill_many, train_teacher
 
@@ -59,7 +61,7 @@ _TORCHDISTILL_KD = "library default of torchdistill (KD config)"
 # The paper's data sets, by their names here and numbers of classes.
 _DATASETS = {("cifar100", 100): "CIFAR-100", ("imagenet", 1000): "ImageNet"}
 
-METHODS = {"ce": "CE", "kd": "KD", "ttm": "TTM", "wttm": "WTTM", "dkd": "DKD", "dist": "DIST"}
+METHODS = {name: label_of(name) for name in ("ce", *objectives.METHODS)}
 
 # Paper, Fig. 1: T, lambda, and beta = lambda T / (1 - lambda) by Eq. 19.
 TEMPERATURE, KD_WEIGHT, TTM_WEIGHT = 4.0, 0.9, 36.0
@@ -170,10 +172,10 @@ def settings(
 ) -> Settings:
     """The published settings of a pair and method, with ``changes`` to any field.
 
-    ``method`` is ``"ce"``, ``"kd"``, ``"ttm"`` or ``"wttm"``, and also ``"dkd"`` or ``"dist"``,
-    whose temperature and weight must be given. Temperature and weights of a pair in the paper's
-    Tables 8 to 10 are those of the tables (``hyperparameters``). A pair outside them gets those
-    behind the paper's Fig. 1: T = 4, KD weights 0.1 and 0.9, TTM weight 36, WTTM weight 36 /
+    ``method`` is ``"ce"``, ``"kd"``, ``"ttm"`` or ``"wttm"``; or ``"dkd"``, ``"dist"`` or one with
+    ``+std``, whose temperature and weight must be given. Temperature and weights of a pair in the
+    paper's Tables 8 to 10 are those of the tables (``hyperparameters``). A pair outside them gets
+    those behind the paper's Fig. 1: T = 4, KD weights 0.1 and 0.9, TTM weight 36, WTTM weight 36 /
     ``mean_weight``, the mean of U over the teacher's training images (``mean_power_sum``).
 
     Raises ``ValueError`` where a number is published nowhere and not given (DeiT's temperature
@@ -218,6 +220,30 @@ def published_loss(
         return {"temperature": TEMPERATURE, "ce_weight": 0.1, "distill_weight": KD_WEIGHT}
     weight = {"ttm": TTM_WEIGHT, "wttm": TTM_WEIGHT / mean_weight if mean_weight else None}
     return {"temperature": TEMPERATURE, "distill_weight": weight[method]}
+
+
+def combination(teacher: str, student: str, name: str, make: Callable[..., Term]) -> Objective:
+    """Cross-entropy, WTTM and one more term, with the paper's weights for a pair.
+
+    ``name`` is ``"CRD"`` or ``"ITRD"``. ``make`` makes the term and is called with what the paper
+    sets inside it by name: ``alpha``, ``correlation`` and ``mutual`` for ITRD, nothing for CRD.
+
+        make = partial(features.CRD, "fc:input", "fc:input", (64, 64), data.train.labels)
+        objective = combination("resnet56", "resnet20", "CRD", make)
+        replace(settings("resnet56", "resnet20", "wttm"), method=objective, label="WTTM+CRD")
+
+    Raises ``ValueError`` for a pair or name of which no weights are published.
+    """
+    rows = _of_pair(hyperparameters(), teacher, student)
+    row = rows[rows["method"] == f"WTTM+{name}"].squeeze()
+    given = dict(re.findall(r"(\w+ weight|\w+_\w+) (\d[\d.]*)", row["source"] if len(row) else ""))
+    if f"{name} weight" not in given:
+        raise ValueError(f"no weights of WTTM+{name} from {teacher} to {student} are published")
+    words = {"alpha_it": "alpha", "beta_corr": "correlation", "beta_mi": "mutual"}
+    inside = {words[key]: float(value) for key, value in given.items() if key in words}
+    terms = {"ce": (1, CrossEntropy())}
+    terms["distill"] = float(row["distill_weight"]), WTTMLoss(1 / float(row["exponent"]))
+    return Objective(terms | {name.lower(): (float(given[f"{name} weight"]), make(**inside))})
 
 
 def teacher_folder(data: Dataset, model: str) -> str:

@@ -44,10 +44,10 @@ class Settings:
     """How one student (or teacher) is trained.
 
     The loss is ``ce_weight * CE + distill_weight * method``. ``method`` is ``"ce"`` (no second
-    term), ``"kd"``, ``"ttm"``, ``"wttm"``, ``"dkd"``, ``"dist"``; a loss of ``ttm_lab.losses`` such
-    as ``WTTMLoss(4.0)``, a function ``loss(student_logits, teacher_logits, labels)`` that returns
-    a scalar tensor, or a ``Term``; or an ``objectives.Objective``, whose terms are then the whole
-    loss.
+    term), ``"kd"``, ``"ttm"``, ``"wttm"``, ``"dkd"``, ``"dist"``, or with ``+std`` behind it on
+    standardised logits; a loss of ``ttm_lab.losses`` such as ``WTTMLoss(4.0)``, a function
+    ``loss(student_logits, teacher_logits, labels)`` that returns a scalar tensor, or a ``Term``;
+    or an ``objectives.Objective``, whose terms are then the whole loss.
 
     The defaults of the optimiser and schedule are the paper's for CIFAR-100 (official code,
     ``train_student.py``): SGD with momentum, learning rate x 0.1 after 150, 180 and 210 of 240

@@ -282,12 +282,13 @@ def _train_together(
             for student in active:
                 student.begin_epoch(epoch)
             report.epoch_starts(epoch, step)
+            order = epoch_order(len(data.train), students[0].seed, epoch)
+            samples = order.split(settings.batch_size)
             for images, labels, answer in _batches(data.train, teacher, active, epoch, start, stop):
                 takers = [s for s in active if s.steps == step and not s.done]
-                size = min(settings.batch_size, len(data.train) - start * settings.batch_size)
                 for student in takers:
                     _seed_noise(student.seed, epoch, start, student.device)
-                    student.step(images, labels, answer, size)
+                    student.step(images, labels, answer, samples[start])
                 step, start = step + 1, start + 1
                 report.batch_done()
                 if start % Meter.BLOCK == 0 and start < stop and clock.due():
@@ -489,14 +490,15 @@ class Student:
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate_at(epoch)
 
-    def step(self, images: Tensor, labels: Tensor, answer: Output | None, size: int) -> None:
-        """One optimiser step on a batch; ``size`` is the batch of all processes."""
+    def step(self, images: Tensor, labels: Tensor, answer: Output | None, samples: Tensor) -> None:
+        """One optimiser step on a batch; ``samples`` are the places of all processes' pictures."""
+        size = len(samples)
         with (
             autocast(self.device, self.settings.precision),
             recorded(self.model, self.objective.student_features) as features,
         ):
             logits = logits_of(self.network(images))
-        terms = self.objective(Output(logits, features), answer, labels)
+        terms = self.objective(Output(logits, features, samples), answer, labels)
         loss = self.objective.total(terms)
         self.optimiser.zero_grad(set_to_none=True)
         (loss * distributed.weight(len(labels), size)).backward()
