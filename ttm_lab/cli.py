@@ -105,6 +105,7 @@ def _main(arguments: list[str]) -> int:
         "reproduce": _reproduce,
         "handout": _handout,
         "search-digits": _search_digits,
+        "plan": _plan,
         "train-teacher": _train_teacher,
         "distill": _distill,
         "evaluate": _evaluate,
@@ -302,6 +303,41 @@ def _default_methods(teacher: str, student: str, changes: dict) -> list[str]:
                 "name --methods, --temperature and --distill-weight)"
             )
     return methods
+
+
+def _plan(options) -> int:
+    import torch
+
+    from ttm_lab import experiments, plans
+
+    torch.set_num_threads(options.threads)
+    plan = plans.find(options.name)
+    if not options.execute:
+        table = experiments.overview(plan)
+        hours = table.loc[~table["done"], "minutes"].sum() / 60
+        table["minutes"] = table["minutes"].map("{:.1f}".format)
+        print(_as_text(table, digits=5))
+        print(
+            f"\n{table['done'].sum()} of {len(table)} are done; one worker takes {hours:.1f} hours"
+        )
+        print(f"here for what is left, with threads={options.threads}. --execute runs it.")
+        return 0
+    failures = 0
+    for group, failed in experiments.execute(
+        plan,
+        seeds=options.seeds,
+        root=options.root,
+        workers=options.jobs,
+        engine=options.engine,
+        card_share=options.card_share,
+    ):
+        done = f"{len(group) - len(failed)} of {len(group)} runs"
+        print(f"{group[0].pair}, seed {group[0].seed}: {done}", flush=True)
+        for arm, message in failed.items():
+            _say(f"{arm}, seed {group[0].seed}, failed: {message}")
+        failures += len(failed)
+    print(f"Rows: {plan.table()}")
+    return 1 if failures else 0
 
 
 def _evaluate(options) -> int:
@@ -627,6 +663,22 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--output", metavar="FILE", help="default: data/results/digits_search.csv in the checkout"
     )
+    plan = commands.add_parser(
+        "plan",
+        help="print or run a plan of experiments",
+        description="Print a plan's runs, what each costs on this machine (measured now), and what "
+        "is done. --execute runs the rest and adds a row each to data/results/NAME.csv.",
+        epilog="Example: ttm-lab plan cifar100-2x2 --execute --root DIR",
+        formatter_class=_HelpFormatter,
+    )
+    plan.add_argument("name", metavar="NAME", help="such as cifar100-2x2 (another word lists all)")
+    plan.add_argument("--execute", action="store_true", help="train and measure what is not done")
+    plan.add_argument("--seeds", type=_seeds, help="only these, such as 0-2 (default: all)")
+    plan.add_argument("--root", metavar="DIR", help="where the pictures are, or should go")
+    plan.add_argument("--jobs", type=_positive, help="at once (default: what cores or cards allow)")
+    plan.add_argument("--threads", type=_positive, default=1, help="of each run (default: 1)")
+    plan.add_argument("--engine", choices=["joblib", "ray"], default="joblib")
+    plan.add_argument("--card-share", type=float, default=1.0, help="of a GPU, for each job")
     _add_training_commands(commands)
     return parser
 

@@ -232,7 +232,7 @@ def measure(student: Trained, data: Dataset, part: str) -> dict:
 def unpack_correct(text: str, pictures: int) -> np.ndarray:
     """A row's column ``correct`` as booleans (pictures,), in the order of the part."""
     packed = np.frombuffer(base64.b64decode(text), np.uint8)
-    return np.unpackbits(packed, count=pictures).astype(bool)
+    return np.unpackbits(packed, count=int(pictures)).astype(bool)
 
 
 def _provenance(plan: Plan) -> dict:

@@ -68,10 +68,12 @@ def kept_cifar100(folder: Path, pair: str, seed: int, root: str | None) -> tuple
     hold the pictures that ``folder``/cifar100_validation.txt lists.
     """
     note = json.loads((folder / "results" / "cifar100_teacher.json").read_text(encoding="utf-8"))
-    if note["steps"] < note["of"] or note["model"] != pair.split(":")[0]:
+    if note["model"] != pair.split(":")[0]:
+        raise ValueError(f"{pair} needs a {pair.split(':')[0]}, kept is a {note['model']}")
+    if note["steps"] < note["of"]:
         raise ValueError(
-            f"the kept {note['model']} is at step {note['steps']:,} of {note['of']:,}, and {pair} "
-            "needs it finished: python benchmarks/cifar100_teacher.py --root DIR, then --keep"
+            f"the kept {note['model']} is at step {note['steps']:,} of {note['of']:,}: finish it "
+            "with python benchmarks/cifar100_teacher.py --root DIR"
         )
     data = load_dataset("cifar100", root=root, validation=0)
     pixels = data.train.images.permute(0, 2, 3, 1).contiguous().numpy()
