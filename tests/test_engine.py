@@ -86,6 +86,22 @@ def test_a_killed_worker_s_task_is_done_again(options, tmp_path):
     assert isinstance(found[1][1], Exception)  # killed each time: given up, and said
 
 
+def stops_at_first(number: int, folder: Path) -> int:
+    mark = folder / str(number)
+    if number == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return number
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
+def test_a_stopped_worker_s_task_is_done_again(tmp_path, monkeypatch, one_thread):
+    monkeypatch.setattr(engine, "_PATIENCE", 5)
+    tasks = [(number, tmp_path) for number in range(2)]
+    found = {n: (r, e) for (n, _), r, e in run_tasks(stops_at_first, tasks, workers=2)}
+    assert found == {0: (0, None), 1: (1, None)}
+
+
 def test_who_leaves_early_leaves_no_worker_behind(one_thread):
     before = set(multiprocessing.active_children())
     with closing(run_tasks(square, [(1,), (3,), (4,)], workers=2)) as ended:

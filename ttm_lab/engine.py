@@ -1,11 +1,14 @@
 """Call a function for many tasks, several at once: joblib on one machine, Ray on a cluster."""
 
 import functools
+import itertools
+import multiprocessing
 import os
 import signal
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +19,8 @@ import torch
 from joblib.externals.loky import BrokenProcessPool, get_reusable_executor
 
 from ttm_lab.files import FileLock
+
+_PATIENCE = 120  # rounds of a second without a sign of life from a worker
 
 
 def free_cores() -> int:
@@ -36,9 +41,10 @@ def run_tasks(
 ) -> Iterator[tuple[tuple, object, Exception | None]]:
     """Call ``function(*task)`` for each task, several at once, in any order.
 
-    A task whose worker was killed runs again in a new pool; one that kills its worker each time
-    fails. Close the iterator (``contextlib.closing``) where it may be left early: that ends the
-    workers at once. They have as many threads as this process, so results are the same bit by bit.
+    A task whose worker was killed, or stopped for two minutes, runs again in a new pool; one that
+    loses its worker each time fails. Close the iterator (``contextlib.closing``) where it may be
+    left early: that ends the workers at once. They have as many threads as this process, so results
+    are the same bit by bit.
 
     Args:
         function: found by import, as are its arguments' kinds; all of them are pickled.
@@ -72,7 +78,8 @@ def _here(function, tasks):
         try:
             result, error = function(*task), None
         except Exception as raised:
-            result, error = None, raised
+            result, error = None, RuntimeError(f"{type(raised).__name__}: {raised}")
+            error.__cause__ = raised
         yield task, result, error
 
 
@@ -87,17 +94,36 @@ def _in_pools(function, tasks, workers: int, slots: list[str]):
             )
             common = function, torch.get_num_threads(), (os.getpid(), folder, *slots)
             calls = [joblib.delayed(_work)(*common, number, left[number]) for number in numbers]
+            ended, over = None, threading.Event()
+            threading.Thread(target=_end_the_silent, args=(folder, over), daemon=True).start()
             try:
-                for number, result, error in pool(calls):
+                ended = pool(calls)
+                for number, result, error in ended:
                     yield left.pop(number), result, error
                 alone = False
             except BrokenProcessPool:  # a worker was killed: what is left runs in a new pool
                 if alone:
-                    message = "its worker was killed each time (is the memory too small?)"
+                    message = "its process was killed each time (is the memory too small?)"
                     yield left.pop(numbers[0]), None, ChildProcessError(message)
                 alone = not alone and len(left) == len(numbers)  # to see which of them it is
             finally:  # on Ctrl-C too: nothing goes on in the background
+                over.set()
+                with warnings.catch_warnings(action="ignore"):  # some tasks are not done: yes
+                    ended and ended.close()
                 get_reusable_executor(reuse=True).shutdown(kill_workers=True)
+
+
+def _end_the_silent(folder: str, over: threading.Event) -> None:
+    """Kill the workers that were stopped: their tasks run again in a new pool."""
+    seen = {}
+    # rounds are counted, not seconds: on Ctrl-Z or in a laptop's sleep all stand still
+    while not over.wait(1):
+        for worker in multiprocessing.active_children():
+            file = Path(folder) / f"{worker.pid}.life"
+            life, (before, rounds) = file.exists() and file.read_text(), seen.get(file, ("", 0))
+            seen[file] = life, rounds + 1 if life and life == before else 0
+            if seen[file][1] > _PATIENCE:
+                worker.kill()
 
 
 def _on_ray(function, tasks, card_share: float):
@@ -142,9 +168,12 @@ def _settle(parent: int, folder: str, *slots: str) -> filelock.BaseFileLock | No
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
 
     def follow():
-        while os.getppid() == parent:
+        for beat in itertools.count():
+            if os.getppid() != parent:
+                os._exit(1)
+            with suppress(OSError):  # the folder is gone: the pool is being ended
+                (Path(folder) / f"{os.getpid()}.life").write_text(str(beat))
             time.sleep(1)
-        os._exit(1)
 
     if os.name == "posix":
         threading.Thread(target=follow, daemon=True).start()
