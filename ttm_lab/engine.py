@@ -120,8 +120,8 @@ def _end_the_silent(folder: str, over: threading.Event) -> None:
     while not over.wait(1):
         for worker in multiprocessing.active_children():
             file = Path(folder) / f"{worker.pid}.life"
-            life, (before, rounds) = file.exists() and file.read_text(), seen.get(file, ("", 0))
-            seen[file] = life, rounds + 1 if life and life == before else 0
+            life, (before, rounds) = file.exists() and file.read_text(), seen.get(file, (None, 0))
+            seen[file] = life, rounds + 1 if life is not False and life == before else 0
             if seen[file][1] > _PATIENCE:
                 worker.kill()
 
@@ -167,12 +167,15 @@ def _settle(parent: int, folder: str, *slots: str) -> filelock.BaseFileLock | No
     """Once in each worker of a pool: take a share of a card, and end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
 
+    sign = Path(folder) / f"{os.getpid()}.life"
+    sign.touch()
+
     def follow():
         for beat in itertools.count():
             if os.getppid() != parent:
                 os._exit(1)
             with suppress(OSError):  # the folder is gone: the pool is being ended
-                (Path(folder) / f"{os.getpid()}.life").write_text(str(beat))
+                sign.write_text(str(beat))
             time.sleep(1)
 
     if os.name == "posix":
