@@ -95,7 +95,8 @@ def _in_pools(function, tasks, workers: int, slots: list[str]):
             common = function, torch.get_num_threads(), (os.getpid(), folder, *slots)
             calls = [joblib.delayed(_work)(*common, number, left[number]) for number in numbers]
             ended, over = None, threading.Event()
-            threading.Thread(target=_end_the_silent, args=(folder, over), daemon=True).start()
+            if os.name == "posix":
+                threading.Thread(target=_end_the_silent, args=(folder, over), daemon=True).start()
             try:
                 ended = pool(calls)
                 for number, result, error in ended:
@@ -123,7 +124,7 @@ def _end_the_silent(folder: str, over: threading.Event) -> None:
             life, (before, rounds) = file.exists() and file.read_text(), seen.get(file, (None, 0))
             seen[file] = life, rounds + 1 if life is not False and life == before else 0
             if seen[file][1] > _PATIENCE:
-                worker.kill()
+                os.kill(worker.pid, signal.SIGKILL)  # loky's processes have no kill()
 
 
 def _on_ray(function, tasks, card_share: float):
