@@ -27,15 +27,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A local Ray cluster of two cores; skips where Ray is not installed."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
-
-
 def square(number: int) -> tuple[int, int]:
     if number == 2:
         raise ValueError("no twos")

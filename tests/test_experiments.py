@@ -100,19 +100,16 @@ def test_what_has_a_row_or_a_finished_run_is_not_trained_again(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("engine", ["joblib", "ray"])
-def test_side_by_side_and_killed_on_the_way_gives_the_rows_of_one_after_the_other(engine, tmp_path):
+def test_side_by_side_and_killed_on_the_way_gives_the_rows_of_one_after_the_other(
+    engine, tmp_path, request
+):
     options = {"workers": 2} if engine == "joblib" else {"engine": "ray"}
     if engine == "ray":
-        ray = pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        request.getfixturevalue("cluster")
     plan = make_plan()
     list(execute(plan, results=tmp_path / "loop", workers=1))
     killed = make_plan(name="other")
-    try:
-        ended = list(execute(killed, results=tmp_path, root=str(tmp_path), **options))
-    finally:
-        if engine == "ray":
-            ray.shutdown()
+    ended = list(execute(killed, results=tmp_path, root=str(tmp_path), **options))
     assert (tmp_path / "1.killed").exists()
     assert [failed for _, failed in ended] == [{}, {}]
     first, second = plan.rows(tmp_path / "loop"), killed.rows(tmp_path)
