@@ -41,6 +41,7 @@ __all__ = [
     "distill",
     "distill_many",
     "fast",
+    "find_runs",
     "remember_teacher",
     "train_teacher",
 ]
@@ -149,6 +150,23 @@ def distill_many(
     return _train(teacher, data, settings, seeds, folder, **options)
 
 
+def find_runs(
+    teacher: nn.Module | Trained | None,
+    data: Dataset,
+    settings: Sequence[Settings],
+    *,
+    seeds: Sequence[int] = (0,),
+    folder: str | Path,
+) -> list[runs.Run]:
+    """The runs that ``distill_many`` (or, without a teacher, ``train_teacher``) has in ``folder``.
+
+    In the order seeds x settings; ``finished`` says of each whether it is. Nothing is trained.
+    """
+    network = teacher.model if isinstance(teacher, Trained) else teacher
+    _, _, students = _prepare(network, data, settings, seeds, folder, default_device(None))
+    return [student.run for student in students]
+
+
 def remember_teacher(
     teacher: nn.Module | Trained,
     data: Dataset,
@@ -207,18 +225,7 @@ def _train(
         checkpoint_seconds = CHECKPOINT_SECONDS
     device = default_device(device)
     check_data(data, settings)
-    source = {"name": data.name, "seed": data.seed}
-    source["sha256"] = data.fingerprint if folder is not None else None
-    data = data.to(device)
-    if teacher is not None:
-        fingerprint = runs.weights_fingerprint(teacher)
-        check_network("teacher", teacher.to(device), data)
-        teacher = Teacher(teacher, fingerprint, data, settings, device)
-    students = [
-        Student(s, seed, data, device=device, teacher=teacher, source=source, folder=folder)
-        for seed in seeds
-        for s in settings
-    ]
+    data, teacher, students = _prepare(teacher, data, settings, seeds, folder, device)
     if folder is not None:
         _name_old_runs(Path(folder))
     unfinished = [s for s in students if not (s.run and s.run.finished)]
@@ -255,6 +262,23 @@ def _train(
     if len(trained) < len(students):
         raise Diverged([s.diverged for s in students if s.diverged], trained)
     return trained
+
+
+def _prepare(teacher, data, settings, seeds, folder, device):
+    """Data and teacher on the device, and a student for each seed and settings."""
+    source = {"name": data.name, "seed": data.seed}
+    source["sha256"] = data.fingerprint if folder is not None else None
+    data = data.to(device)
+    if teacher is not None:
+        fingerprint = runs.weights_fingerprint(teacher)
+        check_network("teacher", teacher.to(device), data)
+        teacher = Teacher(teacher, fingerprint, data, settings, device)
+    students = [
+        Student(s, seed, data, device=device, teacher=teacher, source=source, folder=folder)
+        for seed in seeds
+        for s in settings
+    ]
+    return data, teacher, students
 
 
 def _train_together(
