@@ -19,6 +19,7 @@ def cluster():
     ray = pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        patch.setenv("RAY_raylet_start_wait_time_s", "240")  # on a busy machine
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield ray
         ray.shutdown()
