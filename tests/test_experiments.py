@@ -176,7 +176,7 @@ def test_the_command_prints_a_plan_and_then_runs_what_is_left(tmp_path, monkeypa
     never = replace(KD, model="resnet8", label="too large")
     monkeypatch.setitem(plans.PLANS, "trial", lambda: make_plan([KD], seeds=(0, 1)))
     monkeypatch.setitem(plans.PLANS, "both", lambda: make_plan([KD, never], seeds=(0, 1)))
-    monkeypatch.setattr(Plan.table, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(experiments, "find_root", lambda: tmp_path)  # its data/results are used
     assert cli.main(["plan", "trial"]) == 0
     assert "0 of 2 are done" in capsys.readouterr().out
     assert cli.main(["plan", "both", "--execute", "--jobs", "1", "--seeds", "0"]) == 1
