@@ -145,7 +145,7 @@ class Ours:
             )
             for method in methods
         ]  # fmt: skip
-        self.teacher = Teacher(teacher, "benchmark", self.data, self.settings, device)
+        self.teacher = Teacher(teacher, self.data, self.settings, device)
         self.teacher.open_caches(self.data, self.settings, None)
         self.students = [training.Student(s, 1, self.data, device=device) for s in self.settings]
         for student in self.students:

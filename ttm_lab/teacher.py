@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.models import logits_of
 from ttm_lab.objectives import Output, recorded
+from ttm_lab.runs import weights_fingerprint
 from ttm_lab.settings import Settings
 from ttm_lab.teacher_cache import TeacherCache, cache_file
 
@@ -19,20 +20,20 @@ class Teacher:
     """A network in evaluation mode on its device, and the caches of its answers.
 
     Args:
-        network: the teacher; it gets no gradient. fingerprint: of its weights, names cache files.
+        network: the teacher; it gets no gradient.
         data, settings: what it will be asked about and how, on ``device``.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        fingerprint: str,
         data: Dataset,
         settings: Sequence[Settings],
         device: torch.device,
     ):
+        self.fingerprint = weights_fingerprint(network)  # names runs and cache files
         self.network = network.to(device, memory_format=torch.channels_last).eval()
-        self.fingerprint, self.device, self.caches = fingerprint, device, {}
+        self.device, self.caches = device, {}
         self.folded = self.network
         if any(s.fold_batch_norm for s in settings):
             probe, _ = next(data.train.batches(2))

@@ -48,9 +48,6 @@ __all__ = [
 # Raise it with every change that changes the numbers of a training: it is part of a run's identity.
 NUMERICS = 1
 
-# Seconds between two resume points, unless ``checkpoint_seconds`` says otherwise.
-CHECKPOINT_SECONDS = 30.0
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -89,7 +86,7 @@ def train_teacher(
     """
     if settings.method != "ce":
         raise ValueError(f"a teacher learns from labels: method={settings.method!r} must be 'ce'")
-    return _train(None, data, [settings], [seed], folder, **options)[0]
+    return distill_many(None, data, [settings], seeds=[seed], folder=folder, **options)[0]
 
 
 def distill(
@@ -106,47 +103,102 @@ def distill(
 
 
 def distill_many(
-    teacher: nn.Module | Trained,
+    teacher: nn.Module | Trained | None,
     data: Dataset,
     settings: Sequence[Settings],
     *,
     seeds: Sequence[int] = (0,),
     folder: str | Path | None = None,
-    **options,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+    checkpoint_seconds: float = 30.0,
+    remembered: str | Path | None = None,
 ) -> list[Trained]:
     """Train a student for each of ``settings`` and each seed, all from one teacher.
 
     Settings of one seed and batch size go through the data together and share every teacher
     pass. Each student is the one that ``distill`` alone would give.
 
-    Parameters
-    ----------
-    teacher: network or ``Trained``; put into eval mode and channels-last layout, gets no gradient.
-    data: images and labels; metrics are taken on its train and validation parts, never on test.
-    settings: one ``Settings`` a student, each different.
-    seeds: whole numbers; a seed decides initial weights and the order of the images.
-    folder: where runs are kept and looked up (``runs.runs_folder``); None keeps nothing. A
-        finished run is loaded, a broken-off one resumed, and both end bit-identical to a run
-        that was never interrupted (same machine, same number of threads).
-    device: ``"cpu"``, ``"cuda"``, ...; default: a GPU if there is one.
-    progress: True, False, or None: a bar at a screen, a line an epoch in a batch.
-    checkpoint_seconds: least time between two resume points (default 30; 0: every epoch).
-    remembered: the folder of files with remembered logits, for settings with ``remember``
-        (default: ``remembered`` beside ``folder``; in memory if that is None).
+    Args:
+        teacher: a network or ``Trained``; put into eval mode and channels-last layout, gets no
+            gradient. None only where every method is ``"ce"``.
+        data: images and labels; metrics are taken on its train and validation parts, never on
+            test, unless a setting says ``track_test``.
+        settings: one ``Settings`` a student, each different.
+        seeds: whole numbers; a seed decides initial weights and the order of the images.
+        folder: where runs are kept and looked up (``files.runs_folder``); None keeps nothing. A
+            finished run is loaded, a broken-off one resumed, and both end bit-identical to a run
+            that was never interrupted (same machine, same number of threads).
+        device: ``"cpu"``, ``"cuda"``, ...; default: a GPU if there is one.
+        progress: True, False, or None: a bar at a screen, a line an epoch in a batch.
+        checkpoint_seconds: least time between two resume points; 0 keeps one after every epoch.
+        remembered: the folder of files with remembered logits, for settings with ``remember``
+            (default: ``remembered`` beside ``folder``; in memory if that is None).
 
-    Returns the students in the order seeds x settings. Their ``history`` has one row an epoch:
-    loss, ce_loss, distill_loss; accuracy, entropy (mean Shannon entropy of q, nats), confidence
-    (mean largest q) and distance (mean D(p_T || q), nats) with the prefixes ``train_`` (over the
-    epoch, while the weights change) and ``validation_`` (after the epoch).
+    Returns:
+        The students in the order seeds x settings. Their ``history`` has one row an epoch: loss,
+        ce_loss, distill_loss; accuracy, entropy (mean Shannon entropy of q, nats), confidence
+        (mean largest q) and distance (mean D(p_T || q), nats) with the prefixes ``train_`` (over
+        the epoch, while the weights change) and ``validation_`` (after the epoch).
 
-    Raises ``ValueError`` for settings that do not fit the data or the teacher, ``Diverged`` after
-    the other students are done if a loss became infinite or NaN.
+    Raises:
+        ValueError: settings do not fit the data or the teacher.
+        Diverged: a loss became infinite or NaN; raised after the other students are done.
     """
-    if isinstance(teacher, Trained):
-        teacher = teacher.model
-    if not isinstance(teacher, nn.Module):
-        raise TypeError(f"teacher must be a network or Trained, got {type(teacher).__name__}")
-    return _train(teacher, data, settings, seeds, folder, **options)
+    settings, seeds = list(settings), [whole_number("seed", seed, 2**64) for seed in seeds]
+    if any(seed < 0 for seed in seeds):
+        raise ValueError(f"seeds {seeds} must not be negative")
+    if not settings or not seeds:
+        raise ValueError("there is nothing to train: give at least one Settings and one seed")
+    if len(set(settings)) < len(settings) or len(set(seeds)) < len(seeds):
+        labels = [s.label for s in settings]
+        raise ValueError(f"settings {labels} and seeds {seeds} must each be different")
+    if teacher is not None or any(s.method != "ce" for s in settings):
+        teacher = _network(teacher)
+    device = default_device(device)
+    check_data(data, settings)
+    source = {"name": data.name, "seed": data.seed}
+    source["sha256"] = data.fingerprint if folder is not None else None
+    data = data.to(device)
+    if teacher is not None:
+        teacher = Teacher(teacher, data, settings, device)
+        check_network("teacher", teacher.network, data)
+    students = [
+        Student(s, seed, data, device=device, teacher=teacher, source=source, folder=folder)
+        for seed in seeds
+        for s in settings
+    ]
+    if folder is not None:
+        _name_old_runs(Path(folder))
+    unfinished = [s for s in students if not (s.run and s.run.finished)]
+    if device.type == "cpu" and any(s.settings.compiled for s in unfinished):
+        check_compiler()
+    folders = [student.run.folder for student in students if student.run]
+    if len(set(folders)) < len(folders):
+        raise ValueError("two settings hold losses of the same name and values: keep one")
+
+    # Nothing random that happens in here reaches the caller. On a GPU, cuDNN keeps to algorithms
+    # that give the same bits each time, in float32 where float32 was asked for.
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ),
+    ):
+        for student in students[: len(settings)]:
+            check_student(student.model, student.settings, data)
+            check_objective(student.model, student.objective, student.settings, teacher, data)
+        if teacher is not None:
+            if folder is not None and remembered is None:
+                remembered = Path(folder).parent / "remembered"
+            teacher.open_caches(data, settings, remembered)
+        for _, group in groupby(sorted(students, key=_company), key=_company):
+            _train_together(list(group), teacher, data, progress, checkpoint_seconds)
+
+    trained = [s.result() for s in students if not s.diverged]
+    if len(trained) < len(students):
+        raise Diverged([s.diverged for s in students if s.diverged], trained)
+    return trained
 
 
 def remember_teacher(
@@ -165,14 +217,11 @@ def remember_teacher(
     there. Raises what ``distill_many`` raises for data and teacher, and ``TeacherCache`` for the
     file.
     """
-    settings = replace(settings, remember=True)
-    network = teacher.model if isinstance(teacher, Trained) else teacher
-    device = default_device(device)
+    settings, device = replace(settings, remember=True), default_device(device)
     check_data(data, [settings])
-    fingerprint = runs.weights_fingerprint(network)
     data = data.to(device)
-    check_network("teacher", network.to(device), data)
-    asked = Teacher(network, fingerprint, data, [settings], device)
+    asked = Teacher(_network(teacher), data, [settings], device)
+    check_network("teacher", asked.network, data)
     asked.open_caches(data, [settings], remembered)
     (memory,) = asked.caches.values()
     total = len(data.train) * data.train.count_views(settings.augmentation)
@@ -183,78 +232,18 @@ def remember_teacher(
     return memory
 
 
-def _train(
-    teacher: nn.Module | None,
-    data: Dataset,
-    settings: Sequence[Settings],
-    seeds: Sequence[int],
-    folder: str | Path | None,
-    *,
-    device: str | torch.device | None = None,
-    progress: bool | None = None,
-    checkpoint_seconds: float | None = None,
-    remembered: str | Path | None = None,
-) -> list[Trained]:
-    settings, seeds = list(settings), [whole_number("seed", seed, 2**64) for seed in seeds]
-    if any(seed < 0 for seed in seeds):
-        raise ValueError(f"seeds {seeds} must not be negative")
-    if not settings or not seeds:
-        raise ValueError("there is nothing to train: give at least one Settings and one seed")
-    if len(set(settings)) < len(settings) or len(set(seeds)) < len(seeds):
-        labels = [s.label for s in settings]
-        raise ValueError(f"settings {labels} and seeds {seeds} must each be different")
-    if checkpoint_seconds is None:
-        checkpoint_seconds = CHECKPOINT_SECONDS
-    device = default_device(device)
-    check_data(data, settings)
-    source = {"name": data.name, "seed": data.seed}
-    source["sha256"] = data.fingerprint if folder is not None else None
-    data = data.to(device)
-    if teacher is not None:
-        fingerprint = runs.weights_fingerprint(teacher)
-        check_network("teacher", teacher.to(device), data)
-        teacher = Teacher(teacher, fingerprint, data, settings, device)
-    students = [
-        Student(s, seed, data, device=device, teacher=teacher, source=source, folder=folder)
-        for seed in seeds
-        for s in settings
-    ]
-    if folder is not None:
-        _name_old_runs(Path(folder))
-    unfinished = [s for s in students if not (s.run and s.run.finished)]
-    if device.type == "cpu" and any(s.settings.compiled for s in unfinished):
-        check_compiler()
-    folders = [student.run.folder for student in students if student.run]
-    if len(set(folders)) < len(folders):
-        raise ValueError("two settings hold losses of the same name and values: keep one")
+def _network(teacher: nn.Module | Trained) -> nn.Module:
+    network = teacher.model if isinstance(teacher, Trained) else teacher
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"teacher must be a network or Trained, got {type(teacher).__name__}")
+    return network
 
-    def group_key(student):
-        s = student.settings
-        features = bool(student.objective.teacher_features)  # asked for apart from the cache
-        return student.seed, s.batch_size, *way_of_asking(s), features
 
-    # Nothing random that happens in here reaches the caller. On a GPU, cuDNN keeps to algorithms
-    # that give the same bits each time, in float32 where float32 was asked for.
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ),
-    ):
-        for student in students[: len(settings)]:
-            check_student(student.model, student.settings, data)
-            check_objective(student.model, student.objective, student.settings, teacher, data)
-        if teacher is not None:
-            if folder is not None and remembered is None:
-                remembered = Path(folder).parent / "remembered"
-            teacher.open_caches(data, settings, remembered)
-        for _, group in groupby(sorted(students, key=group_key), key=group_key):
-            _train_together(list(group), teacher, data, progress, checkpoint_seconds)
-
-    trained = [s.result() for s in students if not s.diverged]
-    if len(trained) < len(students):
-        raise Diverged([s.diverged for s in students if s.diverged], trained)
-    return trained
+def _company(student: "Student") -> tuple:
+    """Students with the same of this see the same batches, and share the teacher's answers."""
+    s = student.settings
+    features = bool(student.objective.teacher_features)  # asked for apart from the cache
+    return student.seed, s.batch_size, *way_of_asking(s), features
 
 
 def _train_together(
