@@ -48,8 +48,8 @@ def check_network(name: str, model: nn.Module, data: Dataset) -> None:
 def check_student(model: nn.Module, settings: Settings, data: Dataset) -> None:
     """Ask a student, in training too, on a batch as small as its smallest."""
     check_network(settings.model, model, data)
-    images, size, steps = len(data.train), settings.batch_size, settings.max_steps
-    cut = steps is not None and steps * size < images
+    images, size = len(data.train), settings.batch_size
+    cut = settings.steps(images) * size < images
     smallest = min(2, size if cut else images % size or size)
     probe, _ = next(data.train.batches(2, order=torch.arange(min(images, smallest))))
     # on copies of what batch norm would move

@@ -16,7 +16,7 @@ from ttm_lab.teacher_cache import TeacherCache
 
 
 class Clock:
-    """Tells when the next resume point is due: the same to all processes."""
+    """Has resume points written, ``seconds`` apart: all processes at the same time."""
 
     def __init__(self, seconds: float, device: torch.device):
         self.seconds, self.device = seconds, device
@@ -27,6 +27,14 @@ class Clock:
 
     def reset(self) -> None:
         self.saved = time.monotonic()
+
+    def save_when_due(self, students) -> None:
+        """Write the resume points of those that have steps left, if it is time."""
+        if self.due():
+            for student in students:
+                if not student.done:
+                    student.save_checkpoint()
+            self.reset()
 
 
 class Meter:

@@ -133,6 +133,11 @@ class Settings:
         if not self.label:
             object.__setattr__(self, "label", label_of(method))
 
+    def steps(self, images: int) -> int:
+        """How many steps of the optimiser a training with so many images takes."""
+        steps = self.epochs * math.ceil(images / self.batch_size)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
     def learning_rate_at(self, epoch: int) -> float:
         """The learning rate of ``epoch``, counted from 0."""
         if epoch < self.warmup_epochs:

@@ -279,20 +279,15 @@ def _train_together(
                     student.step(images, labels, answer, size)
                 step, start = step + 1, start + 1
                 report.batch_done()
-                if start % Meter.BLOCK == 0 and start < stop and clock.due():
-                    for student in (s for s in takers if not s.done):
-                        student.save_checkpoint()
-                    clock.reset()
+                if start % Meter.BLOCK == 0 and start < stop:
+                    clock.save_when_due(takers)
             for student in active:
                 student.end_epoch(epoch, held_out)
             report.epoch_done(epoch, active)
             for student in active:
                 if student.done:
                     student.finish()
-            if clock.due():
-                for student in (s for s in active if not s.done):
-                    student.save_checkpoint()
-                clock.reset()
+            clock.save_when_due(active)
         report.close(teacher and teacher.caches.get(way_of_asking(settings)))
 
 
@@ -381,9 +376,7 @@ class Student:
             distill_weight=settings.distill_weight,
         ).to(device)
         self.per_epoch = math.ceil(len(data.train) / settings.batch_size)
-        self.last_step = settings.epochs * self.per_epoch
-        if settings.max_steps is not None:
-            self.last_step = min(self.last_step, settings.max_steps)
+        self.last_step = settings.steps(len(data.train))
         self.steps, self.rows, self.diverged = 0, [], ""
         self.meter = Meter(settings.temperature or 1.0, device)
         self.run = None
@@ -415,24 +408,19 @@ class Student:
         """Take over what the run folder already has: the result, or the newest checkpoint."""
         if self.run is None:
             return
-        state = None
-        if distributed.rank() == 0:
-            if self.run.finished:
-                rows = self.run.load(self.model, self.objective).to_dict("records")
-                state = {"steps": self.last_step, "rows": rows}
-                state |= {"model": self.model.state_dict()} if distributed.count() > 1 else {}
-            else:
-                state = self.run.load_checkpoint(self.resume)
+        first, state = distributed.rank() == 0, None
+        if distributed.agree(self.run.finished, self.device):
+            rows = self.run.load(self.model, self.objective).to_dict("records") if first else []
+            self.steps, self.rows = self.last_step, distributed.from_first(rows, self.device)
+            if distributed.count() > 1:
+                weights = distributed.from_first(self.model.state_dict(), self.device)
+                self.model.load_state_dict(weights)
+            return
+        if first:
+            state = self.run.load_checkpoint(self.resume)
         state = distributed.from_first(state, self.device)
-        if state is None:
-            return
-        if "optimiser" in state:
-            if distributed.rank() > 0:
-                self.resume(state)
-            return
-        self.steps, self.rows = state["steps"], state["rows"]
-        if "model" in state:
-            self.model.load_state_dict(state["model"])
+        if state is not None and not first:
+            self.resume(state)
 
     def resume(self, state: dict) -> None:
         """Take over a resume point. Raises ``ValueError`` with the field that is wrong."""
