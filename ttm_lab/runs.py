@@ -113,11 +113,18 @@ def environment() -> dict:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
     packages = ("ttm-lab", "torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn")
     changed = git("status", "--porcelain", "--untracked-files=no")
+    program = Path(sys.argv[0]).name  # without the folders of this machine
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([_program(), *sys.argv[1:]]),
+        "command": shlex.join(["ttm-lab" if program == "__main__.py" else program, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
@@ -127,21 +134,13 @@ def environment() -> dict:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git_commit": git("rev-parse", "HEAD"),
         "git_changed": None if changed is None else bool(changed),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: version(name) for name in packages},
     }
 
 
-def _program() -> str:
-    """How this process was called, without the folders of this machine."""
-    path = Path(sys.argv[0])
-    return "ttm-lab" if path.name == "__main__.py" else path.name
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def is_finished(folder: str | Path) -> bool:
+    """Whether the run in a folder is finished: the one rule that everybody asks."""
+    return (Path(folder) / "model.safetensors").exists()
 
 
 class Run:
@@ -173,28 +172,27 @@ class Run:
 
         What decides the result is known, so neither a damaged nor a deleted file loses a run.
         """
-        for name, content in (
-            ("config.json", lambda: self.config),
-            ("environment.json", environment),
-        ):
-            path = self.folder / name
-            there = path.read_bytes() if path.exists() else b""
-            if name == "environment.json" and (there or self.finished):
-                continue  # of a finished run, this process's would be another
-            text = json.dumps(content(), indent=1)
-            if there == text.encode():
-                continue
-            if there or not new:
-                what = "damaged" if there else "deleted"
-                warnings.warn(f"{path} was {what}; it is written anew", stacklevel=3)
-            atomic_write(path, text)
+        config, about = self.folder / "config.json", self.folder / "environment.json"
+        text = json.dumps(self.config, indent=1)
+        there = config.read_bytes() if config.exists() else b""
+        if there != text.encode():
+            self._write_anew(config, text, "damaged" if there else "" if new else "deleted")
+        # of a finished run, this process's would be another
+        if not self.finished and not (about.exists() and about.stat().st_size):
+            text = json.dumps(environment(), indent=1)
+            self._write_anew(about, text, "" if new else "deleted")
+
+    def _write_anew(self, path: Path, text: str, lost: str) -> None:
+        if lost:
+            warnings.warn(f"{path} was {lost}; it is written anew", stacklevel=4)
+        atomic_write(path, text)
 
     def __exit__(self, *_error) -> None:
         self._lock.release()
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "model.safetensors").exists()
+        return is_finished(self.folder)
 
     def finish(
         self,
@@ -211,19 +209,16 @@ class Run:
         table = history.to_csv(index=False).encode()
         atomic_write(self.folder / "metrics.csv", table)
         if objective is not None and objective.state_dict():
-            parts = {name: tensor.contiguous() for name, tensor in objective.state_dict().items()}
-            notes = {"run": identity(self.config), "weights_sha256": weights_sha256(parts)}
-            weights = safetensors_bytes(parts, {"ttm_lab": json.dumps(notes)})
-            atomic_write(self.folder / "objective.safetensors", weights)
-        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        notes = {
-            "run": identity(self.config),
-            "weights_sha256": weights_sha256(state),
-            "metrics_sha256": hashlib.sha256(table).hexdigest(),
-        }
-        weights = safetensors_bytes(state, {"ttm_lab": json.dumps(notes)})
-        atomic_write(self.folder / "model.safetensors", weights)
+            self._write_weights("objective", objective)
+        checksum = hashlib.sha256(table).hexdigest()
+        self._write_weights("model", model, metrics_sha256=checksum)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+
+    def _write_weights(self, name: str, module: torch.nn.Module, **notes: str) -> None:
+        state = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
+        notes = {"run": identity(self.config), "weights_sha256": weights_sha256(state)} | notes
+        content = safetensors_bytes(state, {"ttm_lab": json.dumps(notes)})
+        atomic_write(self.folder / f"{name}.safetensors", content)
 
     def load(
         self, model: torch.nn.Module, objective: torch.nn.Module | None = None
