@@ -6,6 +6,7 @@ Everything works on plain arrays of logits (N, K) and labels (N,), from any fram
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,25 +102,6 @@ class Outputs:
                 name += f", T = {model['temperature']:g}, weight {model['distill_weight']:.3g}"
             found.setdefault(name, []).append(row)
         return {name: np.array(rows) for name, rows in found.items()}
-
-    def read_pictures(self, folder: str | Path) -> np.ndarray | None:
-        """The pictures, bytes (N, 3, H, W), from a folder of the test part, one folder a class.
-
-        None where there is no such folder: pictures are not kept with their outputs. Raises
-        ``ValueError`` where the folder's pictures have other labels.
-        """
-        from torchvision.datasets import ImageFolder  # slow to import, and needed only here
-
-        if not user_path(folder).is_dir():
-            return None
-        files = ImageFolder(user_path(folder))
-        labels = np.array(files.targets)
-        fits = len(labels) > self.pictures.max() and (labels[self.pictures] == self.labels).all()
-        if not fits:
-            raise ValueError(
-                f"{folder} does not hold the pictures of these outputs: its labels are others"
-            )
-        return np.stack([np.asarray(files[k][0]).transpose(2, 0, 1) for k in self.pictures])
 
     def save(self, path: str | Path) -> None:
         """Write a compressed ``.npz`` with the logits in float16: no pickle, no code.
@@ -441,24 +423,13 @@ def compare_seeds(
             gaps = [c for c in table if table[c].isna().any()]
             raise ValueError(f"{measure}: {gaps} lack a seed that other methods have")
         for method in results["method"].drop_duplicates():
-            if method == baseline:
-                continue
-            mean, low, high = paired_interval(
-                table[method] - table[baseline], confidence=confidence
-            )
-            rows.append(
-                {
-                    "method": method,
-                    "measure": measure,
-                    "mean": table[method].mean(),
-                    "baseline_mean": table[baseline].mean(),
-                    "difference": mean,
-                    "low": low,
-                    "high": high,
-                    "seeds": len(table),
-                }
-            )
-    return pd.DataFrame(rows)
+            if method != baseline:
+                differences = table[method] - table[baseline]
+                interval = paired_interval(differences, confidence=confidence)
+                means = table[method].mean(), table[baseline].mean()
+                rows.append((method, measure, *means, *interval, len(table)))
+    names = ["method", "measure", "mean", "baseline_mean", "difference", "low", "high", "seeds"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def compare(
@@ -503,73 +474,65 @@ def compare(
         labels = [labels[s] for s in seeds] if isinstance(labels, Mapping) else labels
         first, second = [first[s] for s in seeds], [second[s] for s in seeds]
     if _is_one_array(first) and _is_one_array(second):
-        rows = _compare_images(first, second, labels, measures, confidence, resamples, seed)
-        return pd.DataFrame(rows)
-    if len(first) != len(second) or not len(first):
-        raise ValueError(f"{len(first)} and {len(second)} students cannot be paired")
-    shared = _array(labels[0]).ndim == 0
-    if not shared and len(labels) != len(first):
-        raise ValueError(f"{len(labels)} arrays of labels for {len(first)} students a side")
-    rows = []
-    for name in measures:
-        values = np.array(
-            [
-                [evaluate(logits, labels if shared else labels[k])[name] for logits in pair]
-                for k, pair in enumerate(zip(first, second, strict=True))
-            ]
+        rows, over = (
+            _compare_images(first, second, labels, measures, confidence, resamples, seed),
+            "images",
         )
-        mean, low, high = paired_interval(values[:, 0] - values[:, 1], confidence=confidence)
-        rows.append(_row(name, *values.mean(axis=0), mean, low, high, "seeds"))
-    return pd.DataFrame(rows)
+    else:
+        rows, over = _compare_seeds(first, second, labels, measures, confidence), "seeds"
+    table = pd.DataFrame(rows, columns=["first", "second", "difference", "low", "high"])
+    table.insert(0, "measure", measures)
+    return table.assign(over=over)
 
 
 def _is_one_array(values) -> bool:
     return hasattr(values, "ndim") and values.ndim == 2
 
 
-def _row(measure, first, second, difference, low, high, over) -> dict:
-    return {
-        "measure": measure,
-        "first": first,
-        "second": second,
-        "difference": difference,
-        "low": low,
-        "high": high,
-        "over": over,
-    }
+def _compare_seeds(first, second, labels, measures, confidence) -> list[tuple]:
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"{len(first)} and {len(second)} students cannot be paired")
+    shared = _array(labels[0]).ndim == 0
+    if not shared and len(labels) != len(first):
+        raise ValueError(f"{len(labels)} arrays of labels for {len(first)} students a side")
+    labels = [labels] * len(first) if shared else labels
+    measured = [
+        pd.DataFrame([evaluate(*pair) for pair in zip(side, labels, strict=True)])
+        for side in (first, second)
+    ]
+    rows = []
+    for name in measures:
+        one, two = (table[name].to_numpy() for table in measured)
+        interval = paired_interval(one - two, confidence=confidence)
+        rows.append((one.mean(), two.mean(), *interval))
+    return rows
 
 
-def _compare_images(first, second, labels, measures, confidence, resamples, seed) -> list[dict]:
+def _compare_images(first, second, labels, measures, confidence, resamples, seed) -> list[tuple]:
     first, second = _logits(first, "first"), _logits(second, "second")
     labels = _labels(labels, first.shape)
     if first.shape != second.shape:
         raise ValueError(f"first has shape {first.shape}, second {second.shape}")
-    samples = _per_sample(first, labels), _per_sample(second, labels)
+    one, two = evaluate(first, labels), evaluate(second, labels)
+    each, other = _per_sample(first, labels), _per_sample(second, labels)
+
+    def difference(pictures: np.ndarray, name: str) -> float:
+        if name == "ece":  # not a mean over pictures, so each resample is binned anew
+            some = labels[pictures]
+            error = calibration_error(first[pictures], some)
+            return error - calibration_error(second[pictures], some)
+        return (each[name] - other[name])[pictures].mean()
+
     rows = []
     for name in measures:
-        if name == "ece":  # not a mean over images, so each resample is binned anew
-
-            def statistic(index):
-                return calibration_error(first[index], labels[index]) - calibration_error(
-                    second[index], labels[index]
-                )
-
-            values = calibration_error(first, labels), calibration_error(second, labels)
-        else:
-            difference = samples[0][name] - samples[1][name]
-
-            def statistic(index, difference=difference):
-                return difference[index].mean()
-
-            values = samples[0][name].mean(), samples[1][name].mean()
         interval = stats.bootstrap(
             (np.arange(len(labels)),),
-            statistic,
+            partial(difference, name=name),
             vectorized=False,
             method="percentile",
             n_resamples=resamples,
             confidence_level=confidence,
             rng=np.random.default_rng(seed),
         ).confidence_interval
-        rows.append(_row(name, *values, values[0] - values[1], *interval, "images"))
+        rows.append((one[name], two[name], one[name] - two[name], *interval))
     return rows
