@@ -35,15 +35,17 @@ class TeacherCache:
     known: an empty one, one that a power cut tore, one that another process is just writing. So
     several processes can share a file, and no second file says what the first one holds.
 
-    Parameters
-    ----------
-    ask: the teacher in its final form: images (CHUNK, C, H, W) to logits (CHUNK, K).
-    part: the pictures. augmentation: which views there are (``Split.count_views``).
-    num_classes: K.
-    path: the file, made if it is not there (sparse: it takes the room of what is known). None
-        keeps the rows in memory. Both take ``size_in_bytes`` when full: 3.3 GB for CIFAR-100.
+    Args:
+        ask: the teacher in its final form: images (CHUNK, C, H, W) to logits (CHUNK, K).
+        part: the pictures.
+        augmentation: which views of them there are (``Split.count_views``).
+        num_classes: K.
+        path: the file, made if it is not there (sparse: it takes the room of what is known). None
+            keeps the rows in memory. Both take ``size_in_bytes`` when full: 3.3 GB for CIFAR-100.
 
-    Raises ``ValueError`` for a file of another size, ``OSError`` if the disk has too little room.
+    Raises:
+        ValueError: the file has another size.
+        OSError: the disk has too little room.
     """
 
     def __init__(
@@ -118,14 +120,9 @@ class TeacherCache:
 
         Breaking it off loses nothing.
         """
-        for start in range(0, len(self._rows), self.chunk):
-            numbers = np.arange(start, min(start + self.chunk, len(self._rows)))
-            missing = numbers[~_fits(self._rows[numbers])]
-            self.asked += len(numbers)
-            self.computed += len(missing)
-            if len(missing):
-                self._compute(missing)
-            yield numbers[-1] + 1
+        for views in torch.arange(len(self._rows)).split(self.chunk):
+            self.look_up(views)
+            yield int(views[-1]) + 1
 
 
 def cache_file(folder: str | Path, *, teacher: str, part: Split, **how) -> Path:
