@@ -217,20 +217,21 @@ def _logits_and_labels(student, data) -> tuple[np.ndarray, np.ndarray]:
 def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int = 15) -> pd.Series:
     """Measure one set of predictions.
 
-    Parameters
-    ----------
-    student: network, ``Trained``, or logits (N, K).
-    data: a ``Split``, or labels (N,) where ``student`` is logits.
-    teacher: the same kinds as ``student``; adds ``agreement`` and ``distance``.
-    temperature: T of the teacher in ``distance``.
-    bins: equal-width confidence bins of ``ece``.
+    Args:
+        student: network, ``Trained``, or logits (N, K).
+        data: a ``Split``, or labels (N,) where ``student`` is logits.
+        teacher: the same kinds as ``student``; adds ``agreement`` and ``distance``.
+        temperature: T of the teacher in ``distance``.
+        bins: equal-width confidence bins of ``ece``.
 
-    Returns a Series: accuracy, nll (nats), brier (sum over classes, 0 to 2), ece (Guo et al.
-    2017), entropy (mean Shannon entropy of q, nats), confidence (mean largest q), and with a
-    teacher agreement (share of equal top classes) and distance (mean D(p_T || q), nats).
+    Returns:
+        A Series: accuracy, nll (nats), brier (sum over classes, 0 to 2), ece (Guo et al. 2017),
+        entropy (mean Shannon entropy of q, nats), confidence (mean largest q), and with a teacher
+        agreement (share of equal top classes) and distance (mean D(p_T || q), nats).
 
-    Raises ``ValueError`` or ``TypeError`` for wrong shapes or kinds, labels out of range, logits
-    that are not finite.
+    Raises:
+        ValueError: wrong shapes, labels out of range, logits that are not finite.
+        TypeError: logits that are no floating-point numbers, a network without a ``Split``.
     """
     logits, labels = _logits_and_labels(student, data)
     measured = {name: values.mean() for name, values in _per_sample(logits, labels).items()}
@@ -336,15 +337,14 @@ def paired_interval(
 ) -> tuple[float, float, float]:
     """Mean of paired differences and its Student t interval: (mean, low, high).
 
-    Parameters
-    ----------
-    differences: finite numbers, one a seed.
-    contrasts: how many such intervals are to cover at once with this confidence (Bonferroni).
-    test_over_train: pictures in test over pictures in train, where every seed splits one pool
-        anew. Such seeds share pictures, so more of them tell less than independent ones: the
-        variance of the mean is taken as (1/n + test_over_train) times that of the differences
-        (Nadeau & Bengio 2003, Machine Learning 52). 0 where all seeds share one split; the
-        interval is then for that test part.
+    Args:
+        differences: finite numbers, one a seed.
+        contrasts: how many such intervals are to cover at once with this confidence (Bonferroni).
+        test_over_train: pictures in test over pictures in train, where every seed splits one pool
+            anew. Such seeds share pictures, so more of them tell less than independent ones: the
+            variance of the mean is taken as (1/n + test_over_train) times that of the differences
+            (Nadeau & Bengio 2003, Machine Learning 52). 0 where all seeds share one split; the
+            interval is then for that test part.
 
     One difference gives a mean and NaN bounds: no interval can be had from one seed.
     """
@@ -384,16 +384,15 @@ def contrasts(
     rows = []
     for name, values in differences.items():
         d = np.asarray(values, dtype=float)
-        mean, low, high = paired_interval(
+        interval = paired_interval(
             d, confidence=confidence, contrasts=many, test_over_train=test_over_train
         )
         p = np.nan
         if len(d) > 1 and d.std() > 0:
             error = d.std(ddof=1) * np.sqrt(1 / len(d) + test_over_train)
-            p = 2 * stats.t.sf(abs(mean) / error, len(d) - 1)
-        row = {"name": name, "difference": mean, "low": low, "high": high, "p": p}
-        rows.append(row | {"seeds": len(d)})
-    return pd.DataFrame(rows)
+            p = 2 * stats.t.sf(abs(d.mean()) / error, len(d) - 1)
+        rows.append((name, *interval, p, len(d)))
+    return pd.DataFrame(rows, columns=["name", "difference", "low", "high", "p", "seeds"])
 
 
 def compare_seeds(
@@ -444,18 +443,18 @@ def compare(
 ) -> pd.DataFrame:
     """Compare two methods: ``first`` minus ``second``, in pairs.
 
-    Parameters
-    ----------
-    first, second: logits (N, K) of one student each, or equally many of them, one a seed, as a
-        sequence or a mapping from seed to logits (the seeds must then be the same).
-    labels: labels (N,), or one such array a seed.
-    measures: names out of accuracy, nll, brier, ece, entropy, confidence.
+    Args:
+        first, second: logits (N, K) of one student each, or equally many of them, one a seed, as a
+            sequence or a mapping from seed to logits (the seeds must then be the same).
+        labels: labels (N,), or one such array a seed.
+        measures: names out of accuracy, nll, brier, ece, entropy, confidence.
 
     With one student each, the interval is a bootstrap over test images (scipy, percentile; the
     two students answer the same resampled images): it speaks of these two students only. With
     several, it is a paired t interval over seeds: it speaks of the methods.
 
-    Returns a row a measure: first, second, difference, low, high, and over ("images" or "seeds").
+    Returns:
+        A row a measure: first, second, difference, low, high, and over ("images" or "seeds").
     """
     measures = [measures] if isinstance(measures, str) else list(measures)
     unknown = set(measures) - set(MEASURES)

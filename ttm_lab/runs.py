@@ -138,6 +138,18 @@ def environment() -> dict:
     }
 
 
+def name_old_runs(folder: str | Path) -> None:
+    """Say once which runs an earlier version left, whose identity held the bytes of its source."""
+    configs = user_path(folder).glob("*/config.json")
+    old = [p.parent.name for p in configs if b'"training_code"' in p.read_bytes()]
+    if old and distributed.rank() == 0:
+        print(
+            f"ttm-lab: note: {len(old)} runs in {folder}, such as {old[0]}, were made by an "
+            "earlier version and are not used; delete them when you need the room",
+            file=sys.stderr,
+        )
+
+
 def is_finished(folder: str | Path) -> bool:
     """Whether the run in a folder is finished: the one rule that everybody asks."""
     return (Path(folder) / "model.safetensors").exists()

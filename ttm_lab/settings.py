@@ -106,9 +106,10 @@ class Settings:
             raise ValueError(
                 f"method={method!r} must be one of {('ce', *METHODS)}, a loss or an Objective"
             )
-        needed = () if method == "ce" or isinstance(method, Objective) else ("distill_weight",)
-        for name in ("temperature", *needed) if isinstance(method, str) and needed else needed:
-            if getattr(self, name) is None:
+        weighted = method != "ce" and not isinstance(method, Objective)
+        for name in ("temperature", "distill_weight") if weighted else ():
+            named = name == "distill_weight" or isinstance(method, str)  # a loss has its own T
+            if named and getattr(self, name) is None:
                 raise ValueError(f"{name} must be given for method={method!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:

@@ -10,7 +10,6 @@ calls share every batch among the processes.
 import functools
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -169,7 +168,7 @@ def distill_many(
         for s in settings
     ]
     if folder is not None:
-        _name_old_runs(Path(folder))
+        runs.name_old_runs(folder)
     unfinished = [s for s in students if not (s.run and s.run.finished)]
     if device.type == "cpu" and any(s.settings.compiled for s in unfinished):
         check_compiler()
@@ -535,38 +534,22 @@ class Student:
         return Trained(self.model.eval(), self.settings, self.seed, history, folder)
 
 
-def _name_old_runs(folder: Path) -> None:
-    """Say once which runs an earlier version left, whose identity held the bytes of its source."""
-    configs = (path for path in folder.glob("*/config.json"))
-    old = [p.parent.name for p in configs if b'"training_code"' in p.read_bytes()]
-    if old and distributed.rank() == 0:
-        print(
-            f"ttm-lab: note: {len(old)} runs in {folder}, such as {old[0]}, were made by an "
-            "earlier version and are not used; delete them when you need the room",
-            file=sys.stderr,
-        )
-
-
 def _settings_identity(settings: Settings, objective: Objective, teacher: Teacher | None) -> dict:
     """What of the settings decides the result, in values that JSON knows."""
-    method = settings.method
-    if not isinstance(method, str):
-        method = objective.identity()
-        try:
-            json.dumps(method)
-        except TypeError as error:
-            raise ValueError(
-                f"{settings.label} holds a value that cannot be written down ({error}), so its "
-                "run could not be told from others: use plain numbers and strings, or folder=None"
-            ) from None
     values = asdict(replace(settings, method="ce"))
     del values["label"]
-    folded = settings.fold_batch_norm if teacher is None else teacher.is_folded(settings)
-    return values | {
-        "method": method,
-        "milestones": list(settings.milestones),
-        "fold_batch_norm": folded,
-    }
+    named = isinstance(settings.method, str)
+    values["method"] = settings.method if named else objective.identity()
+    if teacher is not None:
+        values["fold_batch_norm"] = teacher.is_folded(settings)
+    try:
+        json.dumps(values)
+    except TypeError as error:
+        raise ValueError(
+            f"{settings.label} holds a value that cannot be written down ({error}), so its run "
+            "could not be told from others: use plain numbers and strings, or folder=None"
+        ) from None
+    return values
 
 
 def _slug(label: str) -> str:
