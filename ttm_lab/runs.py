@@ -48,11 +48,25 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     return weights_sha256(model.state_dict(), repr(model))
 
 
+# Fields of ``Settings`` that were called otherwise when the first runs were written. A config keeps
+# the old names, since they are part of the run's identity.
+OLD_NAMES = {"optimiser": "optimizer", "milestones": "decay_at"}
+
+
 def read_config(folder: str | Path) -> dict:
-    """A run folder's ``config.json``: settings, seed, data and more.
+    """A run folder's ``config.json``: settings (by today's names), seed, data and more.
 
     Raises ``ValueError`` naming the file and the remedy where it is missing, damaged, or no run's.
     """
+    return _by_new_names(_read_config(folder))
+
+
+def _by_new_names(config: dict) -> dict:
+    settings = {OLD_NAMES.get(name, name): value for name, value in config["settings"].items()}
+    return config | {"settings": settings}
+
+
+def _read_config(folder: str | Path) -> dict:
     path = Path(folder) / "config.json"
     kinds = {"settings.model": str, "settings.method": str | dict, "seed": int}
     kinds |= {"data.name": str, "data.seed": int, "data.sha256": str}
@@ -79,7 +93,7 @@ def load_finished(folder: str | Path, model: torch.nn.Module) -> tuple[dict, pd.
     missing, damaged, or of another run, and ``FileNotFoundError`` where there are no weights.
     """
     path, metrics = Path(folder) / "model.safetensors", Path(folder) / "metrics.csv"
-    config = read_config(folder)
+    config = _read_config(folder)
     load_weights(model, path)
     notes = read_notes(path)
     if notes.get("run") not in (None, identity(config)):
@@ -89,7 +103,7 @@ def load_finished(folder: str | Path, model: torch.nn.Module) -> tuple[dict, pd.
         wanted = notes.get("metrics_sha256", "" if "run" in notes else None)
         if wanted not in (None, hashlib.sha256(table).hexdigest()):
             raise ValueError("it is not the one that was written with the weights")
-        return config, read_table(BytesIO(table)), notes
+        return _by_new_names(config), read_table(BytesIO(table)), notes
     except (OSError, ValueError) as error:
         raise _damaged(metrics, error) from error
 

@@ -348,7 +348,7 @@ def _all_of(part: Split | FileSplit):
 
 
 class Student:
-    """One network on its way: weights, optimiser, history, and its run folder if it has one.
+    """One network on its way: weights, optimizer, history, and its run folder if it has one.
 
     ``steps`` of ``last_step`` are behind it, ``per_epoch`` make an epoch.
     """
@@ -390,12 +390,12 @@ class Student:
             self.run = runs.Run(folder, f"{_slug(settings.label)}-seed{seed}", config)
 
     @functools.cached_property
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> torch.optim.Optimizer:
         """Made on first use: torch takes seconds to load what a finished run never needs."""
         s = self.settings
         parameters = [*self.model.parameters(), *self.objective.parameters()]
         values = {"lr": s.learning_rate, "weight_decay": s.weight_decay, "fused": True}
-        if s.optimiser == "adamw":
+        if s.optimizer == "adamw":
             return torch.optim.AdamW(parameters, **values)
         return torch.optim.SGD(parameters, momentum=s.momentum, **values)
 
@@ -423,10 +423,12 @@ class Student:
 
     def resume(self, state: dict) -> None:
         """Take over a resume point. Raises ``ValueError`` with the field that is wrong."""
+        if "optimiser" in state:  # as an earlier version wrote it
+            state["optimizer"] = state.pop("optimiser")
         for name, take in (
             ("model", self.model.load_state_dict),
             ("objective", self.objective.load_state_dict),
-            ("optimiser", self._take_optimiser),
+            ("optimizer", self._take_optimizer),
             ("meter", self.meter.restore),
             ("progress", self._take_progress),
         ):
@@ -439,9 +441,9 @@ class Student:
                     f"its {name} is missing or wrong ({type(error).__name__}: {error})"
                 ) from error
 
-    def _take_optimiser(self, state: dict) -> None:
-        self.optimiser.load_state_dict(state)
-        for parameter, values in self.optimiser.state.items():
+    def _take_optimizer(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state)
+        for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
                 if value.shape not in (parameter.shape, ()):
                     raise ValueError(f"{name} {tuple(value.shape)} for {tuple(parameter.shape)}")
@@ -462,11 +464,11 @@ class Student:
     def begin_epoch(self, epoch: int) -> None:
         self.model.train()
         self.objective.train()
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate_at(epoch)
 
     def step(self, images: Tensor, labels: Tensor, answer: Output | None, size: int) -> None:
-        """One optimiser step on a batch; ``size`` is the batch of all processes."""
+        """One optimizer step on a batch; ``size`` is the batch of all processes."""
         with (
             autocast(self.device, self.settings.precision),
             recorded(self.model, self.objective.student_features) as features,
@@ -474,10 +476,10 @@ class Student:
             logits = logits_of(self.network(images))
         terms = self.objective(Output(logits, features), answer, labels)
         loss = self.objective.total(terms)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         (loss * distributed.weight(len(labels), size)).backward()
         distributed.average_gradients(self.objective)
-        self.optimiser.step()
+        self.optimizer.step()
         self.steps += 1
         if distributed.counts(size):
             losses = {"loss": loss} | {f"{name}_loss": value for name, value in terms.items()}
@@ -516,7 +518,7 @@ class Student:
         if distributed.rank() == 0:
             parts = {
                 name: getattr(self, name).state_dict()
-                for name in ("model", "optimiser", "objective")
+                for name in ("model", "optimizer", "objective")
             }
             state = {"steps": self.steps, "rows": self.rows, "meter": meter, **parts}
             self.run.save_checkpoint(self.steps, state)
@@ -542,6 +544,8 @@ def _settings_identity(settings: Settings, objective: Objective, teacher: Teache
     values["method"] = settings.method if named else objective.identity()
     if teacher is not None:
         values["fold_batch_norm"] = teacher.is_folded(settings)
+    old = {new: old for old, new in runs.OLD_NAMES.items()}  # what finished runs are known by
+    values = {old.get(name, name): value for name, value in values.items()}
     try:
         json.dumps(values)
     except TypeError as error:

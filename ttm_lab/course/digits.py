@@ -320,7 +320,7 @@ def _unfinished(wanted: dict[int, list[Settings]], folder: Path) -> list[int]:
     finished = set()
 
     # of what is left, the configs hold other forms, or what the teacher made of it
-    ignored = ("method", "milestones", "label", "fold_batch_norm")
+    ignored = ("method", "decay_at", "label", "fold_batch_norm")
 
     def key(seed: int, settings: dict) -> str:
         values = {k: v for k, v in settings.items() if k not in ignored}
