@@ -79,7 +79,7 @@ def check_objective(
     images, labels = next(data.train.batches(2, order=torch.arange(min(2, len(data.train)))))
     with recorded(model.eval(), objective.student_features) as seen:
         logits = logits_of(model(images))
-    answer = teacher and teacher.ask(images, settings, objective.teacher_features)
+    answer = teacher and teacher.output(images, settings, objective.teacher_features)
     try:
         terms, reason = objective.eval()(Output(logits, seen), answer, labels), ""
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:

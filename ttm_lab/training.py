@@ -29,7 +29,7 @@ from ttm_lab.models import create_model, logits_of
 from ttm_lab.objectives import Objective, Output, make_objective, recorded
 from ttm_lab.progress import Clock, Meter, Progress
 from ttm_lab.settings import Settings, default_device, fast, whole_number
-from ttm_lab.teacher import Teacher, autocast, logits_in_pieces, way_of_asking
+from ttm_lab.teacher import Teacher, autocast, logits_in_pieces, output_key
 from ttm_lab.teacher_cache import TeacherCache
 
 __all__ = [
@@ -239,10 +239,10 @@ def _network(teacher: nn.Module | Trained) -> nn.Module:
 
 
 def _company(student: "Student") -> tuple:
-    """Students with the same of this see the same batches, and share the teacher's answers."""
+    """Students with the same of this see the same batches, and share the teacher's outputs."""
     s = student.settings
-    features = bool(student.objective.teacher_features)  # asked for apart from the cache
-    return student.seed, s.batch_size, *way_of_asking(s), features
+    features = bool(student.objective.teacher_features)  # these are not in the cache
+    return student.seed, s.batch_size, *output_key(s), features
 
 
 def _train_together(
@@ -270,12 +270,12 @@ def _train_together(
             for student in active:
                 student.begin_epoch(epoch)
             report.epoch_starts(epoch, step)
-            for images, labels, answer in _batches(data.train, teacher, active, epoch, start, stop):
+            for images, labels, known in _batches(data.train, teacher, active, epoch, start, stop):
                 takers = [s for s in active if s.steps == step and not s.done]
                 size = min(settings.batch_size, len(data.train) - start * settings.batch_size)
                 for student in takers:
                     _seed_noise(student.seed, epoch, start, student.device)
-                    student.step(images, labels, answer, size)
+                    student.step(images, labels, known, size)
                 step, start = step + 1, start + 1
                 report.batch_done()
                 if start % Meter.BLOCK == 0 and start < stop:
@@ -287,13 +287,13 @@ def _train_together(
                 if student.done:
                     student.finish()
             clock.save_when_due(active)
-        report.close(teacher and teacher.caches.get(way_of_asking(settings)))
+        report.close(teacher and teacher.caches.get(output_key(settings)))
 
 
 def _batches(
     train: Split | FileSplit, teacher: Teacher | None, students, epoch: int, start: int, stop: int
 ) -> Iterator[tuple[Tensor, Tensor, Output | None]]:
-    """Batches ``start`` to ``stop`` of an epoch: images, labels, and the teacher's answers."""
+    """Batches ``start`` to ``stop`` of an epoch: images, labels, and the teacher's output."""
     settings, seed = students[0].settings, students[0].seed
     options = {
         "order": epoch_order(len(train), seed, epoch),
@@ -334,8 +334,8 @@ def _held_out(data: Dataset, teacher: Teacher | None, students) -> dict:
         parts["test_"] = data.test
     settings, found = students[0].settings, {}
     for prefix, part in parts.items():
-        answers = [teacher and teacher.ask(images, settings) for images, _, _ in _all_of(part)]
-        found[prefix] = part, [answer and answer.logits for answer in answers]
+        batches = (images for images, _, _ in _all_of(part))
+        found[prefix] = part, [teacher and teacher.output(x, settings).logits for x in batches]
     return found
 
 
@@ -467,14 +467,17 @@ class Student:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate_at(epoch)
 
-    def step(self, images: Tensor, labels: Tensor, answer: Output | None, size: int) -> None:
-        """One optimizer step on a batch; ``size`` is the batch of all processes."""
+    def step(self, images: Tensor, labels: Tensor, known: Output | None, size: int) -> None:
+        """One optimizer step on a batch.
+
+        ``known`` is the teacher's output, ``size`` the size of the batch of all processes.
+        """
         with (
             autocast(self.device, self.settings.precision),
             recorded(self.model, self.objective.student_features) as features,
         ):
             logits = logits_of(self.network(images))
-        terms = self.objective(Output(logits, features), answer, labels)
+        terms = self.objective(Output(logits, features), known, labels)
         loss = self.objective.total(terms)
         self.optimizer.zero_grad(set_to_none=True)
         (loss * distributed.weight(len(labels), size)).backward()
@@ -483,7 +486,7 @@ class Student:
         self.steps += 1
         if distributed.counts(size):
             losses = {"loss": loss} | {f"{name}_loss": value for name, value in terms.items()}
-            self.meter.add(logits.detach(), labels, answer and answer.logits, losses)
+            self.meter.add(logits.detach(), labels, known and known.logits, losses)
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, held_out: dict) -> None:
