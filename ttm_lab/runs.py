@@ -198,20 +198,21 @@ class Run:
 
         What decides the result is known, so neither a damaged nor a deleted file loses a run.
         """
-        config, about = self.folder / "config.json", self.folder / "environment.json"
-        text = json.dumps(self.config, indent=1)
-        there = config.read_bytes() if config.exists() else b""
-        if there != text.encode():
-            self._write_anew(config, text, "damaged" if there else "" if new else "deleted")
-        # of a finished run, this process's would be another
-        if not self.finished and not (about.exists() and about.stat().st_size):
-            text = json.dumps(environment(), indent=1)
-            self._write_anew(about, text, "" if new else "deleted")
-
-    def _write_anew(self, path: Path, text: str, lost: str) -> None:
-        if lost:
-            warnings.warn(f"{path} was {lost}; it is written anew", stacklevel=4)
-        atomic_write(path, text)
+        for name, content in (
+            ("config.json", lambda: self.config),
+            ("environment.json", environment),
+        ):
+            path = self.folder / name
+            there = path.read_bytes() if path.exists() else b""
+            if name == "environment.json" and (there or self.finished):
+                continue  # of a finished run, this process's would be another
+            text = json.dumps(content(), indent=1)
+            if there == text.encode():
+                continue
+            if there or not new:
+                what = "damaged" if there else "deleted"
+                warnings.warn(f"{path} was {what}; it is written anew", stacklevel=3)
+            atomic_write(path, text)
 
     def __exit__(self, *_error) -> None:
         self._lock.release()

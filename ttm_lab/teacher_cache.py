@@ -68,6 +68,10 @@ class TeacherCache:
             _make_file(self.path, 4 * shape[0] * shape[1])
             self._rows = np.memmap(self.path, np.uint32, "r+", shape=shape)
 
+    def __len__(self) -> int:
+        """How many views there are."""
+        return len(self._rows)
+
     @property
     def size_in_bytes(self) -> int:
         """The size when every view is known."""
@@ -113,15 +117,6 @@ class TeacherCache:
         found[:, -1] = _checksum(found[:, :-1])
         self._rows[numbers] = found
         return found
-
-    def fill(self) -> Iterator[int]:
-        """Compute every view that is not known, and give after each chunk how many are done.
-
-        Breaking it off loses nothing.
-        """
-        for views in torch.arange(len(self._rows)).split(self.chunk):
-            self.look_up(views)
-            yield int(views[-1]) + 1
 
 
 def cache_file(folder: str | Path, *, teacher: str, part: Split, **how) -> Path:

@@ -223,11 +223,10 @@ def remember_teacher(
     check_network("teacher", asked.network, data)
     asked.open_caches(data, [settings], remembered)
     (memory,) = asked.caches.values()
-    total = len(data.train) * data.train.count_views(settings.augmentation)
+    chunks = torch.arange(len(memory)).split(memory.chunk)
     hidden = None if progress is None else not progress
-    with tqdm(total=total, desc="remember", unit="view", unit_scale=True, disable=hidden) as bar:
-        for done in memory.fill():
-            bar.update(done - bar.n)
+    for views in tqdm(chunks, desc="remember", unit=f"x {memory.chunk} views", disable=hidden):
+        memory.look_up(views)
     return memory
 
 
