@@ -34,7 +34,7 @@ def test_measures_agree_with_torch_in_float64(sample):
     assert got["entropy"] == pytest.approx(torch.distributions.Categorical(q).entropy().mean())
     assert got["confidence"] == pytest.approx(q.amax(1).mean().item())
     assert got["agreement"] == (z.argmax(1) == v.argmax(1)).double().mean().item()
-    assert got["distance"] == pytest.approx((p * (p / q).log()).sum(1).mean().item())
+    assert got["divergence"] == pytest.approx((p * (p / q).log()).sum(1).mean().item())
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
@@ -74,10 +74,10 @@ def test_plain_arrays_tensors_and_networks_give_the_same():
         pd.testing.assert_series_equal(direct, again, rtol=1e-6)
 
 
-def test_generalisation_gap_is_train_against_test():
+def test_generalization_gap_is_train_against_test():
     data = load_dataset("digits")
     model = create_model("cnn_small", 10, seed=0)
-    gap = analysis.generalisation_gap(model, data)
+    gap = analysis.generalization_gap(model, data)
     train, test = (analysis.evaluate(model, s) for s in (data.train, data.test))
     assert gap["accuracy_gap"] == train["accuracy"] - test["accuracy"]
     assert gap["nll_gap"] == test["nll"] - train["nll"]

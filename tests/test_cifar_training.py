@@ -204,7 +204,7 @@ def test_without_a_validation_part_everything_trains_and_test_can_be_followed(da
     assert same_weights(plain, tracked)
     last = tracked.history.iloc[-1]
     direct = evaluate(tracked, data.test, teacher=teacher, temperature=4.0)
-    for name in ("accuracy", "entropy", "confidence", "distance"):
+    for name in ("accuracy", "entropy", "confidence", "divergence"):
         assert last[f"test_{name}"] == pytest.approx(direct[name], rel=1e-4, abs=1e-6)
 
 

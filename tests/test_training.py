@@ -155,7 +155,7 @@ def test_history_agrees_with_measuring_the_student(data, teacher):
     got = distill(teacher, data, student("kd", ce_weight=0.5), progress=False)
     last = got.history.iloc[-1]
     direct = evaluate(got, data.validation, teacher=teacher, temperature=4.0)
-    for name in ("accuracy", "entropy", "confidence", "distance"):
+    for name in ("accuracy", "entropy", "confidence", "divergence"):
         assert last[f"validation_{name}"] == pytest.approx(direct[name], rel=1e-5, abs=1e-7)
     assert last["loss"] == pytest.approx(0.5 * last["ce_loss"] + 2 * last["distill_loss"])
     assert list(got.history["epoch"]) == [1, 2]
@@ -322,7 +322,9 @@ def test_masked_classes_below_temperature_one_do_not_look_diverged(data):
     got = distill(Masked(), data, student("ttm", temperature=0.5), progress=False)
     assert np.isfinite(got.history).all(axis=None)
     direct = evaluate(got, data.validation, teacher=Masked(), temperature=0.5)
-    assert got.history.iloc[-1]["validation_distance"] == pytest.approx(direct["distance"], 1e-5)
+    assert got.history.iloc[-1]["validation_divergence"] == pytest.approx(
+        direct["divergence"], 1e-5
+    )
 
 
 def test_learning_works_at_all(data, teacher):
@@ -669,7 +671,7 @@ def test_a_resume_point_with_wrong_fields_is_named_and_the_one_before_taken(
 def test_a_run_in_the_words_of_the_first_version_goes_on(
     broken_off, data, teacher, tmp_path, monkeypatch, recwarn
 ):
-    """Folders and resume points from before ``optimizer`` and ``decay_at`` had these names."""
+    """Folders and resume points from before optimizer, decay_at and divergence had these names."""
     monkeypatch.setattr(training.Meter, "BLOCK", 2)
     settings, whole, folder = broken_off
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -682,11 +684,16 @@ def test_a_run_in_the_words_of_the_first_version_goes_on(
     newest = run / "checkpoint" / "step-000000012.pt"
     state = torch.load(io.BytesIO(newest.read_bytes()[:-32]), weights_only=True)
     state["optimiser"] = state.pop("optimizer")
+    old = lambda row: {k.replace("divergence", "distance"): x for k, x in row.items()}  # noqa: E731
+    state["rows"] = [old(row) for row in state["rows"]]
+    state["meter"]["totals"] = old(state["meter"]["totals"])
+    assert "validation_distance" in state["rows"][0]
     torch.save(state, newest)
     newest.write_bytes(newest.read_bytes() + hashlib.sha256(newest.read_bytes()).digest())
     got = distill(teacher, data, settings, folder=tmp_path, progress=False)
     assert not [w for w in recwarn if "damaged checkpoint" in str(w.message)]
     assert (got.folder, same_weights(got.model, whole.model)) == (run, True)
+    pd.testing.assert_frame_equal(got.history, whole.history, check_exact=True)
 
 
 @pytest.mark.parametrize("victim", ["runs", "runs/*", "runs/*/config.json"])

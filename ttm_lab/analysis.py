@@ -220,14 +220,14 @@ def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int
     Args:
         student: network, ``Trained``, or logits (N, K).
         data: a ``Split``, or labels (N,) where ``student`` is logits.
-        teacher: the same kinds as ``student``; adds ``agreement`` and ``distance``.
-        temperature: T of the teacher in ``distance``.
+        teacher: the same kinds as ``student``; adds ``agreement`` and ``divergence``.
+        temperature: T of the teacher in ``divergence``.
         bins: equal-width confidence bins of ``ece``.
 
     Returns:
         A Series: accuracy, nll (nats), brier (sum over classes, 0 to 2), ece (Guo et al. 2017),
         entropy (mean Shannon entropy of q, nats), confidence (mean largest q), and with a teacher
-        agreement (share of equal top classes) and distance (mean D(p_T || q), nats).
+        agreement (share of equal top classes) and divergence (mean D(p_T || q), nats).
 
     Raises:
         ValueError: wrong shapes, labels out of range, logits that are not finite.
@@ -248,7 +248,7 @@ def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int
         log_p = special.log_softmax(scaled, axis=1)
         log_q = special.log_softmax(logits, axis=1)
         result["agreement"] = np.mean(teacher_logits.argmax(1) == logits.argmax(1))
-        result["distance"] = np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
+        result["divergence"] = np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
     return result
 
 
@@ -299,7 +299,7 @@ def calibration_error(logits, labels, *, bins: int = 15) -> float:
     return float((gap * table["count"]).sum() / table["count"].sum())
 
 
-def generalisation_gap(student, data) -> pd.Series:
+def generalization_gap(student, data) -> pd.Series:
     """Train minus test accuracy, and test minus train NLL: larger means more overfitting.
 
     ``data`` is a ``Dataset``; ``student`` a network or ``Trained``.

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ttm_lab import distributed
+from ttm_lab.runs import new_column
 from ttm_lab.settings import number, whole_number
 from ttm_lab.teacher_cache import TeacherCache
 
@@ -74,7 +75,7 @@ class Meter:
         if teacher_logits[0] is not None:
             log_p = F.log_softmax(torch.cat(teacher_logits).float() / self.temperature, dim=-1)
             log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 * -inf is NaN
-            found["distance"] = (log_p.exp() * (log_p - log_q)).sum(-1)
+            found["divergence"] = (log_p.exp() * (log_p - log_q)).sum(-1)
         for name, values in found.items():
             self.totals[name] = self.totals.get(name, 0.0) + values.cpu().double().sum().item()
         self.count += len(labels)
@@ -100,7 +101,9 @@ class Meter:
     def restore(self, state: dict) -> None:
         """Go on from ``state``, which process 0 alone holds: others have the names and zeros."""
         mine = int(distributed.rank() == 0)
-        self.totals = {name: mine * number(name, x) for name, x in state["totals"].items()}
+        self.totals = {
+            new_column(name): mine * number(name, x) for name, x in state["totals"].items()
+        }
         self.count = mine * whole_number("count", state["count"])
 
     def read(self, prefix: str) -> dict[str, float]:

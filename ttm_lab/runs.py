@@ -53,6 +53,11 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 OLD_NAMES = {"optimiser": "optimizer", "milestones": "decay_at"}
 
 
+def new_column(name: str) -> str:
+    """The present name of a history's column: the divergence was once called a distance."""
+    return name.replace("distance", "divergence")
+
+
 def read_config(folder: str | Path) -> dict:
     """A run folder's ``config.json``: settings (by today's names), seed, data and more.
 
@@ -103,7 +108,7 @@ def load_finished(folder: str | Path, model: torch.nn.Module) -> tuple[dict, pd.
         wanted = notes.get("metrics_sha256", "" if "run" in notes else None)
         if wanted not in (None, hashlib.sha256(table).hexdigest()):
             raise ValueError("it is not the one that was written with the weights")
-        return _by_new_names(config), read_table(BytesIO(table)), notes
+        return _by_new_names(config), read_table(BytesIO(table)).rename(columns=new_column), notes
     except (OSError, ValueError) as error:
         raise _damaged(metrics, error) from error
 

@@ -137,7 +137,7 @@ def distill_many(
     Returns:
         The students in the order seeds x settings. Their ``history`` has one row an epoch: loss,
         ce_loss, distill_loss; accuracy, entropy (mean Shannon entropy of q, nats), confidence
-        (mean largest q) and distance (mean D(p_T || q), nats) with the prefixes ``train_`` (over
+        (mean largest q) and divergence (mean D(p_T || q), nats) with the prefixes ``train_`` (over
         the epoch, while the weights change) and ``validation_`` (after the epoch).
 
     Raises:
@@ -448,7 +448,8 @@ class Student:
                     raise ValueError(f"{name} {tuple(value.shape)} for {tuple(parameter.shape)}")
 
     def _take_progress(self, state: dict) -> None:
-        self.steps, self.rows = whole_number("steps", state["steps"]), state["rows"]
+        self.steps = whole_number("steps", state["steps"])
+        self.rows = [{runs.new_column(k): x for k, x in row.items()} for row in state["rows"]]
         past = [row["epoch"] for row in self.rows]
         if not 0 < self.steps < self.last_step or past != [
             *range(1, self.steps // self.per_epoch + 1)
