@@ -316,9 +316,9 @@ def generalization_gap(student, data) -> pd.Series:
 def fit_temperature(logits, labels) -> float:
     """The one temperature that minimises NLL when logits are divided by it (Guo et al. 2017).
 
-    Fit it on validation data. Logits that classify everything right would be sharpened without
-    end, so the answer stays between 0.01 and 100; where the NLL is 0 to rounding all along, any
-    answer in that range is as good and one of them is returned.
+    Fit it on validation data. The result lies between 0.01 and 100: logits that classify everything
+    right would be sharpened without end. Where the NLL rounds to 0 at several temperatures, one of
+    them is returned.
     """
     logits = _logits(logits)
     labels = _labels(labels, logits.shape)

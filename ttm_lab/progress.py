@@ -1,4 +1,4 @@
-"""What a training says of itself on its way: sums of measures, a bar or lines, the clock."""
+"""What happens beside the steps of a training: measures, a progress bar, and resume points."""
 
 import builtins
 import os
@@ -30,7 +30,7 @@ class Clock:
         self.saved = time.monotonic()
 
     def save_when_due(self, students) -> None:
-        """Write the resume points of those that have steps left, if it is time."""
+        """If it is time, write a resume point for each student that has steps left."""
         if self.due():
             for student in students:
                 if not student.done:

@@ -41,9 +41,9 @@ def identity(config: dict) -> str:
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 over a network's structure (its printed form) and its weights.
+    """SHA-256 over a network's structure and its weights.
 
-    A plain attribute that the printed form does not show is not seen.
+    The structure is its printed form: plain attributes that it does not print are left out.
     """
     return weights_sha256(model.state_dict(), repr(model))
 
@@ -201,7 +201,7 @@ class Run:
     def _describe(self, new: bool = False) -> None:
         """Write ``config.json`` and ``environment.json``, and say so unless they are ``new``.
 
-        What decides the result is known, so neither a damaged nor a deleted file loses a run.
+        This process knows both contents, so neither a damaged nor a deleted file loses a run.
         """
         for name, content in (
             ("config.json", lambda: self.config),
@@ -210,7 +210,7 @@ class Run:
             path = self.folder / name
             there = path.read_bytes() if path.exists() else b""
             if name == "environment.json" and (there or self.finished):
-                continue  # of a finished run, this process's would be another
+                continue  # another process may have finished the run: nothing is made up
             text = json.dumps(content(), indent=1)
             if there == text.encode():
                 continue
@@ -291,9 +291,9 @@ class Run:
     def load_checkpoint(self, take: Callable[[dict], None] = lambda _: None) -> dict | None:
         """The newest whole checkpoint of this run, or None where there is none.
 
-        ``take`` is given the state and raises ``ValueError`` where a field of it is missing or
-        wrong. A damaged or refused file is named in a warning and the one before it is tried.
-        Raises ``ValueError`` if files are there and none is whole.
+        ``take`` receives the state, and raises ``ValueError`` where a field is missing or wrong.
+        A file that is damaged or refused is named in a warning, and the one before it is tried.
+        Raises ``ValueError`` where there are files but none is whole.
         """
         files = self._checkpoints()
         for file in reversed(files):

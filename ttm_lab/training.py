@@ -209,12 +209,12 @@ def remember_teacher(
     device: str | torch.device | None = None,
     progress: bool | None = None,
 ) -> TeacherCache:
-    """Ask a teacher about every view of every training picture, ahead of training with it.
+    """Compute a teacher's logits for every view of every training picture, before any training.
 
-    ``settings`` are those of any student: augmentation, precision and ``fold_batch_norm`` count.
-    What the folder ``remembered`` already has is not asked again; broken off, it goes on from
-    there. Raises what ``distill_many`` raises for data and teacher, and ``TeacherCache`` for the
-    file.
+    ``settings`` are those of any student: of them augmentation, precision and ``fold_batch_norm``
+    count. What the folder ``remembered`` already holds is not computed again, so an interrupted
+    call goes on where it stopped. Raises what ``distill_many`` raises for data and teacher, and
+    what ``TeacherCache`` raises for the file.
     """
     settings, device = replace(settings, remember=True), default_device(device)
     check_data(data, [settings])
@@ -238,7 +238,7 @@ def _network(teacher: nn.Module | Trained) -> nn.Module:
 
 
 def _company(student: "Student") -> tuple:
-    """Students with the same of this see the same batches, and share the teacher's outputs."""
+    """Students whose values here are equal see the same batches and share the teacher's outputs."""
     s = student.settings
     features = bool(student.objective.teacher_features)  # these are not in the cache
     return student.seed, s.batch_size, *output_key(s), features
@@ -315,9 +315,9 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def _seed_noise(seed: int, epoch: int, batch: int, device: torch.device) -> None:
-    """Seed what dropout draws from, so that it is the same in any company and after a resume.
+    """Seed what dropout draws from: the same beside any other students, and after a resume.
 
-    ``torch.manual_seed`` does the same for every kind of device, at half a millisecond a call.
+    (``torch.manual_seed`` would seed all devices, and takes half a millisecond a call.)
     """
     place = batch * distributed.count() + distributed.rank()
     noise = hash_seed(seed, "noise", epoch) + place
@@ -327,7 +327,7 @@ def _seed_noise(seed: int, epoch: int, batch: int, device: torch.device) -> None
 
 
 def _held_out(data: Dataset, teacher: Teacher | None, students) -> dict:
-    """By prefix: a part measured after each epoch, and the teacher's logits on it."""
+    """What is measured after each epoch, by prefix: a split, and the teacher's logits on it."""
     parts = {"validation_": data.validation} if len(data.validation) else {}
     if any(s.settings.track_test for s in students):
         parts["test_"] = data.test
@@ -339,7 +339,7 @@ def _held_out(data: Dataset, teacher: Teacher | None, students) -> dict:
 
 
 def _all_of(part: Split | FileSplit):
-    """This process's share of a part: images, labels, and the size of the whole batch."""
+    """This process's share of a split: images, labels, and the size of the whole batch."""
     size = part.evaluation_batch_size
     batches = part.batches(size, share=distributed.share())
     for step, (images, labels) in enumerate(batches):
@@ -347,9 +347,9 @@ def _all_of(part: Split | FileSplit):
 
 
 class Student:
-    """One network on its way: weights, optimizer, history, and its run folder if it has one.
+    """A network in training: weights, optimizer, history, and its run folder if it has one.
 
-    ``steps`` of ``last_step`` are behind it, ``per_epoch`` make an epoch.
+    It has taken ``steps`` of its ``last_step`` steps; ``per_epoch`` steps make an epoch.
     """
 
     def __init__(
@@ -390,7 +390,7 @@ class Student:
 
     @functools.cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """Made on first use: torch takes seconds to load what a finished run never needs."""
+        """Made on first use: torch takes seconds to load it, and a finished run never needs it."""
         s = self.settings
         parameters = [*self.model.parameters(), *self.objective.parameters()]
         values = {"lr": s.learning_rate, "weight_decay": s.weight_decay, "fused": True}
