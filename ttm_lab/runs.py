@@ -210,7 +210,7 @@ class Run:
             path = self.folder / name
             there = path.read_bytes() if path.exists() else b""
             if name == "environment.json" and (there or self.finished):
-                continue  # another process may have finished the run: nothing is made up
+                continue  # a finished run may have had another environment than this process
             text = json.dumps(content(), indent=1)
             if there == text.encode():
                 continue
