@@ -331,7 +331,7 @@ def _unfinished(wanted: dict[int, list[Settings]], folder: Path) -> list[int]:
             config = runs.read_config(file.parent)
         except ValueError:  # its training will write it anew
             continue
-        if config.get("numerics") == NUMERICS and (file.parent / "model.safetensors").exists():
+        if config.get("numerics") == NUMERICS and runs.is_finished(file.parent):
             finished.add(key(config["seed"], config["settings"]))
     return [
         seed
