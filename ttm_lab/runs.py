@@ -182,7 +182,7 @@ class Run:
     """
 
     def __init__(self, experiment: str | Path, label: str, config: dict):
-        self.config, self.label = config, label
+        self.config = config
         self.folder = user_path(experiment) / f"{folder_name(label)}-{identity(config)}"
         self._lock = FileLock(self.folder / ".lock")
 
