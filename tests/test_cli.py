@@ -548,7 +548,7 @@ STOPPED = """
 import signal, sys
 from ttm_lab import cli, training
 what, epoch, number, *command = sys.argv[1:]
-training.CHECKPOINT_SECONDS = 0.0
+training.Clock.due = lambda self: True
 report = training.Progress.epoch_done
 def epoch_done(self, done, students):
     report(self, done, students)

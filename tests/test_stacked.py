@@ -25,7 +25,7 @@ def test_a_stack_is_many_students(device):
     part = lambda n: Split(images[:n], labels[:n], (0.5,) * 3, (0.25,) * 3)  # noqa: E731
     data = Dataset("noise", 0, tuple("abcdefghij"), part(150), part(40), part(40))
     teacher = create_model("resnet14", 10, seed=9).eval().to(device)
-    recipe = {"epochs": 2, "augmentation": "crop-flip", "milestones": (0.5,)}
+    recipe = {"epochs": 2, "augmentation": "crop-flip", "decay_at": (0.5,)}
     soft = {"temperature": 4.0, "ce_weight": 0.1} | recipe
     settings = [
         Settings("resnet8", learning_rate=0.02, **recipe),

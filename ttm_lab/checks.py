@@ -49,8 +49,8 @@ def check_network(name: str, model: nn.Module, data: Dataset) -> None:
 def check_student(model: nn.Module, settings: Settings, data: Dataset) -> None:
     """Run a student on one image, and in training mode on a batch as small as its smallest."""
     check_network(settings.model, model, data)
-    images, size, steps = len(data.train), settings.batch_size, settings.max_steps
-    cut = steps is not None and steps * size < images
+    images, size = len(data.train), settings.batch_size
+    cut = settings.steps(images) * size < images
     smallest = min(2, size if cut else images % size or size)
     probe, _ = next(data.train.batches(2, order=torch.arange(min(images, smallest))))
     # on copies of the running statistics, which batch norm would change
@@ -81,7 +81,7 @@ def check_objective(
     images, labels = next(data.train.batches(2, order=samples))
     with recorded(model.eval(), objective.student_features) as seen:
         logits = logits_of(model(images))
-    answer = teacher and teacher.ask(images, settings, objective.teacher_features)
+    answer = teacher and teacher.output(images, settings, objective.teacher_features)
     try:
         objective = copy.deepcopy(objective).eval()  # a memory bank stays as it is
         terms, reason = objective(Output(logits, seen, samples), answer, labels), ""

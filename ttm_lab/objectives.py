@@ -34,7 +34,7 @@ METHODS |= {
 
 @dataclass(frozen=True)
 class Output:
-    """What a network says of a batch: ``logits`` (B, K), and ``features`` by name as asked for.
+    """A network's output for a batch: ``logits`` (B, K), and the requested ``features`` by name.
 
     A student's has ``samples``, too: the pictures' places (B,) in the training part, of the whole
     batch where several processes share it, on the CPU.
@@ -48,9 +48,9 @@ class Output:
 class Term(nn.Module):
     """One term of an objective: ``forward(student, teacher, labels)`` gives a scalar tensor.
 
-    ``student`` and ``teacher`` are ``Output``; what they are asked for beside the logits stands in
-    ``student_features`` and ``teacher_features``. A subclass that a run folder is to remember has
-    an ``identity``: what tells it from other terms, in values that JSON knows.
+    ``student`` and ``teacher`` are ``Output``. The features that a term needs beside the logits are
+    named in ``student_features`` and ``teacher_features``. To be trained with a run folder, a
+    subclass needs an ``identity``: what tells it from other terms, in values that JSON knows.
     """
 
     student_features: tuple[str, ...] = ()
@@ -252,10 +252,10 @@ def label_of(method) -> str:
 
 @contextmanager
 def recorded(network: nn.Module, names: Sequence[str]):
-    """While it lasts, the outputs (or with ``:input`` the inputs) of named modules, by name.
+    """A context that records the outputs (with ``:input``, the inputs) of named modules, by name.
 
-    What a later layer changes in place is seen as changed. Raises ``ValueError`` for a name that
-    the network does not have.
+    A feature that a later layer changes in place is recorded as changed. Raises ``ValueError`` for
+    a name that the network does not have.
     """
     features, handles = {}, []
     known = dict(network.named_modules()) if names else {}
@@ -280,7 +280,7 @@ def _keep(features: dict, name: str, before: bool, _module, inputs: tuple, outpu
 
 
 def _required_arguments(loss: Callable) -> int:
-    """How many positional arguments a loss insists on; 3 where that cannot be seen."""
+    """How many positional arguments a loss requires; 3 where its signature cannot be read."""
     if isinstance(loss, StandardizedLoss):
         loss = loss.loss
     try:

@@ -40,7 +40,7 @@ _IMAGENET = {
     "batch_size": 256,
     "learning_rate": 0.1,
     "weight_decay": 1e-4,
-    "milestones": (0.3, 0.6, 0.9),
+    "decay_at": (0.3, 0.6, 0.9),
     "augmentation": "resized-crop-flip",
 }
 # Assumed: cls_KD, which the paper used for DeiT, has these in configs/deit/
@@ -50,7 +50,7 @@ _DEIT = {
     "batch_size": 1024,
     "learning_rate": 1e-3,
     "weight_decay": 0.05,
-    "optimiser": "adamw",
+    "optimizer": "adamw",
     "schedule": "cosine",
     "warmup_epochs": 20,
     "augmentation": "resized-crop-flip",

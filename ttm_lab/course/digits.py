@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ttm_lab.analysis import Outputs, collect_outputs, evaluate, generalisation_gap
+from ttm_lab.analysis import Outputs, collect_outputs, evaluate, generalization_gap
 from ttm_lab.data import Dataset, load_dataset
 from ttm_lab.engine import free_cores, run_tasks
 from ttm_lab.files import atomic_write, read_table, user_path
@@ -375,11 +375,11 @@ def _train_grid(seed: int, folder: Path, max_steps: int | None) -> None:
 def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:
     """One row of notebook 5's and 6's tables: the student on the test part of its seed.
 
-    The columns of ``analysis.evaluate`` (distance at the published temperature) and of
-    ``analysis.generalisation_gap``, with the student's method and seed.
+    The columns of ``analysis.evaluate`` (divergence at the published temperature) and of
+    ``analysis.generalization_gap``, with the student's method and seed.
     """
     measured = evaluate(student, data.test, teacher=teacher, temperature=TEMPERATURE)
-    gaps = generalisation_gap(student, data)
+    gaps = generalization_gap(student, data)
     return {"method": student.label, "seed": student.seed, **measured, **gaps}
 
 
