@@ -19,7 +19,6 @@ FLOORS = (
     ("training",),
     ("paper",),
     ("experiments",),
-    ("plans",),
     ("cli", "__main__"),
     ("course",),
 )

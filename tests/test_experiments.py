@@ -11,8 +11,9 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from ttm_lab import cli, experiments, plans
+from ttm_lab import cli, experiments
 from ttm_lab.analysis import predict
+from ttm_lab.course import plans
 from ttm_lab.data import load_dataset
 from ttm_lab.experiments import Plan, Run, execute, overview, unpack_correct
 from ttm_lab.models import create_model

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from ttm_lab import plans
+from ttm_lab.course import plans
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.losses import kd_loss, ttm_loss, wttm_loss
 from ttm_lab.models import create_model

@@ -66,13 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
         output.flush()
         # whoever closes a pipe has seen enough
         if output.error and not isinstance(output.error, BrokenPipeError):
-            _say(f"not everything could be shown ({output.error}); no file is missing")
+            say(f"not everything could be shown ({output.error}); no file is missing")
             status = status or 1
         errors.flush()
     return status
 
 
-def _say(message) -> None:
+def say(message) -> None:
     print(f"ttm-lab: {message}", file=sys.stderr)
 
 
@@ -80,10 +80,10 @@ def _run(arguments: list[str]) -> int:
     """Run a command; what is wrong with its input becomes one line, not a traceback."""
     for word in arguments:
         if re.search("[\x00-\x1f\x7f\ud800-\udfff]", word):
-            _say(f"{word!a:.100} has characters that are no text: type it again, or rename a file")
+            say(f"{word!a:.100} has characters that are no text: type it again, or rename a file")
             return 2
         if not word.strip() or re.fullmatch("--[^=]*=\\s*", word):
-            _say(f"{word!r:.100} is empty where a word belongs: is a variable of the shell unset?")
+            say(f"{word!r:.100} is empty where a word belongs: is a variable of the shell unset?")
             return 2
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
@@ -93,31 +93,31 @@ def _run(arguments: list[str]) -> int:
         processes = distributed.started()
         return options.run(options)
     except ModuleNotFoundError as missing:
-        _say(f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'")
+        say(f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'")
         return 2
     except (ValueError, ImportError, FileNotFoundError, ConnectionError) as error:
-        _say(error)
+        say(error)
         return 2
     except (FloatingPointError, OSError) as error:
         path = getattr(error, "filename", None)
         ways = "--output, --root, --folder, TTM_LAB_RUNS and TTM_LAB_DATA name other places"
-        _say(f"{error.strerror}: {str(path)[:300]} ({ways})" if path else error)
+        say(f"{error.strerror}: {str(path)[:300]} ({ways})" if path else error)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        _say("stopped. The same command goes on from the last resume point.")
+        say("stopped. The same command goes on from the last resume point.")
         return 130
     except (MemoryError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         if reason.startswith("Symlink loop"):  # what Python before 3.13 says
-            _say(f"{reason}: mend that link, or name another path")
+            say(f"{reason}: mend that link, or name another path")
         elif isinstance(error, MemoryError) or "memory" in reason:
-            _say(
+            say(
                 f"the memory is too small for this ({reason}): give a smaller --batch-size or "
                 "--size, or fewer seeds or methods at a time"
             )
         elif processes > 1:
-            _say(
+            say(
                 f"process {os.environ.get('RANK')} cannot go on, most likely because another one "
                 f"was lost ({error}). Start the same command again: it goes on from the last "
                 "resume point."
@@ -153,7 +153,7 @@ def _train_teacher(options) -> int:
             return 0
     table = paper.summarise(paper.measure(paper.Row(trained, []), data), options.model, "")
     print("Top-1 accuracy on the test part in per cent:")
-    print(_as_text(table.dropna(axis="columns", how="all").drop(columns="seeds")))
+    print(as_text(table.dropna(axis="columns", how="all").drop(columns="seeds")))
     print(f"\nRun: {trained.folder}")
     print(f"Distil from it with: ttm-lab distill --teacher {trained.folder} ...")
     return 0
@@ -219,7 +219,7 @@ def _default_methods(teacher: str, student: str, changes: dict) -> list[str]:
         if method == "wttm" or {"temperature", "distill_weight"} <= found.keys():
             methods.append(method)
         elif os.environ.get("RANK", "0") == "0":
-            _say(
+            say(
                 f"no {method}: its settings for this pair are not published (to run it, "
                 "name --methods, --temperature and --distill-weight)"
             )
@@ -234,7 +234,7 @@ def _print_row(measured, teacher: str, student: str, changes: dict) -> None:
     table = paper.summarise(measured, teacher, student)
     known, dataset = table["paper"].notna(), measured["dataset"].iloc[0]
     print("Top-1 accuracy on the test part in per cent, with 95 % t intervals over seeds:")
-    print(_as_text(table if known.any() else table.drop(columns=["paper", "paper std"])))
+    print(as_text(table if known.any() else table.drop(columns=["paper", "paper std"])))
     if known.any():
         sources = paper.published_row(teacher, student, dataset)["source"]
         tables = sources[table.index[known]].str.extract(r"(Table \d+)")[0].unique()
@@ -251,7 +251,7 @@ def _print_row(measured, teacher: str, student: str, changes: dict) -> None:
     if "KD" in set(students["method"]) and students["method"].nunique() > 1:
         differences = compare_seeds(students, "KD").set_index("method")
         print("\nAccuracy minus KD, in pairs over seeds, with 95 % t intervals, in points:")
-        print(_as_text(100 * differences[["difference", "low", "high"]]))
+        print(as_text(100 * differences[["difference", "low", "high"]]))
 
 
 def _remember_teacher(options) -> int:
@@ -281,48 +281,6 @@ def _remember_teacher(options) -> int:
     print(f"{memory.size_in_bytes / 1e9:.2f} GB: {memory.path}")
     print("ttm-lab distill --remember (or --fast) reads it, with the same teacher and precision.")
     return 0
-
-
-def _plan(options) -> int:
-    """Print or run a plan of experiments.
-
-    Print a plan's runs, what each costs on this machine (measured now), and what is done.
-    --execute runs the rest, and adds a row for each to data/results/NAME.csv.
-
-    Example: ttm-lab plan cifar100-2x2 --execute --root DIR
-    """
-    import torch
-
-    from ttm_lab import experiments, plans
-
-    torch.set_num_threads(options.threads)
-    plan = plans.find(options.name)
-    if not options.execute:
-        table = experiments.overview(plan)
-        hours = table.loc[~table["done"], "minutes"].sum() / 60
-        table["minutes"] = table["minutes"].map("{:.1f}".format)
-        print(_as_text(table, digits=5))
-        print(
-            f"\n{table['done'].sum()} of {len(table)} are done; one worker takes {hours:.1f} hours"
-        )
-        print(f"here for what is left, with threads={options.threads}. --execute runs it.")
-        return 0
-    failures = 0
-    for group, failed in experiments.execute(
-        plan,
-        seeds=options.seeds,
-        root=options.root,
-        workers=options.jobs,
-        engine=options.engine,
-        card_share=options.card_share,
-    ):
-        done = f"{len(group) - len(failed)} of {len(group)} runs"
-        print(f"{group[0].pair}, seed {group[0].seed}: {done}", flush=True)
-        for arm, message in failed.items():
-            _say(f"{arm}, seed {group[0].seed}, failed: {message}")
-        failures += len(failed)
-    print(f"Rows: {plan.table()}")
-    return 1 if failures else 0
 
 
 def _evaluate(options) -> int:
@@ -362,7 +320,7 @@ def _evaluate(options) -> int:
         network = _load_network(source, model, data, part)
         config = configs[source]
         if config and config["data"]["sha256"] != data.fingerprint:
-            _say(
+            say(
                 f"note: {source} was not trained on exactly these data, or on another "
                 "split of them (--validation, --split-seed, --size)"
             )
@@ -372,7 +330,7 @@ def _evaluate(options) -> int:
     if options.output:
         atomic_write(options.output, table.to_csv())
     print(f"{data.name}, {options.part}: {len(part):,} pictures")
-    print(_as_text(table, digits=4))
+    print(as_text(table, digits=4))
     return 0
 
 
@@ -519,7 +477,7 @@ def _load_data(options, models):
     return replace(data, name=f"folder-{name}" if name in NAMES else name)
 
 
-def _as_text(table, digits: int = 2) -> str:
+def as_text(table, digits: int = 2) -> str:
     text = table.to_string(float_format=lambda x: f"{x:.{digits}f}", na_rep="-")
     return "\n".join(line.rstrip() for line in text.splitlines())
 
@@ -594,16 +552,6 @@ def _parser() -> argparse.ArgumentParser:
     add("weights", nargs="+", type=local_path, metavar="PATH", help="run folders, or files")
     add("--model", metavar="NAME", help="whose weights the files hold, such as resnet56")
     add("--part", choices=["train", "validation", "test"], default="test", help="default: test")
-
-    add = add_command(commands, "plan", _plan).add_argument
-    add("name", metavar="NAME", help="such as cifar100-2x2 (another word lists all)")
-    add("--execute", action="store_true", help="train and measure what is not done")
-    add("--seeds", type=several_seeds, help="only these, such as 0-2 (default: all)")
-    add("--root", type=local_path, metavar="DIR", help="where the images are, or should go")
-    add("--jobs", type=count, help="at once (default: what cores or cards allow)")
-    add("--threads", type=count, default=1, help="of each run (default: 1)")
-    add("--engine", choices=["joblib", "ray"], default="joblib")
-    add("--card-share", type=float, default=1.0, help="of a GPU, for each job")
 
     for command in (teacher, distill, remember):
         _add_training_options(command)

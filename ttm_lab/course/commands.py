@@ -6,7 +6,15 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from ttm_lab.cli import add_command, check_output, count, local_path, several_seeds
+from ttm_lab.cli import (
+    add_command,
+    as_text,
+    check_output,
+    count,
+    local_path,
+    say,
+    several_seeds,
+)
 from ttm_lab.files import atomic_write, find_root, read_table
 
 # Each command imports what it works with when it is called: the help of `ttm-lab` shows these
@@ -52,6 +60,59 @@ def add_commands(commands) -> None:
     add("--trials", type=count, default=24, help="for each method (default: 24)")
     text = "default: data/results/digits_search.csv in the checkout"
     add("--output", type=local_path, metavar="FILE", help=text)
+
+    add = add_command(commands, "plan", plan).add_argument
+    add("name", metavar="NAME", help="such as cifar100-2x2 (another word lists all)")
+    add("--execute", action="store_true", help="train and measure what is not done")
+    add("--seeds", type=several_seeds, help="only these, such as 0-2 (default: all)")
+    add("--root", type=local_path, metavar="DIR", help="where the images are, or should go")
+    add("--jobs", type=count, help="at once (default: what cores or cards allow)")
+    add("--threads", type=count, default=1, help="of each run (default: 1)")
+    add("--engine", choices=["joblib", "ray"], default="joblib")
+    add("--card-share", type=float, default=1.0, help="of a GPU, for each job")
+
+
+def plan(options) -> int:
+    """Print or run a plan of experiments.
+
+    Print a plan's runs, what each costs on this machine (measured now), and what is done.
+    --execute runs the rest, and adds a row for each to data/results/NAME.csv.
+
+    Example: ttm-lab plan cifar100-2x2 --execute --root DIR
+    """
+    import torch
+
+    from ttm_lab import experiments
+    from ttm_lab.course import plans
+
+    torch.set_num_threads(options.threads)
+    chosen = plans.find(options.name)
+    if not options.execute:
+        table = experiments.overview(chosen)
+        hours = table.loc[~table["done"], "minutes"].sum() / 60
+        table["minutes"] = table["minutes"].map("{:.1f}".format)
+        print(as_text(table, digits=5))
+        print(
+            f"\n{table['done'].sum()} of {len(table)} are done; one worker takes {hours:.1f} hours"
+        )
+        print(f"here for what is left, with threads={options.threads}. --execute runs it.")
+        return 0
+    failures = 0
+    for group, failed in experiments.execute(
+        chosen,
+        seeds=options.seeds,
+        root=options.root,
+        workers=options.jobs,
+        engine=options.engine,
+        card_share=options.card_share,
+    ):
+        done = f"{len(group) - len(failed)} of {len(group)} runs"
+        print(f"{group[0].pair}, seed {group[0].seed}: {done}", flush=True)
+        for arm, message in failed.items():
+            say(f"{arm}, seed {group[0].seed}, failed: {message}")
+        failures += len(failed)
+    print(f"Rows: {chosen.table()}")
+    return 1 if failures else 0
 
 
 def reproduce(options) -> int:
