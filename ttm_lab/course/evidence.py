@@ -105,13 +105,17 @@ def claim_verdict(claim_id: str, parts: Sequence[dict], scope: str, decides: boo
     ``VERDICTS``. Nothing is decided on data other than those the claim is about (digits say
     nothing about CIFAR-100), nor by a measure that is not the claim's own (``decides=False``).
     """
-    about, data = claims()[claim_id]["decided_by"].lower(), scope.split(",")[0].strip().lower()
-    if not decides or (about and data not in (about, PLACES[0])):
+    if not _can_decide(claim_id, scope, decides):
         return "not decided", ""
     words = [_part_verdict(part) for part in parts]
     worst = min(words, key=VERDICTS.index)
     names = [part["name"] for part, word in zip(parts, words, strict=True) if word == worst]
     return worst, "" if len(names) == len(parts) else ", ".join(names)
+
+
+def _can_decide(claim_id: str, scope: str, decides: bool) -> bool:
+    about, data = claims()[claim_id]["decided_by"].lower(), scope.split(",")[0].strip().lower()
+    return decides and (not about or data in (about, PLACES[0]))
 
 
 def _part_verdict(part: dict) -> str:
@@ -181,36 +185,35 @@ def seeds_needed(part: dict) -> float:
     return float(n[decided.argmax()]) if decided.any() else math.inf
 
 
-def what_flips(verdict: str, parts: Sequence[dict], scope: str = "") -> str:
-    """What would change the verdict of a claim in a scope, in words, from the parts as recorded."""
-    runs = "pairs of networks" if place(scope) == PLACES[0] else "seeds"
-    parts = [part for part in parts if "tolerance" not in part]
-    mine = [part for part in parts if _part_verdict(part) == verdict]
-    if not parts:
+def what_flips(claim_id: str, parts: Sequence[dict], scope: str, decides: bool = True) -> str:
+    """What would change ``claim_verdict`` of the same arguments, in words; ``""`` where exact."""
+    if any("tolerance" in part for part in parts):
         return ""
-    if not mine:
-        return "other data or another measure: these cannot decide the claim"
+    if not _can_decide(claim_id, scope, decides):
+        return "other data or another measure: these decide nothing about the claim"
+    verdict, _ = claim_verdict(claim_id, parts, scope, decides)
+    parts = [part for part in parts if _part_verdict(part) == verdict]
     if verdict == "not decided":
-        needed = max(seeds_needed(part) for part in mine)
-        if any(map(math.isnan, map(seeds_needed, mine))):
-            return f"to know how much it differs between {runs}"
-        number = "no number up to 10,000 of" if math.isinf(needed) else f"about {needed:,.0f}"
+        runs = "pairs of networks" if place(scope) == PLACES[0] else "seeds"
+        needed = [seeds_needed(part) for part in parts]
+        if any(map(math.isnan, needed)):
+            return f"to know how much the difference varies between {runs}"
+        number = "no number up to 10,000 of" if math.inf in needed else f"about {max(needed):,.0f}"
         return f"{number} {runs}, if difference and spread stay as they are"
-    if verdict == "negligible":
-        room, part = min(
-            ((QUANTITIES[p["quantity"]][1] - max(-p["low"], p["high"]), p) for p in mine),
-            key=lambda pair: pair[0] / QUANTITIES[pair[1]["quantity"]][1],
-        )
-        way = "away from zero"
-    else:
-        end, sign = ("low", 1) if verdict == "holds" else ("high", -1)
-        room, part = min(
-            ((sign * p[end], p) for p in mine),
-            key=lambda pair: pair[0] / (pair[1]["high"] - pair[1]["low"]),
-        )
-        way = "towards zero"
-    unit = QUANTITIES[part["quantity"]][0]
-    return f"“{part['name']}” more than {room:.2g} {unit}".rstrip() + f" further {way}"
+
+    def room(part: dict) -> float:
+        """How far the interval is from another verdict, in the quantity's unit."""
+        low, high = part["low"], part["high"]
+        if verdict == "negligible":
+            return QUANTITIES[part["quantity"]][1] - max(-low, high)
+        return low if verdict == "holds" else -high
+
+    # one part that no longer holds is enough; any other verdict stands while one part has it
+    choose = min if verdict == "holds" else max
+    part = choose(parts, key=lambda part: room(part) / (part["high"] - part["low"]))
+    size = f"{room(part):.2g} {QUANTITIES[part['quantity']][0]}".strip()
+    way = "from zero" if verdict == "negligible" else "towards zero"
+    return f"the interval of “{part['name']}” {size} further {way}"
 
 
 def place(scope: str) -> str:
@@ -348,7 +351,7 @@ def collect(folder: str | Path | None = None, kept: Sequence[dict] = ()) -> pd.D
         verdict, because = claim_verdict(claim_id, parts, scope, decides)
         shared = {"id": claim_id, "verdict": verdict, "because": because, "scope": scope}
         shared["verdict_in_scope"] = in_scope(claim_id, verdict, scope)
-        shared["flip"] = what_flips(verdict, parts, scope)
+        shared["flip"] = what_flips(claim_id, parts, scope, decides)
         for one in entries:
             about = {key: one[key] for key in ABOUT}
             rows += [shared | _shown(part) | about for part in one["contrasts"]]
@@ -442,10 +445,9 @@ def _read(path: Path) -> dict | None:
                 QUANTITIES[part["quantity"]]
         if not all(isinstance(word, str) for word in words):
             raise TypeError("a name or text in it is no text")
-        verdict, _ = claim_verdict(
-            entry["claim"], entry["contrasts"], entry["scope"], entry["decides"]
-        )
-        what_flips(verdict, entry["contrasts"], entry["scope"])
+        what = entry["claim"], entry["contrasts"], entry["scope"], entry["decides"]
+        claim_verdict(*what)
+        what_flips(*what)
         for part in entry["contrasts"]:
             _shown(part)
         return entry
