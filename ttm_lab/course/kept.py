@@ -40,7 +40,7 @@ NAMES = {
 _KD, _TTM = ["KD", "KD x 10"], ["TTM / 10", "TTM"]
 # Every contrast that is judged on CIFAR-100, written so that its claim expects it to be positive:
 # claim, measure, arms that should have more, arms that should have less (a mean over several). A
-# table is judged by those whose arms and measures it has, all at once; those of no claim count.
+# table is judged by the claims of which it has all contrasts, all at once; those of no claim count.
 CONTRASTS = {
     "TTM minus KD, KD's scale": ("B1", "accuracy", ["TTM / 10"], ["KD"]),
     "TTM minus KD, TTM's scale": ("B1", "accuracy", ["TTM"], ["KD x 10"]),
@@ -89,7 +89,6 @@ FIELDS = {
     "learning_rate": "learning rate",
     "weight_decay": "weight decay",
     "batch_size": "batch size",
-    "precision": "precision",
 }
 
 
@@ -99,7 +98,7 @@ class Kept(NamedTuple):
     Attributes:
         students: by (seed, arm): accuracy in per cent, entropy, late entropy (the mean over the
             epochs after the first drop of the learning rate) and, where measured, the gaps of B7.
-        recipe: by arm: the fields of ``FIELDS`` that are known.
+        recipe: by arm: precision, and the fields of ``FIELDS`` as far as they are known.
         pair: teacher and student.
         words: scope and what else ``evidence.entry`` shows.
     """
@@ -208,11 +207,16 @@ def _first_drop(epochs: int) -> int:
 def judged(table: Kept) -> pd.DataFrame:
     """``analysis.contrasts`` of ``CONTRASTS`` as far as a table goes, with claim and quantity."""
     wide = table.students.unstack("arm")
+    lacking = {
+        name: claim
+        for name, (claim, measure, more, less) in CONTRASTS.items()
+        if not {(measure, arm) for arm in more + less} <= set(wide.columns)
+    }
     differences, rows = {}, []
     for name, (claim, measure, more, less) in CONTRASTS.items():
-        if {(measure, arm) for arm in more + less} <= set(wide.columns):
-            sides = (wide[measure][arms].mean(axis=1) for arms in (more, less))
-            differences[name] = np.subtract(*sides)
+        # a part of a claim judges nothing
+        if name not in lacking and (not claim or claim not in lacking.values()):
+            differences[name] = wide[measure][more].mean(axis=1) - wide[measure][less].mean(axis=1)
             quantity = next(q for q in evidence.QUANTITIES if q in measure)
             rows.append({"claim": claim, "quantity": quantity})
     return contrasts(differences).join(pd.DataFrame(rows))
@@ -322,14 +326,13 @@ def _differences(teacher: str, student: str, method: str, used: pd.Series) -> st
     used["learning_rate"] /= scale
     if name != "ce":
         used["distill_weight"] *= scale
-    told = []
+    told = [] if used["precision"] == settings["precision"] else [used["precision"]]
     for field, words in FIELDS.items():
-        ours, theirs = used.get(field), settings[field]
-        of_loss = field in ("temperature", "distill_weight")
-        if ours == theirs or (name == "ce" and of_loss):
+        if field not in used or (name == "ce" and field in ("temperature", "distill_weight")):
             continue
+        ours, theirs = f"{used[field]:.4g}", f"{settings[field]:.4g}"
         if field == "distill_weight" and method == METHODS["WTTM, no labels"]:
             theirs = "not published"
-        shown = (f"{x:.4g}" if isinstance(x, int | float) else str(x) for x in (ours, theirs))
-        told.append("{} {} (paper: {})".format(words, *shown))
+        if ours != theirs:
+            told.append(f"{words} {ours} (paper: {theirs})")
     return ", ".join(told)

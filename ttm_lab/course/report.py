@@ -18,7 +18,7 @@ import pandas as pd
 
 from ttm_lab import paper
 from ttm_lab.course import kept
-from ttm_lab.course.evidence import PLACES, QUANTITIES, VERDICTS, collect, matrix, place
+from ttm_lab.course.evidence import PLACES, QUANTITIES, collect, matrix, place
 from ttm_lab.course.execute import read_notebook
 from ttm_lab.files import atomic_write
 
@@ -54,7 +54,7 @@ th { text-align: left; font-weight: 600; color: var(--soft); border-bottom: 2px 
 th, td { padding: .55rem .9rem .55rem 0; vertical-align: top; }
 td { border-bottom: 1px solid var(--line); }
 th:last-child, td:last-child { padding-right: 0; }
-.number { font-variant-numeric: tabular-nums; }
+.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .value { font-weight: 600; }
 .soft { color: var(--soft); font-size: .88em; }
 .id { font-weight: 700; width: 3rem; }
@@ -304,7 +304,9 @@ def _facts(records: pd.DataFrame, titles: dict) -> str:
     runs = "pair" if place(first["scope"]) == PLACES[0] else "seed"
     counts = {runs: records["seeds"].max(), "teacher": first["teachers"]}
     counts["contrast"] = records["contrasts"].max()
-    told = [f"{n:.0f} {name}{'s' * (n != 1)}" for name, n in counts.items() if pd.notna(n)]
+    told = [
+        f"{n:.0f} {name if n == 1 else name + 's'}" for name, n in counts.items() if pd.notna(n)
+    ]
     facts["Rests on"] = ", ".join(told) + " judged at once" * pd.notna(counts["contrast"])
     facts |= {"Settings": escape(first["settings"]), "Would flip it": escape(first["flip"])}
     names = dict.fromkeys(name for name in records["notebook"] if name)
@@ -393,8 +395,8 @@ def _paper_section(tables: list) -> str:
         rows.append(
             f"<tbody><tr><td>{escape(row['teacher'])} to {escape(row['student'])}, "
             f"{escape(row['method'])}</td>"
-            f'<td data-label="Paper">{_published(row)}</td>'
-            f'<td data-label="Ours"><span class="value">{row["mean"]:.2f}</span> '
+            f'<td class="number" data-label="Paper">{_published(row)}</td>'
+            f'<td class="number" data-label="Ours"><span class="value">{row["mean"]:.2f}</span> '
             f"[{row['low']:.2f}, {row['high']:.2f}]</td>"
             f'<td data-label="Runs">{row["runs"]}</td>'
             f'<td data-label="Differs">{escape(row["differs"])}</td></tr></tbody>'
@@ -406,6 +408,11 @@ def _paper_section(tables: list) -> str:
         "brackets, runs, where it gives them; ours with plain 95 % t intervals over seeds. Runs "
         "that differ in so much test directions of differences, and reproduce no cell.</p>",
         f"<table>{heads}\n" + "\n".join(rows) + "\n</table>" if rows else "<p>Not run.</p>",
+    ]
+    notes = {table.pair: table.words["note"] for table in tables}
+    parts += [
+        f'<p class="soft">Ours, {escape(" to ".join(pair))}: {escape(notes[pair])}</p>'
+        for pair in dict.fromkeys(zip(ours["teacher"], ours["student"], strict=True))
     ]
     means = ours.set_index(keys)["mean"] if len(ours) else {}
     numbers = published["source"].str.extract(r"Table (\d+)")[0].astype(int)
