@@ -46,7 +46,7 @@ def keep(student):
         }
     }
     if not student.done:
-        momentum = student.optimiser.state_dict()["state"]
+        momentum = student.optimizer.state_dict()["state"]
         halves["momentum"] = {str(k): v["momentum_buffer"].half() for k, v in momentum.items()}
     for name, tensors in halves.items():
         tensors = {key: value.contiguous() for key, value in tensors.items()}
@@ -76,10 +76,10 @@ def go_on(student):
     if note["steps"] >= student.last_step:
         return
     student.model.load_state_dict(load_file(f"{KEPT}_weights.safetensors"))
-    state = student.optimiser.state_dict()
+    state = student.optimizer.state_dict()
     momentum = load_file(f"{KEPT}_momentum.safetensors")
     state["state"] = {int(k): {"momentum_buffer": v.float()} for k, v in momentum.items()}
-    student.optimiser.load_state_dict(state)
+    student.optimizer.load_state_dict(state)
     student.rows = read_table(f"{KEPT}_metrics.csv").to_dict("records")
     student.steps = note["steps"]
     student.meter.restore(note["meter"])

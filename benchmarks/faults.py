@@ -309,7 +309,7 @@ class Campaign:
 
     def damaged_fields(self):
         wrong = (None, [], {}, "x", -1, 1.5, torch.zeros(2))
-        names = ("identity", "steps", "rows", "meter", "model", "objective", "optimiser")
+        names = ("identity", "steps", "rows", "meter", "model", "objective", "optimizer")
 
         def write(path, change):
             state = torch.load(io.BytesIO(path.read_bytes()[:-32]), weights_only=True)

@@ -148,7 +148,7 @@ def prepare_step(names, settings, device):
     def step(images, labels):
         with autocast(device, settings.precision):
             answer = Output(logits_in_pieces(teacher, images))
-        student.step(images, labels, answer, len(labels))
+        student.step(images, labels, answer, torch.arange(len(labels)))
 
     return step
 

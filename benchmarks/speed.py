@@ -96,7 +96,7 @@ class Plain:
             self.teacher = fold_batch_norm(self.teacher, torch.zeros(2, 3, 32, 32, device=device))
             self.teacher.to(memory_format=layout)
         weights, values = self.student.parameters(), {"momentum": 0.9, "weight_decay": 5e-4}
-        self.optimiser = torch.optim.SGD(weights, 0.05, fused=fused or None, **values)
+        self.optimizer = torch.optim.SGD(weights, 0.05, fused=fused or None, **values)
         if compiled:
             self.student = torch.compile(self.student)
         self.sums = {}
@@ -119,9 +119,9 @@ class Plain:
             loss = ce + textbook_wttm(logits, teacher_logits, 4.0)
             if not self.lean:  # the official code computes KD with weight 0 beside it
                 loss = loss + 0 * textbook_kd(logits, teacher_logits, 4.0)
-            self.optimiser.zero_grad()
+            self.optimizer.zero_grad()
             loss.backward()
-            self.optimiser.step()
+            self.optimizer.step()
             if not self.lean:
                 right = logits.topk(5).indices == labels[:, None]
                 for name, value in (
@@ -145,7 +145,7 @@ class Ours:
             )
             for method in methods
         ]  # fmt: skip
-        self.teacher = Teacher(teacher, "benchmark", self.data, self.settings, device)
+        self.teacher = Teacher(teacher, self.data, self.settings, device)
         self.teacher.open_caches(self.data, self.settings, None)
         self.students = [training.Student(s, 1, self.data, device=device) for s in self.settings]
         for student in self.students:

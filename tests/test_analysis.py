@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from scipy import stats
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -35,7 +34,7 @@ def test_measures_agree_with_torch_in_float64(sample):
     assert got["entropy"] == pytest.approx(torch.distributions.Categorical(q).entropy().mean())
     assert got["confidence"] == pytest.approx(q.amax(1).mean().item())
     assert got["agreement"] == (z.argmax(1) == v.argmax(1)).double().mean().item()
-    assert got["distance"] == pytest.approx((p * (p / q).log()).sum(1).mean().item())
+    assert got["divergence"] == pytest.approx((p * (p / q).log()).sum(1).mean().item())
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
@@ -75,10 +74,10 @@ def test_plain_arrays_tensors_and_networks_give_the_same():
         pd.testing.assert_series_equal(direct, again, rtol=1e-6)
 
 
-def test_generalisation_gap_is_train_against_test():
+def test_generalization_gap_is_train_against_test():
     data = load_dataset("digits")
     model = create_model("cnn_small", 10, seed=0)
-    gap = analysis.generalisation_gap(model, data)
+    gap = analysis.generalization_gap(model, data)
     train, test = (analysis.evaluate(model, s) for s in (data.train, data.test))
     assert gap["accuracy_gap"] == train["accuracy"] - test["accuracy"]
     assert gap["nll_gap"] == test["nll"] - train["nll"]
@@ -348,19 +347,3 @@ def test_outputs_that_do_not_fit_together_are_refused(outputs):
     without = replace(outputs, models=outputs.models[few], logits=outputs.logits[few])
     with pytest.raises(ValueError, match="teacher"):
         without.teacher()
-
-
-def test_pictures_of_outputs_are_those_of_their_labels(outputs, tmp_path):
-    assert outputs.read_pictures(tmp_path / "absent") is None
-    for k, name in enumerate("abc"):
-        (tmp_path / name).mkdir()
-        for number in range(12):
-            pixels = np.full((6, 5, 3), 20 * k + number, dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / name / f"{number:02}.png")
-    places = 12 * outputs.labels + 3 + np.arange(30) // 5  # between the 4th and the 9th of a class
-    found = replace(outputs, pictures=places).read_pictures(tmp_path)
-    assert found.shape == (30, 3, 6, 5)
-    assert np.array_equal(found[:, 1, 2, 3], 20 * outputs.labels + 3 + np.arange(30) // 5)
-    for wrong in (places + 12, places[::-1].copy()):
-        with pytest.raises(ValueError, match="its labels are others"):
-            replace(outputs, pictures=wrong).read_pictures(tmp_path)

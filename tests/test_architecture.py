@@ -12,12 +12,13 @@ PACKAGE = Path(ttm_lab.__file__).parent
 FLOORS = (
     ("files", "probability", "distributed"),
     ("losses",),
-    ("data", "models", "runs", "teacher_cache", "objectives"),
+    ("data", "models", "runs", "engine", "teacher_cache", "objectives", "features"),
     ("settings",),
     ("teacher",),
     ("checks", "progress", "analysis"),
     ("training",),
     ("paper",),
+    ("experiments",),
     ("cli", "__main__"),
     ("course",),
 )

@@ -89,14 +89,14 @@ def test_students_of_other_augmentation_or_precision_do_not_share_batches(data, 
         assert same_weights(one, distill(teacher, data, one.settings, progress=False))
 
 
-OPTIMISERS = [
+OPTIMIZERS = [
     {},
     {"precision": "bfloat16", "track_test": True},
-    {"optimiser": "adamw", "schedule": "cosine", "warmup_epochs": 1, "learning_rate": 1e-3},
+    {"optimizer": "adamw", "schedule": "cosine", "warmup_epochs": 1, "learning_rate": 1e-3},
 ]
 
 
-@pytest.mark.parametrize("changes", OPTIMISERS, ids=["sgd", "bfloat16", "adamw"])
+@pytest.mark.parametrize("changes", OPTIMIZERS, ids=["sgd", "bfloat16", "adamw"])
 def test_broken_off_anywhere_a_run_ends_bit_identical(
     data, teacher, tmp_path, monkeypatch, changes
 ):
@@ -109,7 +109,7 @@ def test_broken_off_anywhere_a_run_ends_bit_identical(
     reference = distill_many(teacher, data, settings, progress=False)
     assert same_weights(reference[0], whole[0])
 
-    kind = torch.optim.AdamW if changes.get("optimiser") else torch.optim.SGD
+    kind = torch.optim.AdamW if changes.get("optimizer") else torch.optim.SGD
     original, count = kind.step, 0
 
     def step(self, *args, **kwargs):
@@ -204,7 +204,7 @@ def test_without_a_validation_part_everything_trains_and_test_can_be_followed(da
     assert same_weights(plain, tracked)
     last = tracked.history.iloc[-1]
     direct = evaluate(tracked, data.test, teacher=teacher, temperature=4.0)
-    for name in ("accuracy", "entropy", "confidence", "distance"):
+    for name in ("accuracy", "entropy", "confidence", "divergence"):
         assert last[f"test_{name}"] == pytest.approx(direct[name], rel=1e-4, abs=1e-6)
 
 
@@ -221,7 +221,7 @@ def test_learning_rates_of_cosine_and_warm_up():
     [
         ({"augmentation": "rotate"}, r"augmentation='rotate' must be one of"),
         ({"precision": "float16"}, r"precision='float16' must be one of"),
-        ({"optimiser": "adam"}, r"optimiser='adam' must be one of"),
+        ({"optimizer": "adam"}, r"optimizer='adam' must be one of"),
         ({"schedule": "linear"}, r"schedule='linear' must be one of"),
         ({"warmup_epochs": -1}, r"warmup_epochs=-1 must be zero or positive"),
         ({"track_test": "yes"}, r"track_test='yes' must be one of"),

@@ -1,9 +1,5 @@
 """The digits study: a fair search, kept whole, and settings that follow from it."""
 
-import multiprocessing
-import os
-import signal
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,7 +65,7 @@ def test_a_broken_off_search_goes_on_and_ends_the_same(tmp_path, monkeypatch):
         real = digits.teacher_and_data
         answers = [real(3, None)]  # the second call finds nothing and stops the search
         patch.setattr(digits, "teacher_and_data", lambda *_args, **_kwargs: answers.pop())
-        with pytest.raises(IndexError):
+        with pytest.raises(RuntimeError, match="seed 3: IndexError"):
             digits.search([3], tmp_path / "broken.csv", trials=1)
     assert len(read_table(tmp_path / "broken.csv")) == 2
     digits.search([3], tmp_path / "broken.csv", trials=1)
@@ -79,7 +75,7 @@ def test_a_broken_off_search_goes_on_and_ends_the_same(tmp_path, monkeypatch):
 def test_a_search_in_processes_writes_the_same_table(tmp_path, monkeypatch, one_thread):
     tables = {}
     for workers in (1, 2):
-        monkeypatch.setattr(digits, "_free_cores", lambda workers=workers: workers)
+        monkeypatch.setattr(digits, "free_cores", lambda workers=workers: workers)
         monkeypatch.setattr(digits, "FAMILIES", {"appendix": digits.FAMILIES["appendix"]})
         file = tmp_path / f"{workers}.csv"
         digits.search([1, 3], file, trials=1)
@@ -156,7 +152,7 @@ def test_seeds_in_processes_are_those_of_a_loop_byte_for_byte(tmp_path, monkeypa
     families = ["published", "appendix"]
     serial, parallel = tmp_path / "serial", tmp_path / "parallel"
     with monkeypatch.context() as patch:
-        patch.setattr(digits, "_train_in_processes", None)  # one worker starts no process
+        patch.setattr(digits, "run_tasks", None)  # one worker starts no process
         one_by_one = digits.train_seeds([0, 3], families, serial, max_steps=2, workers=1)
     at_once = digits.train_seeds([0, 3], families, parallel, max_steps=2, workers=2)
     assert len(contents(serial)) == 2 * 2 * (1 + 4 + 2)
@@ -168,7 +164,7 @@ def test_seeds_in_processes_are_those_of_a_loop_byte_for_byte(tmp_path, monkeypa
         for a, b in zip(at_once[3].students[family], one_by_one[3].students[family], strict=True):
             pd.testing.assert_frame_equal(a.history, b.history, check_exact=True)
 
-    monkeypatch.setattr(digits, "_train_in_processes", None)  # all is finished: none started
+    monkeypatch.setattr(digits, "run_tasks", None)  # all is finished: none started
     again = digits.train_seeds([0, 3], families, parallel, max_steps=2, workers=2)
     assert again[3].students["published"][0].folder.parent == parallel
 
@@ -191,7 +187,12 @@ def test_the_grid_of_students_is_trained_once_by_one_teacher(tmp_path, monkeypat
 
 def test_what_is_unfinished_decides_how_many_processes_start(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(digits, "_train_in_processes", lambda todo, *_: asked.append(todo))
+
+    def noted(_function, tasks, **_options):
+        asked.append([seed for seed, *_ in tasks])
+        yield from ()
+
+    monkeypatch.setattr(digits, "run_tasks", noted)
     digits.train_students(0, ["no-ce"], tmp_path, max_steps=2)
     digits.train_seeds([0, 3], ["no-ce"], tmp_path, max_steps=2, workers=4)
     digits.train_seeds([0, 3], ["appendix"], tmp_path, max_steps=2, workers=4)
@@ -206,41 +207,7 @@ def test_what_is_unfinished_decides_how_many_processes_start(tmp_path, monkeypat
 
 
 def test_a_failure_in_a_process_surfaces_with_seed_and_message(tmp_path):
-    with pytest.raises(RuntimeError, match=r"seed 999: ValueError: .*search-digits --seeds 999"):
-        digits._train_in_processes([999, 998], ["tuned"], tmp_path, 2, 2)
-
-
-def test_processes_share_the_cores_with_threads_and_other_notebooks(monkeypatch, one_thread):
-    monkeypatch.setattr(digits.os, "sched_getaffinity", lambda _: range(8), raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert digits._free_cores() == 4
-    torch.set_num_threads(4)
-    assert digits._free_cores() == 2
-    torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert digits._free_cores() == 1
-
-
-def stop(seed: int) -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def end(seed: int) -> None:
-    os._exit(1)
-
-
-@pytest.mark.parametrize(
-    ("work", "words"),
-    [
-        pytest.param(stop, "seed (5|7): its process gave no sign of life", id="stopped"),
-        (end, r"a process of the seeds \[.*\] was killed"),
-    ],
-)
-def test_a_worker_that_is_stopped_or_killed_is_named_and_none_is_left(work, words, monkeypatch):
-    if not hasattr(signal, "SIGSTOP"):
-        pytest.skip("processes cannot be stopped here")
-    monkeypatch.setattr(digits, "_PATIENCE", 3)
-    before = set(multiprocessing.active_children())
-    with pytest.raises(ChildProcessError, match=words):
-        list(digits._in_processes(work, [(5,), (7,)], 2))
-    assert set(multiprocessing.active_children()) <= before
+    tasks = [(seed, ["tuned"], tmp_path, 2) for seed in (999, 998)]
+    words = r"seed (999|998): ValueError: .*search-digits --seeds \1"
+    with pytest.raises(RuntimeError, match=words):
+        list(digits._work_off(digits._train_one, tasks, 2, "seeds"))

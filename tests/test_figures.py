@@ -1,13 +1,16 @@
 """Figures carry their text; widgets redraw what a slider says."""
 
 import base64
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from PIL import Image
 
+from ttm_lab.analysis import Outputs
 from ttm_lab.course import figures
 from ttm_lab.course.exercises import Unsolved, check
 from ttm_lab.course.figures import notebook7
@@ -116,3 +119,22 @@ def test_exercises_report_unsolved_correct_and_wrong(capsys):
         @check
         def exercise_3():
             raise AssertionError("off by one")
+
+
+def test_pictures_of_outputs_are_those_of_their_labels(tmp_path):
+    labels = np.arange(30) % 3
+    models = pd.DataFrame([("teacher", np.nan, np.nan, 0)], columns=Outputs.COLUMNS)
+    outputs = Outputs(models, np.ones((1, 30, 3)), labels, ("a", "b", "c"), labels)
+    assert notebook7.read_pictures(outputs, tmp_path / "absent") is None
+    for k, name in enumerate("abc"):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            pixels = np.full((6, 5, 3), 20 * k + number, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number:02}.png")
+    places = 12 * outputs.labels + 3 + np.arange(30) // 5  # between the 4th and the 9th of a class
+    found = notebook7.read_pictures(replace(outputs, pictures=places), tmp_path)
+    assert found.shape == (30, 3, 6, 5)
+    assert np.array_equal(found[:, 1, 2, 3], 20 * outputs.labels + 3 + np.arange(30) // 5)
+    for wrong in (places + 12, places[::-1].copy()):
+        with pytest.raises(ValueError, match="its labels are others"):
+            notebook7.read_pictures(replace(outputs, pictures=wrong), tmp_path)

@@ -4,6 +4,7 @@ Claims A1 to A8 and facts 3.4, 5.7 and those of section 7 are the exact statemen
 that the course teaches; the tests carry their numbers.
 """
 
+import inspect
 import itertools
 import math
 import shutil
@@ -23,6 +24,7 @@ from ttm_lab.losses import (
     DISTLoss,
     DKDLoss,
     KDLoss,
+    StandardizedLoss,
     TTMLoss,
     WTTMLoss,
     decompose_ttm,
@@ -756,6 +758,51 @@ def test_baselines_differentiate_and_transform(name):
     torch.testing.assert_close(compiled(z, v), loss(z, v))
 
 
+@pytest.mark.parametrize("loss", [KDLoss(2.0), TTMLoss(4.0), WTTMLoss(4.0), DKDLoss(4.0)])
+def test_standardized_logits_against_their_definition(loss):
+    """Sun et al. 2024: z-scores as scipy computes them go into the loss, the gradient through."""
+    z, v = pair(0, 10)
+    labels = [torch.arange(6) % 10] if isinstance(loss, DKDLoss) else []
+    rows = [torch.from_numpy(stats.zscore(x.numpy(), axis=1, ddof=1)) for x in (z, v)]
+    got = StandardizedLoss(loss)(z, v, *labels)
+    torch.testing.assert_close(got, loss(*rows, *labels), rtol=1e-6, atol=0)
+    # neither the scale of the logits nor a shift is left
+    moved = StandardizedLoss(loss)(3 * z - 5, 0.1 * v + 7, *labels)
+    torch.testing.assert_close(moved, got, rtol=1e-5, atol=0)
+
+    z.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: StandardizedLoss(loss)(x, v, *labels), z)
+    StandardizedLoss(loss)(z, v, *labels).backward()
+    assert z.grad.sum(1).abs().max() < 1e-12
+    assert (z.grad * z).sum(1).abs().max() < 1e-6  # no gain in a larger scale
+
+
+def test_standardized_kd_of_two_classes_has_a_closed_form():
+    """Two logits a row: z-scores are -1 / sqrt(2) and 1 / sqrt(2), whatever the logits."""
+    z, v = torch.tensor([[0.0, 3.0], [1.0, 9.0]]), torch.tensor([[5.0, 6.0], [6.0, 5.0]])
+    p = 1 / (1 + math.exp(-(2**0.5) / 2.0))
+    wrong_way = 4 * (2 * p - 1) * math.log(p / (1 - p))
+    got = StandardizedLoss(KDLoss(2.0, reduction="none"))(z, v)
+    assert got.tolist() == pytest.approx([0, wrong_way], abs=1e-6)
+
+
+def test_standardized_losses_take_half_precision_and_flat_rows():
+    for dtype in (torch.float16, torch.float32):
+        z, v = pair(0, 10, dtype=dtype)
+        if dtype == torch.float32:
+            z[0] = 2
+        z.requires_grad_()
+        loss = StandardizedLoss(KDLoss(2.0))(z, v)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert z.grad.dtype == dtype
+        assert z.grad.isfinite().all()
+        exact = StandardizedLoss(KDLoss(2.0))(z.detach().double(), v.double())
+        assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="different numbers of classes"):
+        StandardizedLoss(KDLoss(2.0))(z, v[:, :9])
+
+
 def test_decomposition_needs_no_float64_on_the_device():
     z, v = pair(0, 10, dtype=torch.float32)
     expected = decompose_ttm(z.double(), v.double(), 4.0)
@@ -782,6 +829,21 @@ def test_modules_call_their_functions():
     assert torch.equal(dist(z, v), dist_loss(z, v, 4, between_weight=2, within_weight=3))
     assert "temperature=4" in repr(KDLoss(4))
     assert not list(WTTMLoss(4).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("loss", "function"),
+    [(KDLoss, kd_loss), (WTTMLoss, wttm_loss), (DKDLoss, dkd_loss), (DISTLoss, dist_loss)],
+)
+def test_a_module_shows_and_takes_the_settings_of_its_function(loss, function):
+    parameters = inspect.signature(function).parameters
+    settings = list(parameters)[list(parameters).index("temperature") :]
+    assert list(inspect.signature(loss).parameters) == settings
+    made = loss(temperature=2.0)
+    for name in settings[1:]:  # those not given are shown as well: a run is known by them
+        assert f"{name}={parameters[name].default!r}" in repr(made)
+    with pytest.raises(TypeError, match="'gamma'"):
+        loss(2.0, gamma=0.5)
 
 
 # Bad input ----------------------------------------------------------------------------------------

@@ -372,7 +372,12 @@ def test_biases_that_the_benchmark_starts_at_zero(name):
 
 @pytest.mark.parametrize(
     ("paper", "published"),
-    [("wrn-40-2", "wrn_40_2"), ("ShuffleNetV1", "ShuffleV1"), ("ShuffleNetV2", "ShuffleV2")],
+    [
+        ("wrn-40-2", "wrn_40_2"),
+        ("ShuffleNetV1", "ShuffleV1"),
+        ("ShuffleNetV2", "ShuffleV2"),
+        ("ResNet-18", "torchvision/resnet18"),
+    ],
 )
 def test_the_papers_spellings(paper, published):
     first, second = (weights_fingerprint(create_model(n, 10, seed=3)) for n in (paper, published))

@@ -9,9 +9,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ttm_lab.data import load_dataset
-from ttm_lab.losses import WTTMLoss, ttm_loss
+from ttm_lab.losses import KDLoss, StandardizedLoss, WTTMLoss, ttm_loss
 from ttm_lab.models import create_model
-from ttm_lab.objectives import CrossEntropy, FeatureTerm, LogitTerm, Objective, Term, recorded
+from ttm_lab.objectives import (
+    ConfidencePenalty,
+    CrossEntropy,
+    FeatureTerm,
+    LogitTerm,
+    Objective,
+    Output,
+    Term,
+    recorded,
+)
+from ttm_lab.probability import shannon_entropy
 from ttm_lab.progress import Meter
 from ttm_lab.training import Settings, distill, distill_many, train_teacher
 
@@ -83,6 +93,51 @@ def test_a_loss_of_the_package_is_a_method(data, teacher, tmp_path):
     assert torch.equal(weights(first), weights(second))
     other = Settings("cnn_small", WTTMLoss(3.0), distill_weight=2, **OPTIONS)
     assert distill(teacher, data, other, folder=tmp_path, progress=False).folder != second.folder
+
+
+@pytest.mark.parametrize("name", ["kd+std", "dkd+std"])  # dkd takes labels, too
+def test_standardized_losses_are_methods(data, teacher, name):
+    named = Settings("cnn_small", name, temperature=2, distill_weight=9, **OPTIONS)
+    assert named.label == name.upper()
+    first = distill(teacher, data, named, progress=False)
+    if name == "kd+std":
+        given = Settings("cnn_small", StandardizedLoss(KDLoss(2.0)), distill_weight=9, **OPTIONS)
+        assert given.label == "KD+STD"
+        second = distill(teacher, data, given, progress=False)
+        assert torch.equal(weights(first), weights(second))
+    assert first.history["distill_loss"].between(0, 100).all()
+
+
+def test_label_smoothing_and_confidence_penalty_are_what_their_papers_say():
+    """Closed forms in float64: CE with a smoothed target; minus the entropy."""
+    logits = 3 * torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    labels, student = torch.tensor([0, 3, 6, 2, 2]), Output(logits)
+    target = 0.9 * F.one_hot(labels, 7).double() + 0.1 / 7
+    expected = -(target * logits.double().log_softmax(1)).sum(1).mean()
+    got = CrossEntropy(label_smoothing=0.1)(student, None, labels)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-6)
+    q = logits.double().softmax(1)
+    entropy = shannon_entropy(q).mean()
+    assert ConfidencePenalty()(student, None, labels).item() == pytest.approx(-entropy.item())
+    uniform = ConfidencePenalty()(Output(torch.zeros(5, 7)), None, labels)
+    assert uniform.item() == pytest.approx(-torch.tensor(7.0).log().item())
+    with pytest.raises(ValueError, match=r"label_smoothing=1\.5 must be from 0 to 1"):
+        CrossEntropy(label_smoothing=1.5)
+
+
+def test_objectives_that_ask_no_teacher_train_and_are_told_apart(data, teacher, tmp_path):
+    def run(terms):
+        options = {"epochs": 4, "batch_size": 64, "learning_rate": 0.1}
+        settings = Settings("cnn_small", Objective(terms), label="own", **options)
+        return distill(teacher, data, settings, folder=tmp_path, progress=False)
+
+    plain = run({"ce": (1, CrossEntropy())})
+    smoothed = run({"ce": (1, CrossEntropy(label_smoothing=0.5))})
+    penalised = run({"ce": (1, CrossEntropy()), "penalty": (1, ConfidencePenalty())})
+    assert len({plain.folder, smoothed.folder, penalised.folder}) == 3
+    for less_sure in (smoothed, penalised):
+        last = less_sure.history["train_entropy"].iloc[-1]
+        assert last > plain.history["train_entropy"].iloc[-1]
 
 
 def test_one_step_moves_student_and_projection_by_the_gradient(data, teacher):

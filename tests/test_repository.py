@@ -32,8 +32,9 @@ def test_conda_environment_agrees_with_pyproject():
     assert plain == [f"python >={lowest},<{following}", "pip"]
     assert PROJECT["requires-python"] == f">={lowest}"
     # The package itself brings every dependency, so no range stands in two places.
-    # The course needs no ImageNet, so that extra is asked for by name.
-    extras = ",".join(name for name in PROJECT["optional-dependencies"] if name != "imagenet")
+    # The course needs no ImageNet, no cluster and no methods on features: those are by name.
+    by_name = ("cluster", "features", "imagenet")
+    extras = ",".join(name for name in PROJECT["optional-dependencies"] if name not in by_name)
     assert pip == {"pip": [f"--editable .[{extras}]"]}
     assert f'--editable ".[{extras}]"' in read("Makefile")
 

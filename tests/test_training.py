@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import GoogLeNetOutputs
 
-from ttm_lab import training
+from ttm_lab import runs, training
 from ttm_lab.analysis import evaluate
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.losses import ttm_loss
@@ -155,7 +155,7 @@ def test_history_agrees_with_measuring_the_student(data, teacher):
     got = distill(teacher, data, student("kd", ce_weight=0.5), progress=False)
     last = got.history.iloc[-1]
     direct = evaluate(got, data.validation, teacher=teacher, temperature=4.0)
-    for name in ("accuracy", "entropy", "confidence", "distance"):
+    for name in ("accuracy", "entropy", "confidence", "divergence"):
         assert last[f"validation_{name}"] == pytest.approx(direct[name], rel=1e-5, abs=1e-7)
     assert last["loss"] == pytest.approx(0.5 * last["ce_loss"] + 2 * last["distill_loss"])
     assert list(got.history["epoch"]) == [1, 2]
@@ -287,7 +287,7 @@ def test_a_last_batch_of_one_is_refused_only_where_batch_norm_meets_it(
 def test_training_needs_no_float64_on_the_device(data, teacher, tmp_path, monkeypatch):
     """Sums of metrics are float64, but not there: mps has none. A resume point holds them, too."""
     settings = [student(m, track_test=True) for m in ("ce", "kd", "ttm", "wttm", "dkd", "dist")]
-    settings += [student("wttm", remember=True, precision="bfloat16", optimiser="adamw")]
+    settings += [student("wttm", remember=True, precision="bfloat16", optimizer="adamw")]
     expected = distill_many(teacher, data, settings, progress=False)
     monkeypatch.setattr(
         training.Meter, "BLOCK", 2
@@ -322,7 +322,9 @@ def test_masked_classes_below_temperature_one_do_not_look_diverged(data):
     got = distill(Masked(), data, student("ttm", temperature=0.5), progress=False)
     assert np.isfinite(got.history).all(axis=None)
     direct = evaluate(got, data.validation, teacher=Masked(), temperature=0.5)
-    assert got.history.iloc[-1]["validation_distance"] == pytest.approx(direct["distance"], 1e-5)
+    assert got.history.iloc[-1]["validation_divergence"] == pytest.approx(
+        direct["divergence"], 1e-5
+    )
 
 
 def test_learning_works_at_all(data, teacher):
@@ -356,7 +358,7 @@ def test_one_that_diverges_alone_ends_the_training(data, teacher):
         ({"learning_rate": float("nan")}, r"learning_rate=nan must be positive"),
         ({"epochs": 0}, r"epochs=0 must be positive"),
         ({"epochs": 1.5}, r"epochs=1.5 must be a whole number"),
-        ({"milestones": (150,)}, r"milestones=\(150.0,\) must be fractions"),
+        ({"decay_at": (150,)}, r"decay_at=\(150.0,\) must be fractions"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, words):
@@ -395,7 +397,7 @@ def test_a_finished_run_is_read_back_not_trained_again(data, teacher, tmp_path):
         assert (two.folder / "model.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_a_finished_run_is_read_without_an_optimiser(data, teacher, tmp_path, monkeypatch):
+def test_a_finished_run_is_read_without_an_optimizer(data, teacher, tmp_path, monkeypatch):
     first = distill(teacher, data, student(), folder=tmp_path, progress=False)
     monkeypatch.setattr(torch.optim, "SGD", None)  # torch.optim takes seconds to load
     again = distill(teacher, data, student(), folder=tmp_path, progress=False)
@@ -413,7 +415,7 @@ def test_everything_that_decides_the_result_decides_the_folder(data, teacher, tm
     changed = [
         replace(base, temperature=2.0),
         replace(base, weight_decay=0.0),
-        replace(base, milestones=(0.5,)),
+        replace(base, decay_at=(0.5,)),
         student(LogitTerm(own(1.0), name="own", factor=1), max_steps=1, label="WTTM"),
         student(LogitTerm(own(2.0), name="own", factor=2), max_steps=1, label="WTTM"),
         replace(base, epochs=3),
@@ -466,7 +468,7 @@ def test_a_teacher_that_cannot_be_folded_says_so_in_the_config(data, tmp_path):
 
 def test_numpy_numbers_give_the_run_of_plain_ones(data, teacher, tmp_path):
     plain = student("kd", temperature=4, max_steps=1)
-    numbers = {"temperature": np.float64(4), "epochs": np.int64(2), "milestones": [150 / 240, 0.75]}
+    numbers = {"temperature": np.float64(4), "epochs": np.int64(2), "decay_at": [150 / 240, 0.75]}
     other = replace(plain, **numbers)
     options = {"folder": tmp_path, "progress": False}
     first = distill(teacher, data, plain, seed=1, **options)
@@ -486,14 +488,14 @@ def test_settings_of_numpy_kinds_are_plain_ones_or_refused(kind):
     values = {
         np.bool_: {"track_test": np.True_, "remember": 1},
         np.int8: {"temperature": np.int8(16), "epochs": np.array(2, np.int8)},
-        np.float16: {"temperature": np.float16(0.5), "milestones": np.array([0.5], np.float16)},
+        np.float16: {"temperature": np.float16(0.5), "decay_at": np.array([0.5], np.float16)},
         np.longdouble: {"temperature": np.longdouble(4)},
         np.str_: {"precision": np.str_("float32"), "method": np.str_("kd")},
     }[kind]
     got = replace(plain, **values)
     for name, value in vars(got).items():
         assert type(value) in (str, bool, int, float, tuple, type(None)), name
-    assert json.loads(json.dumps(vars(got))) == {**vars(got), "milestones": [*got.milestones]}
+    assert json.loads(json.dumps(vars(got))) == {**vars(got), "decay_at": [*got.decay_at]}
     for name, value in [("temperature", np.complex64(4 + 3j)), ("epochs", np.float64(2))]:
         with pytest.raises(ValueError, match=f"{name}=.* must be a .*number"):
             replace(plain, **{name: value})
@@ -507,8 +509,8 @@ def test_settings_of_numpy_kinds_are_plain_ones_or_refused(kind):
         ({"temperature": 10**400}, "temperature=10+ must be a number"),
         ({"learning_rate": np.zeros(2)}, "learning_rate=array.* must be one value"),
         ({"learning_rate": np.datetime64("2020")}, "learning_rate=.*date.* must be a number"),
-        ({"milestones": 0.5}, "milestones=0.5 must be several numbers"),
-        ({"milestones": ("half",)}, "milestones='half' must be a number"),
+        ({"decay_at": 0.5}, "decay_at=0.5 must be several numbers"),
+        ({"decay_at": ("half",)}, "decay_at='half' must be a number"),
         ({"epochs": 10**24}, "epochs=10+ must be less than 9223372036854775808"),
         ({"batch_size": 2**70}, "batch_size=.* must be less than"),
     ],
@@ -623,11 +625,11 @@ DAMAGE = {
     "a layer less": ("model", lambda s: s["model"].popitem()),
     "another layer": ("model", lambda s: s["model"].update({"classifier.bias": torch.ones(3)})),
     "model of lists": ("model", lambda s: s.update(model=[1])),
-    "no optimiser": ("optimiser", lambda s: s.pop("optimiser")),
-    "empty optimiser": ("optimiser", lambda s: s.update(optimiser={})),
+    "no optimizer": ("optimizer", lambda s: s.pop("optimizer")),
+    "empty optimizer": ("optimizer", lambda s: s.update(optimizer={})),
     "other momentum": (
-        "optimiser",
-        lambda s: s["optimiser"]["state"][0].update(momentum_buffer=torch.ones(1)),
+        "optimizer",
+        lambda s: s["optimizer"]["state"][0].update(momentum_buffer=torch.ones(1)),
     ),
     "no meter": ("meter", lambda s: s.pop("meter")),
     "meter without a count": ("meter", lambda s: s["meter"].pop("count")),
@@ -663,6 +665,34 @@ def test_a_resume_point_with_wrong_fields_is_named_and_the_one_before_taken(
     with pytest.warns(UserWarning, match=words):
         got = distill(teacher, data, settings, folder=tmp_path, progress=False)
     assert same_weights(got.model, whole.model)
+    pd.testing.assert_frame_equal(got.history, whole.history, check_exact=True)
+
+
+def test_a_run_in_the_words_of_the_first_version_goes_on(
+    broken_off, data, teacher, tmp_path, monkeypatch, recwarn
+):
+    """Folders and resume points from before optimizer, decay_at and divergence had these names."""
+    monkeypatch.setattr(training.Meter, "BLOCK", 2)
+    settings, whole, folder = broken_off
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (run,) = tmp_path.glob("wttm-*")
+    kept = json.loads((run / "config.json").read_text())["settings"]
+    assert {"optimiser", "milestones"} <= kept.keys()
+    assert not {"optimizer", "decay_at"} & kept.keys()
+    read = runs.read_config(run)["settings"]
+    assert (read["optimizer"], tuple(read["decay_at"])) == ("sgd", settings.decay_at)
+    newest = run / "checkpoint" / "step-000000012.pt"
+    state = torch.load(io.BytesIO(newest.read_bytes()[:-32]), weights_only=True)
+    state["optimiser"] = state.pop("optimizer")
+    old = lambda row: {k.replace("divergence", "distance"): x for k, x in row.items()}  # noqa: E731
+    state["rows"] = [old(row) for row in state["rows"]]
+    state["meter"]["totals"] = old(state["meter"]["totals"])
+    assert "validation_distance" in state["rows"][0]
+    torch.save(state, newest)
+    newest.write_bytes(newest.read_bytes() + hashlib.sha256(newest.read_bytes()).digest())
+    got = distill(teacher, data, settings, folder=tmp_path, progress=False)
+    assert not [w for w in recwarn if "damaged checkpoint" in str(w.message)]
+    assert (got.folder, same_weights(got.model, whole.model)) == (run, True)
     pd.testing.assert_frame_equal(got.history, whole.history, check_exact=True)
 
 
@@ -727,7 +757,7 @@ def test_a_lack_of_memory_is_not_taken_for_damage(broken_off, data, teacher, tmp
     def full(*_):
         raise torch.OutOfMemoryError("the device is full")
 
-    monkeypatch.setattr(training.Student, "_take_optimiser", full)
+    monkeypatch.setattr(training.Student, "_take_optimizer", full)
     with pytest.raises(torch.OutOfMemoryError, match="is full"):
         distill(teacher, data, settings, folder=tmp_path, progress=False)
 

@@ -6,6 +6,7 @@ Everything works on plain arrays of logits (N, K) and labels (N,), from any fram
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,25 +102,6 @@ class Outputs:
                 name += f", T = {model['temperature']:g}, weight {model['distill_weight']:.3g}"
             found.setdefault(name, []).append(row)
         return {name: np.array(rows) for name, rows in found.items()}
-
-    def read_pictures(self, folder: str | Path) -> np.ndarray | None:
-        """The pictures, bytes (N, 3, H, W), from a folder of the test part, one folder a class.
-
-        None where there is no such folder: pictures are not kept with their outputs. Raises
-        ``ValueError`` where the folder's pictures have other labels.
-        """
-        from torchvision.datasets import ImageFolder  # slow to import, and needed only here
-
-        if not user_path(folder).is_dir():
-            return None
-        files = ImageFolder(user_path(folder))
-        labels = np.array(files.targets)
-        fits = len(labels) > self.pictures.max() and (labels[self.pictures] == self.labels).all()
-        if not fits:
-            raise ValueError(
-                f"{folder} does not hold the pictures of these outputs: its labels are others"
-            )
-        return np.stack([np.asarray(files[k][0]).transpose(2, 0, 1) for k in self.pictures])
 
     def save(self, path: str | Path) -> None:
         """Write a compressed ``.npz`` with the logits in float16: no pickle, no code.
@@ -235,20 +217,21 @@ def _logits_and_labels(student, data) -> tuple[np.ndarray, np.ndarray]:
 def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int = 15) -> pd.Series:
     """Measure one set of predictions.
 
-    Parameters
-    ----------
-    student: network, ``Trained``, or logits (N, K).
-    data: a ``Split``, or labels (N,) where ``student`` is logits.
-    teacher: the same kinds as ``student``; adds ``agreement`` and ``distance``.
-    temperature: T of the teacher in ``distance``.
-    bins: equal-width confidence bins of ``ece``.
+    Args:
+        student: network, ``Trained``, or logits (N, K).
+        data: a ``Split``, or labels (N,) where ``student`` is logits.
+        teacher: the same kinds as ``student``; adds ``agreement`` and ``divergence``.
+        temperature: T of the teacher in ``divergence``.
+        bins: equal-width confidence bins of ``ece``.
 
-    Returns a Series: accuracy, nll (nats), brier (sum over classes, 0 to 2), ece (Guo et al.
-    2017), entropy (mean Shannon entropy of q, nats), confidence (mean largest q), and with a
-    teacher agreement (share of equal top classes) and distance (mean D(p_T || q), nats).
+    Returns:
+        A Series: accuracy, nll (nats), brier (sum over classes, 0 to 2), ece (Guo et al. 2017),
+        entropy (mean Shannon entropy of q, nats), confidence (mean largest q), and with a teacher
+        agreement (share of equal top classes) and divergence (mean D(p_T || q), nats).
 
-    Raises ``ValueError`` or ``TypeError`` for wrong shapes or kinds, labels out of range, logits
-    that are not finite.
+    Raises:
+        ValueError: wrong shapes, labels out of range, logits that are not finite.
+        TypeError: logits that are no floating-point numbers, a network without a ``Split``.
     """
     logits, labels = _logits_and_labels(student, data)
     measured = {name: values.mean() for name, values in _per_sample(logits, labels).items()}
@@ -265,7 +248,7 @@ def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int
         log_p = special.log_softmax(scaled, axis=1)
         log_q = special.log_softmax(logits, axis=1)
         result["agreement"] = np.mean(teacher_logits.argmax(1) == logits.argmax(1))
-        result["distance"] = np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
+        result["divergence"] = np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
     return result
 
 
@@ -316,7 +299,7 @@ def calibration_error(logits, labels, *, bins: int = 15) -> float:
     return float((gap * table["count"]).sum() / table["count"].sum())
 
 
-def generalisation_gap(student, data) -> pd.Series:
+def generalization_gap(student, data) -> pd.Series:
     """Train minus test accuracy, and test minus train NLL: larger means more overfitting.
 
     ``data`` is a ``Dataset``; ``student`` a network or ``Trained``.
@@ -333,9 +316,9 @@ def generalisation_gap(student, data) -> pd.Series:
 def fit_temperature(logits, labels) -> float:
     """The one temperature that minimises NLL when logits are divided by it (Guo et al. 2017).
 
-    Fit it on validation data. Logits that classify everything right would be sharpened without
-    end, so the answer stays between 0.01 and 100; where the NLL is 0 to rounding all along, any
-    answer in that range is as good and one of them is returned.
+    Fit it on validation data. The result lies between 0.01 and 100: logits that classify everything
+    right would be sharpened without end. Where the NLL rounds to 0 at several temperatures, one of
+    them is returned.
     """
     logits = _logits(logits)
     labels = _labels(labels, logits.shape)
@@ -354,15 +337,14 @@ def paired_interval(
 ) -> tuple[float, float, float]:
     """Mean of paired differences and its Student t interval: (mean, low, high).
 
-    Parameters
-    ----------
-    differences: finite numbers, one a seed.
-    contrasts: how many such intervals are to cover at once with this confidence (Bonferroni).
-    test_over_train: pictures in test over pictures in train, where every seed splits one pool
-        anew. Such seeds share pictures, so more of them tell less than independent ones: the
-        variance of the mean is taken as (1/n + test_over_train) times that of the differences
-        (Nadeau & Bengio 2003, Machine Learning 52). 0 where all seeds share one split; the
-        interval is then for that test part.
+    Args:
+        differences: finite numbers, one a seed.
+        contrasts: how many such intervals are to cover at once with this confidence (Bonferroni).
+        test_over_train: pictures in test over pictures in train, where every seed splits one pool
+            anew. Such seeds share pictures, so more of them tell less than independent ones: the
+            variance of the mean is taken as (1/n + test_over_train) times that of the differences
+            (Nadeau & Bengio 2003, Machine Learning 52). 0 where all seeds share one split; the
+            interval is then for that test part.
 
     One difference gives a mean and NaN bounds: no interval can be had from one seed.
     """
@@ -402,16 +384,15 @@ def contrasts(
     rows = []
     for name, values in differences.items():
         d = np.asarray(values, dtype=float)
-        mean, low, high = paired_interval(
+        interval = paired_interval(
             d, confidence=confidence, contrasts=many, test_over_train=test_over_train
         )
         p = np.nan
         if len(d) > 1 and d.std() > 0:
             error = d.std(ddof=1) * np.sqrt(1 / len(d) + test_over_train)
-            p = 2 * stats.t.sf(abs(mean) / error, len(d) - 1)
-        row = {"name": name, "difference": mean, "low": low, "high": high, "p": p}
-        rows.append(row | {"seeds": len(d)})
-    return pd.DataFrame(rows)
+            p = 2 * stats.t.sf(abs(d.mean()) / error, len(d) - 1)
+        rows.append((name, *interval, p, len(d)))
+    return pd.DataFrame(rows, columns=["name", "difference", "low", "high", "p", "seeds"])
 
 
 def compare_seeds(
@@ -441,24 +422,13 @@ def compare_seeds(
             gaps = [c for c in table if table[c].isna().any()]
             raise ValueError(f"{measure}: {gaps} lack a seed that other methods have")
         for method in results["method"].drop_duplicates():
-            if method == baseline:
-                continue
-            mean, low, high = paired_interval(
-                table[method] - table[baseline], confidence=confidence
-            )
-            rows.append(
-                {
-                    "method": method,
-                    "measure": measure,
-                    "mean": table[method].mean(),
-                    "baseline_mean": table[baseline].mean(),
-                    "difference": mean,
-                    "low": low,
-                    "high": high,
-                    "seeds": len(table),
-                }
-            )
-    return pd.DataFrame(rows)
+            if method != baseline:
+                differences = table[method] - table[baseline]
+                interval = paired_interval(differences, confidence=confidence)
+                means = table[method].mean(), table[baseline].mean()
+                rows.append((method, measure, *means, *interval, len(table)))
+    names = ["method", "measure", "mean", "baseline_mean", "difference", "low", "high", "seeds"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def compare(
@@ -473,18 +443,18 @@ def compare(
 ) -> pd.DataFrame:
     """Compare two methods: ``first`` minus ``second``, in pairs.
 
-    Parameters
-    ----------
-    first, second: logits (N, K) of one student each, or equally many of them, one a seed, as a
-        sequence or a mapping from seed to logits (the seeds must then be the same).
-    labels: labels (N,), or one such array a seed.
-    measures: names out of accuracy, nll, brier, ece, entropy, confidence.
+    Args:
+        first, second: logits (N, K) of one student each, or equally many of them, one a seed, as a
+            sequence or a mapping from seed to logits (the seeds must then be the same).
+        labels: labels (N,), or one such array a seed.
+        measures: names out of accuracy, nll, brier, ece, entropy, confidence.
 
     With one student each, the interval is a bootstrap over test images (scipy, percentile; the
     two students answer the same resampled images): it speaks of these two students only. With
     several, it is a paired t interval over seeds: it speaks of the methods.
 
-    Returns a row a measure: first, second, difference, low, high, and over ("images" or "seeds").
+    Returns:
+        A row a measure: first, second, difference, low, high, and over ("images" or "seeds").
     """
     measures = [measures] if isinstance(measures, str) else list(measures)
     unknown = set(measures) - set(MEASURES)
@@ -503,73 +473,65 @@ def compare(
         labels = [labels[s] for s in seeds] if isinstance(labels, Mapping) else labels
         first, second = [first[s] for s in seeds], [second[s] for s in seeds]
     if _is_one_array(first) and _is_one_array(second):
-        rows = _compare_images(first, second, labels, measures, confidence, resamples, seed)
-        return pd.DataFrame(rows)
-    if len(first) != len(second) or not len(first):
-        raise ValueError(f"{len(first)} and {len(second)} students cannot be paired")
-    shared = _array(labels[0]).ndim == 0
-    if not shared and len(labels) != len(first):
-        raise ValueError(f"{len(labels)} arrays of labels for {len(first)} students a side")
-    rows = []
-    for name in measures:
-        values = np.array(
-            [
-                [evaluate(logits, labels if shared else labels[k])[name] for logits in pair]
-                for k, pair in enumerate(zip(first, second, strict=True))
-            ]
+        rows, over = (
+            _compare_images(first, second, labels, measures, confidence, resamples, seed),
+            "images",
         )
-        mean, low, high = paired_interval(values[:, 0] - values[:, 1], confidence=confidence)
-        rows.append(_row(name, *values.mean(axis=0), mean, low, high, "seeds"))
-    return pd.DataFrame(rows)
+    else:
+        rows, over = _compare_seeds(first, second, labels, measures, confidence), "seeds"
+    table = pd.DataFrame(rows, columns=["first", "second", "difference", "low", "high"])
+    table.insert(0, "measure", measures)
+    return table.assign(over=over)
 
 
 def _is_one_array(values) -> bool:
     return hasattr(values, "ndim") and values.ndim == 2
 
 
-def _row(measure, first, second, difference, low, high, over) -> dict:
-    return {
-        "measure": measure,
-        "first": first,
-        "second": second,
-        "difference": difference,
-        "low": low,
-        "high": high,
-        "over": over,
-    }
+def _compare_seeds(first, second, labels, measures, confidence) -> list[tuple]:
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"{len(first)} and {len(second)} students cannot be paired")
+    shared = _array(labels[0]).ndim == 0
+    if not shared and len(labels) != len(first):
+        raise ValueError(f"{len(labels)} arrays of labels for {len(first)} students a side")
+    labels = [labels] * len(first) if shared else labels
+    measured = [
+        pd.DataFrame([evaluate(*pair) for pair in zip(side, labels, strict=True)])
+        for side in (first, second)
+    ]
+    rows = []
+    for name in measures:
+        one, two = (table[name].to_numpy() for table in measured)
+        interval = paired_interval(one - two, confidence=confidence)
+        rows.append((one.mean(), two.mean(), *interval))
+    return rows
 
 
-def _compare_images(first, second, labels, measures, confidence, resamples, seed) -> list[dict]:
+def _compare_images(first, second, labels, measures, confidence, resamples, seed) -> list[tuple]:
     first, second = _logits(first, "first"), _logits(second, "second")
     labels = _labels(labels, first.shape)
     if first.shape != second.shape:
         raise ValueError(f"first has shape {first.shape}, second {second.shape}")
-    samples = _per_sample(first, labels), _per_sample(second, labels)
+    one, two = evaluate(first, labels), evaluate(second, labels)
+    each, other = _per_sample(first, labels), _per_sample(second, labels)
+
+    def difference(pictures: np.ndarray, name: str) -> float:
+        if name == "ece":  # not a mean over pictures, so each resample is binned anew
+            some = labels[pictures]
+            error = calibration_error(first[pictures], some)
+            return error - calibration_error(second[pictures], some)
+        return (each[name] - other[name])[pictures].mean()
+
     rows = []
     for name in measures:
-        if name == "ece":  # not a mean over images, so each resample is binned anew
-
-            def statistic(index):
-                return calibration_error(first[index], labels[index]) - calibration_error(
-                    second[index], labels[index]
-                )
-
-            values = calibration_error(first, labels), calibration_error(second, labels)
-        else:
-            difference = samples[0][name] - samples[1][name]
-
-            def statistic(index, difference=difference):
-                return difference[index].mean()
-
-            values = samples[0][name].mean(), samples[1][name].mean()
         interval = stats.bootstrap(
             (np.arange(len(labels)),),
-            statistic,
+            partial(difference, name=name),
             vectorized=False,
             method="percentile",
             n_resamples=resamples,
             confidence_level=confidence,
             rng=np.random.default_rng(seed),
         ).confidence_interval
-        rows.append(_row(name, *values, values[0] - values[1], *interval, "images"))
+        rows.append((one[name], two[name], one[name] - two[name], *interval))
     return rows

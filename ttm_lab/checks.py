@@ -1,5 +1,6 @@
-"""What is tried before any long work: whether data, networks, losses and settings fit."""
+"""Checks before any long work: do data, networks, losses and settings fit together?"""
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,12 +16,12 @@ from ttm_lab.teacher import Teacher
 
 
 def check_data(data: Dataset, settings: Sequence[Settings]) -> None:
-    """Whether these settings fit these data, and both the number of processes."""
+    """Refuse settings that do not fit the data, and either for too many processes."""
     for s in settings:
         if s.remember and isinstance(data.train, FileSplit):
             raise ValueError(
                 f"remember=True does not fit {data.name}: only pictures held in memory (of at most "
-                "64x64 pixels) are cropped in finitely many ways"
+                "64x64 pixels) have a countable number of views"
             )
         if s.augmentation not in data.train.augmentations:
             raise ValueError(
@@ -38,7 +39,7 @@ def check_data(data: Dataset, settings: Sequence[Settings]) -> None:
 
 
 def check_network(name: str, model: nn.Module, data: Dataset) -> None:
-    """Ask a network about one image: a mismatch or broken weights show at once."""
+    """Run a network on one image: a mismatch or broken weights show at once."""
     probe, _ = next(data.train.batches(1, order=torch.tensor([0])))
     was_training = model.training
     _check_answer(name, model.eval(), probe, data)
@@ -46,13 +47,13 @@ def check_network(name: str, model: nn.Module, data: Dataset) -> None:
 
 
 def check_student(model: nn.Module, settings: Settings, data: Dataset) -> None:
-    """Ask a student, in training too, on a batch as small as its smallest."""
+    """Run a student on one image, and in training mode on a batch as small as its smallest."""
     check_network(settings.model, model, data)
-    images, size, steps = len(data.train), settings.batch_size, settings.max_steps
-    cut = steps is not None and steps * size < images
+    images, size = len(data.train), settings.batch_size
+    cut = settings.steps(images) * size < images
     smallest = min(2, size if cut else images % size or size)
     probe, _ = next(data.train.batches(2, order=torch.arange(min(images, smallest))))
-    # on copies of what batch norm would move
+    # on copies of the running statistics, which batch norm would change
     buffers = {key: value.clone() for key, value in model.named_buffers()}
     network = partial(torch.func.functional_call, model.train(), buffers)
     hint = f"; batch_size={size} makes a batch of one of {images} pictures: give another"
@@ -69,19 +70,21 @@ def check_objective(
     teacher: Teacher | None,
     data: Dataset,
 ) -> None:
-    """Compute an objective of the user's once, on two images."""
+    """Compute an objective that the user wrote once, on two images."""
     if isinstance(settings.method, str):
         return
     features = [*objective.student_features, *objective.teacher_features]
     for switch in ("remember", "compiled"):
         if features and getattr(settings, switch):
             raise ValueError(f"{switch}=True does not fit {settings.label}, which uses features")
-    images, labels = next(data.train.batches(2, order=torch.arange(min(2, len(data.train)))))
+    samples = torch.arange(min(2, len(data.train)))
+    images, labels = next(data.train.batches(2, order=samples))
     with recorded(model.eval(), objective.student_features) as seen:
         logits = logits_of(model(images))
-    answer = teacher and teacher.ask(images, settings, objective.teacher_features)
+    answer = teacher and teacher.output(images, settings, objective.teacher_features)
     try:
-        terms, reason = objective.eval()(Output(logits, seen), answer, labels), ""
+        objective = copy.deepcopy(objective).eval()  # a memory bank stays as it is
+        terms, reason = objective(Output(logits, seen, samples), answer, labels), ""
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         terms, reason = {"": None}, f" ({error})"
     if not all(isinstance(t, Tensor) and t.ndim == 0 for t in terms.values()):
@@ -93,7 +96,7 @@ def check_objective(
 
 
 def check_compiler() -> None:
-    """Whether ``torch.compile`` finds the compiler that it needs on a CPU."""
+    """Refuse ``compiled`` on a CPU where ``torch.compile`` finds no C++ compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
 
     try:

@@ -1,35 +1,25 @@
-"""The command ``ttm-lab``: a thin door to the functions of the package."""
+"""The command ``ttm-lab``: one short function a command, whose docstring is its help.
+
+What takes long to import is imported when a command is called, so that help and refusals come at
+once.
+"""
 
 import argparse
-import ast
+import inspect
 import io
-import json
 import os
 import re
 import signal
 import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
 from ttm_lab import __version__
-from ttm_lab.files import atomic_write, find_root, read_table, runs_folder, user_path
+from ttm_lab.files import atomic_write, runs_folder, user_path
 
-_LOSS_FIELDS = ("temperature", "distill_weight", "ce_weight")
-_NETWORK = "a network, such as resnet56 or wrn-40-2 (any other word lists all)"
-_TRAINING_FIELDS = (
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "augmentation",
-    "precision",
-    "compiled",
-    "track_test",
-    "max_steps",
-)
-_ASKING_FIELDS = ("remember", "fold_batch_norm")
 # No machine holds, and nobody waits for, more of anything; each seed is a training of its own.
 _MOST, _MOST_SEEDS = 10**9, 1000
 
@@ -70,80 +60,64 @@ def main(arguments: list[str] | None = None) -> int:
     output, errors = _Output(sys.stdout), _Output(sys.stderr)
     with redirect_stdout(output), redirect_stderr(errors):
         try:
-            status = _main(sys.argv[1:] if arguments is None else arguments)
+            status = _run(sys.argv[1:] if arguments is None else arguments)
         except SystemExit as stopped:  # argparse, after --help or a refusal
             status = stopped.code
         output.flush()
         # whoever closes a pipe has seen enough
         if output.error and not isinstance(output.error, BrokenPipeError):
-            _say(f"not everything could be shown ({output.error}); no file is missing")
+            say(f"not everything could be shown ({output.error}); no file is missing")
             status = status or 1
         errors.flush()
     return status
 
 
-def _say(message) -> None:
+def say(message) -> None:
     print(f"ttm-lab: {message}", file=sys.stderr)
 
 
-def _main(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> int:
+    """Run a command; what is wrong with its input becomes one line, not a traceback."""
     for word in arguments:
         if re.search("[\x00-\x1f\x7f\ud800-\udfff]", word):
-            _say(
-                f"{word!a:.100} has characters that are no text: write it anew, or rename that file"
-            )
+            say(f"{word!a:.100} has characters that are no text: type it again, or rename a file")
             return 2
         if not word.strip() or re.fullmatch("--[^=]*=\\s*", word):
-            _say(f"{word!r:.100} is empty where a word belongs: is a variable of the shell unset?")
+            say(f"{word!r:.100} is empty where a word belongs: is a variable of the shell unset?")
             return 2
     options = _parser().parse_args(arguments)
-    try:
-        vars(options).update({name: _at_home(value) for name, value in vars(options).items()})
-    except ValueError as error:
-        _parser().error(str(error))
-    commands = {
-        "reproduce": _reproduce,
-        "handout": _handout,
-        "search-digits": _search_digits,
-        "train-teacher": _train_teacher,
-        "distill": _distill,
-        "evaluate": _evaluate,
-        "fetch-teacher": _fetch_teacher,
-        "remember-teacher": _remember_teacher,
-    }
-    # what is wrong with a command's input becomes one line, not a traceback
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
     from ttm_lab import distributed
 
     try:
         processes = distributed.started()
-        return commands[options.command](options)
+        return options.run(options)
     except ModuleNotFoundError as missing:
-        _say(f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'")
+        say(f"{missing.name} is not installed; it comes with: pip install 'ttm-lab[notebooks]'")
         return 2
     except (ValueError, ImportError, FileNotFoundError, ConnectionError) as error:
-        _say(error)
+        say(error)
         return 2
     except (FloatingPointError, OSError) as error:
         path = getattr(error, "filename", None)
         ways = "--output, --root, --folder, TTM_LAB_RUNS and TTM_LAB_DATA name other places"
-        _say(f"{error.strerror}: {str(path)[:300]} ({ways})" if path else error)
+        say(f"{error.strerror}: {str(path)[:300]} ({ways})" if path else error)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        _say("stopped. The same command goes on from the last resume point.")
+        say("stopped. The same command goes on from the last resume point.")
         return 130
     except (MemoryError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         if reason.startswith("Symlink loop"):  # what Python before 3.13 says
-            _say(f"{reason}: mend that link, or name another path")
+            say(f"{reason}: mend that link, or name another path")
         elif isinstance(error, MemoryError) or "memory" in reason:
-            _say(
+            say(
                 f"the memory is too small for this ({reason}): give a smaller --batch-size or "
                 "--size, or fewer seeds or methods at a time"
             )
         elif processes > 1:
-            _say(
+            say(
                 f"process {os.environ.get('RANK')} cannot go on, most likely because another one "
                 f"was lost ({error}). Start the same command again: it goes on from the last "
                 "resume point."
@@ -153,49 +127,22 @@ def _main(arguments: list[str]) -> int:
         return 1
 
 
-def _at_home(value):
-    """A path as ``user_path`` reads it: shells leave the ~ of --root=~/pictures."""
-    if isinstance(value, list):
-        return [_at_home(one) for one in value]
-    return str(user_path(value)) if isinstance(value, str) and value[:1] == "~" else value
-
-
-def _only(options) -> list[str] | None:
-    return options.only and [part for parts in options.only for part in parts]
-
-
-def _reproduce(options) -> int:
-    from ttm_lab.course import batch
-
-    return batch.reproduce(
-        options.profile,
-        only=_only(options),
-        parameters=dict(options.parameters),
-        jobs=options.jobs,
-        timeout=options.timeout,
-        name=options.name,
-        root=options.root,
-        fresh=options.fresh,
-    )
-
-
-def _handout(options) -> int:
-    from ttm_lab.course import handout
-
-    for copy in handout.hand_out(
-        options.output, only=_only(options), root=options.root, overwrite=options.overwrite
-    ):
-        print(copy)
-    return 0
+# The commands -------------------------------------------------------------------------------------
 
 
 def _train_teacher(options) -> int:
+    """Train a teacher on the labels.
+
+    By the recipe of the paper's code; the accuracy on the test part is printed. The run is kept
+    in runs/, and the same command continues a run that was stopped.
+
+    Example: ttm-lab train-teacher --model resnet56 --data cifar100
+    """
     from ttm_lab import distributed, paper, training
 
-    changes = _given(options, _TRAINING_FIELDS)
-    paper.check_model(options.model)
-    settings = paper.teacher_settings(options.model, **changes)
     _check_device(options.device)
+    paper.check_model(options.model)
+    settings = paper.teacher_settings(options.model, **_changes(options))
     with distributed.processes(options.device) as device:
         data = _load_data(options, [options.model])
         folder = runs_folder(paper.teacher_folder(data, options.model))
@@ -204,51 +151,47 @@ def _train_teacher(options) -> int:
         )
         if distributed.rank() > 0:
             return 0
-    measured = paper.measure(paper.Row(trained, []), data)
-    table = paper.summarise(measured, options.model, "")
+    table = paper.summarise(paper.measure(paper.Row(trained, []), data), options.model, "")
     print("Top-1 accuracy on the test part in per cent:")
-    print(_as_text(table.dropna(axis="columns", how="all").drop(columns="seeds")))
+    print(as_text(table.dropna(axis="columns", how="all").drop(columns="seeds")))
     print(f"\nRun: {trained.folder}")
     print(f"Distil from it with: ttm-lab distill --teacher {trained.folder} ...")
     return 0
 
 
 def _distill(options) -> int:
+    """Make a row of the paper's tables.
+
+    Train or load the pair's teacher, distil a student for each method and seed with the published
+    settings, and print the accuracies with intervals beside the paper's. Nothing is chosen on the
+    way: all training images are used, and the last epoch counts. Runs are kept in runs/, and the
+    same command continues runs that were stopped.
+
+    Example: ttm-lab distill --pair resnet56:resnet20 --methods kd,ttm,wttm --seeds 5
+    Several GPUs: torchrun --nproc-per-node 4 -m ttm_lab distill --pair resnet56:resnet20
+    (--batch-size is the batch of all processes together, so the learning rate stays.)
+    """
     from ttm_lab import distributed, paper
-    from ttm_lab.analysis import compare_seeds
     from ttm_lab.data import Split
 
     teacher, student = options.pair
-    changes = _given(options, (*_TRAINING_FIELDS, *_LOSS_FIELDS, *_ASKING_FIELDS))
     _check_device(options.device)
-    _check_output(options.output)
-    _check_output(options.keep_logits, "--keep-logits", ".npz")
+    check_output("--output", options.output, ".csv")
+    check_output("--keep-logits", options.keep_logits, ".npz")
+    changes = _changes(options)
     for name in options.pair:
         paper.check_model(name)
     methods = options.methods or _default_methods(teacher, student, changes)
-    paper.check_pair(
-        teacher,
-        student,
-        methods,
-        seeds=options.seeds,
-        weights=options.teacher,
-        changes=changes,
-    )
+    wanted = {"seeds": options.seeds, "weights": options.teacher, "changes": changes}
+    paper.check_pair(teacher, student, methods, **wanted)
     with distributed.processes(options.device) as device:
         data = _load_data(options, options.pair)
         if options.remember is None and not isinstance(data.train, Split):
-            changes.pop("remember", None)  # large pictures have no countable views
-        networks = [paper.model_name(name).replace("/", "-") for name in (teacher, student)]
+            changes.pop("remember", None)  # --fast; large images have no countable views
+        networks = [paper.model_name(name).replace("/", "-") for name in options.pair]
+        folder = runs_folder("-".join([data.name, *networks]))
         row = paper.distil_pair(
-            data,
-            teacher,
-            student,
-            methods,
-            seeds=options.seeds,
-            weights=options.teacher,
-            folder=runs_folder("-".join([data.name, *networks])),
-            changes=changes,
-            device=device,
+            data, teacher, student, methods, **wanted, folder=folder, device=device
         )
         if distributed.rank() > 0:
             return 0
@@ -257,29 +200,8 @@ def _distill(options) -> int:
         paper.save_results(options.output, row, measured, data)
     if options.keep_logits:
         paper.save_outputs(options.keep_logits, row, data, options.per_class)
-    table = paper.summarise(measured, teacher, student)
-    known = table["paper"].notna()
-    print("Top-1 accuracy on the test part in per cent, with 95 % t intervals over seeds:")
-    print(_as_text(table if known.any() else table.drop(columns=["paper", "paper std"])))
-    if known.any():
-        sources = paper.published_row(teacher, student, measured["dataset"].iloc[0])["source"]
-        tables = sources[table.index[known]].str.extract(r"(Table \d+)")[0].unique()
-        print(f"paper: Zheng and Yang (ICLR 2024), {', '.join(tables)}")
-        same = ("track_test", "compiled", *_ASKING_FIELDS)  # up to rounding
-        changed = [f"{name}={value}" for name, value in changes.items() if name not in same]
-        if changed:
-            print(f"These runs differ from the published recipe: {', '.join(changed)}.")
-        if "/" in paper.model_name(student):
-            print("The paper does not state its ImageNet recipe: that of its library is assumed.")
-    else:
-        print(f"The paper has no results of this pair on {data.name}.")
-    students = measured[measured["method"] != "teacher"]
-    if "KD" in set(students["method"]) and students["method"].nunique() > 1:
-        differences = compare_seeds(students, "KD").set_index("method")
-        differences = 100 * differences[["difference", "low", "high"]]
-        print("\nAccuracy minus KD, in pairs over seeds, with 95 % t intervals, in points:")
-        print(_as_text(differences))
-    print(f"\nRuns: {row.students[0].folder.parent}")
+    _print_row(measured, teacher, student, changes)
+    print(f"\nRuns: {folder}")
     if options.output:
         print(f"Table: {options.output}")
     if options.keep_logits:
@@ -297,75 +219,141 @@ def _default_methods(teacher: str, student: str, changes: dict) -> list[str]:
         if method == "wttm" or {"temperature", "distill_weight"} <= found.keys():
             methods.append(method)
         elif os.environ.get("RANK", "0") == "0":
-            _say(
+            say(
                 f"no {method}: its settings for this pair are not published (to run it, "
                 "name --methods, --temperature and --distill-weight)"
             )
     return methods
 
 
+def _print_row(measured, teacher: str, student: str, changes: dict) -> None:
+    """A row beside the paper's, and how it differs from KD's."""
+    from ttm_lab import paper
+    from ttm_lab.analysis import compare_seeds
+
+    table = paper.summarise(measured, teacher, student)
+    known, dataset = table["paper"].notna(), measured["dataset"].iloc[0]
+    print("Top-1 accuracy on the test part in per cent, with 95 % t intervals over seeds:")
+    print(as_text(table if known.any() else table.drop(columns=["paper", "paper std"])))
+    if known.any():
+        sources = paper.published_row(teacher, student, dataset)["source"]
+        tables = sources[table.index[known]].str.extract(r"(Table \d+)")[0].unique()
+        print(f"paper: Zheng and Yang (ICLR 2024), {', '.join(tables)}")
+        same = ("track_test", "compiled", "remember")  # up to rounding
+        changed = [f"{name}={value}" for name, value in changes.items() if name not in same]
+        if changed:
+            print(f"These runs differ from the published recipe: {', '.join(changed)}.")
+        if "/" in paper.model_name(student):
+            print("The paper does not state its ImageNet recipe: that of its library is assumed.")
+    else:
+        print(f"The paper has no results of this pair on {dataset}.")
+    students = measured[measured["method"] != "teacher"]
+    if "KD" in set(students["method"]) and students["method"].nunique() > 1:
+        differences = compare_seeds(students, "KD").set_index("method")
+        print("\nAccuracy minus KD, in pairs over seeds, with 95 % t intervals, in points:")
+        print(as_text(100 * differences[["difference", "low", "high"]]))
+
+
+def _remember_teacher(options) -> int:
+    """Compute a teacher's logits for every view of every image, once.
+
+    Train or load a teacher as distill does, and keep its logits for every crop and flip of every
+    training image (CIFAR-100: 8.1 million views, 3.3 GB) in runs/remembered, where
+    distill --remember finds them. The same command continues after a stop.
+
+    Example: ttm-lab remember-teacher --model resnet56 --data cifar100
+    """
+    from ttm_lab import paper, training
+
+    model, weights, device = options.model, options.teacher, options.device
+    _check_device(device)
+    changes = _changes(options)
+    paper.check_pair(model, model, ["ce"], weights=weights, changes=changes)
+    data = _load_data(options, [model])
+    teacher = paper.obtain_teacher(
+        data, model, weights, folder=runs_folder("-"), changes=changes, device=device
+    )
+    settings, folder = paper.teacher_settings(model, **changes), runs_folder("remembered")
+    memory = training.remember_teacher(teacher, data, settings, remembered=folder, device=device)
+    views = data.train.count_views(memory.augmentation)
+    print(f"{memory.asked:,} views: {len(data.train):,} pictures, {views} views each")
+    print(f"computed now: {memory.computed:,}, known before: {memory.asked - memory.computed:,}")
+    print(f"{memory.size_in_bytes / 1e9:.2f} GB: {memory.path}")
+    print("ttm-lab distill --remember (or --fast) reads it, with the same teacher and precision.")
+    return 0
+
+
 def _evaluate(options) -> int:
+    """Measure trained networks.
+
+    Accuracy, negative log-likelihood, Brier score, calibration error, entropy and confidence of
+    the networks in run folders or files of weights.
+
+    Example: ttm-lab evaluate runs/cifar100-resnet56-resnet20/wttm-seed0-*
+    """
     import pandas as pd
 
     from ttm_lab import paper
     from ttm_lab.analysis import evaluate
+    from ttm_lab.settings import default_device
 
     _check_device(options.device)
-    _check_output(options.output)
-    sources = {str(Path(source)): _run_config(source) for source in options.weights}
-    for source, config in sources.items():
+    check_output("--output", options.output, ".csv")
+    configs = {str(Path(source)): _run_config(source) for source in options.weights}
+    models = {}
+    for source, config in configs.items():
         if not (options.model or config):
             raise ValueError(
                 f"{source} is not the folder of a run: for a file of weights, say whose it is "
                 "with --model"
             )
-    models = [options.model or config["settings"]["model"] for config in sources.values()]
-    for source, model in zip(sources, models, strict=True):
-        paper.check_model(model)
+        models[source] = options.model or config["settings"]["model"]
+        paper.check_model(models[source])
         paper.weights_file(source)
-    options.data, options.split_seed = _data_of_runs(options, sources)
-    data = _load_data(options, models)
+    options.data, options.split_seed = _data_of_runs(options, configs)
+    data = _load_data(options, list(models.values()))
     part = getattr(data, options.part)
     if not len(part):
         raise ValueError(f"the {options.part} part is empty: keep pictures aside with --validation")
-    names = [Path(source).resolve().name for source in sources]
-    rows = {}
-    for (source, config), model, name in zip(sources.items(), models, names, strict=True):
-        try:
-            trained = paper.load_teacher(model, source, data.num_classes)
-        except ValueError as error:
-            if "does not fit" not in str(error):
-                raise
-            raise ValueError(
-                f"{error}. {data.name} has {data.num_classes} classes: name the data that the "
-                "network was trained on with --data, and the network with --model"
-            ) from error
+    rows, names = {}, [Path(source).resolve().name for source in models]
+    for name, (source, model) in zip(names, models.items(), strict=True):
+        network = _load_network(source, model, data, part)
+        config = configs[source]
         if config and config["data"]["sha256"] != data.fingerprint:
-            _say(
+            say(
                 f"note: {source} was not trained on exactly these data, or on another "
                 "split of them (--validation, --split-seed, --size)"
             )
-        network = trained.model.to(options.device or _best_device())
-        try:
-            rows[name if names.count(name) == 1 else source] = evaluate(network, part)
-        except (RuntimeError, AssertionError) as error:  # timm asserts the size
-            if "memory" in str(error):
-                raise
-            raise ValueError(
-                f"{model} does not take the pictures of {data.name} ({error}): give their --size, "
-                "or the --data that it was trained on"
-            ) from error
-    table = pd.DataFrame(rows).T
-    table.index.name = "weights"
+        measured = evaluate(network.to(default_device(options.device)), part)
+        rows[name if names.count(name) == 1 else source] = measured
+    table = pd.DataFrame(rows).T.rename_axis("weights")
     if options.output:
         atomic_write(options.output, table.to_csv())
     print(f"{data.name}, {options.part}: {len(part):,} pictures")
-    print(_as_text(table, digits=4))
+    print(as_text(table, digits=4))
     return 0
 
 
+def _load_network(source: str, model: str, data, part):
+    """The network of a run folder or a file, tried on one image of the part to measure."""
+    from ttm_lab import paper
+    from ttm_lab.checks import check_network
+
+    try:
+        network = paper.load_teacher(model, source, data.num_classes).model
+        check_network(model, network, replace(data, train=part))
+    except ValueError as error:
+        if "does not" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}. {data.name} has {data.num_classes} classes: name the data that the network "
+            "was trained on with --data, their --size, and the network with --model"
+        ) from error
+    return network
+
+
 def _run_config(source: str) -> dict | None:
-    """What made a run's folder, or None for a file."""
+    """A run folder's config, or None for a file."""
     from ttm_lab import runs
 
     if not Path(source).exists():
@@ -392,62 +380,37 @@ def _data_of_runs(options, configs: dict) -> tuple[str | None, int | None]:
     return name, seed if options.split_seed is None else options.split_seed
 
 
-def _remember_teacher(options) -> int:
-    from ttm_lab import paper, training
-
-    changes = _given(options, _TRAINING_FIELDS)
-    paper.check_pair(options.model, options.model, ["ce"], weights=options.teacher, changes=changes)
-    _check_device(options.device)
-    data = _load_data(options, [options.model])
-    teacher = paper.obtain_teacher(
-        data,
-        options.model,
-        options.teacher,
-        folder=runs_folder("-"),
-        changes=changes,
-        device=options.device,
-    )
-    memory = training.remember_teacher(
-        teacher,
-        data,
-        paper.teacher_settings(options.model, **changes),
-        remembered=runs_folder("remembered"),
-        device=options.device,
-    )
-    views = data.train.count_views(memory.augmentation)
-    print(f"{memory.asked:,} views: {len(data.train):,} pictures, {views} views each")
-    print(f"computed now: {memory.computed:,}, known before: {memory.asked - memory.computed:,}")
-    print(f"{memory.size_in_bytes / 1e9:.2f} GB: {memory.path}")
-    print("ttm-lab distill --remember (or --fast) reads it, with the same teacher and precision.")
-    return 0
-
-
 def _fetch_teacher(options) -> int:
+    """Download a published CIFAR-100 teacher.
+
+    The teachers are those that the paper used, from the address of the RepDistiller benchmark. A
+    file's checksum is recorded at first use, and checked from then on.
+
+    Example: ttm-lab fetch-teacher resnet56 wrn_40_2
+    """
     from ttm_lab.models import fetch_teacher
 
-    for path in [fetch_teacher(name, options.folder) for name in options.names]:
-        print(path)
+    paths = [fetch_teacher(name, options.folder) for name in options.names]
+    print(*paths, sep="\n")
     return 0
 
 
-def _given(options, names) -> dict:
-    """The settings that the command line names; the others stay the recipe's.
+# What they share ----------------------------------------------------------------------------------
+
+
+def _changes(options) -> dict:
+    """The fields of ``Settings`` that the command line names; the others stay the recipe's.
 
     Digits are moved but, unlike what the recipe does with photographs, not mirrored.
     """
-    from ttm_lab import training
+    from ttm_lab.settings import Settings, fast
 
-    given = {name: getattr(options, name, None) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
-    preset = training.fast(options.device) if options.fast else {}
-    preset = {name: value for name, value in preset.items() if name in names}
-    return preset | ({"augmentation": "crop"} if options.data == "digits" else {}) | given
-
-
-def _best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    preset = fast(options.device) if options.fast else {}
+    if options.data == "digits":
+        preset["augmentation"] = "crop"
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    names = {field.name for field in fields(Settings)} & vars(options).keys() - {"model"}
+    return {name: value for name, value in (preset | given).items() if name in names}
 
 
 def _check_device(device: str | None) -> None:
@@ -464,8 +427,8 @@ def _check_device(device: str | None) -> None:
         raise ValueError(f"--device {device} cannot be used here: {reason}") from error
 
 
-def _check_output(path: str | None, option: str = "--output", ending: str = ".csv") -> None:
-    """Before the long work: can the file be written afterwards?"""
+def check_output(option: str, path: str | None, ending: str) -> None:
+    """Before the long work: can the file be written afterwards? Raises ``ValueError`` if not."""
     if path is None:
         return
     if Path(path).suffix != ending:
@@ -489,21 +452,19 @@ def _load_data(options, models):
     from ttm_lab.data.folders import layout
     from ttm_lab.data.sources import NAMES
 
-    ours = [paper.model_name(model) for model in models]
-    name = options.data or ("imagenet" if "/" in ours[-1] else "cifar100")
-    size = options.size
-    if size is None and name in ("digits", "fashion_mnist") and "cnn" not in ours[-1]:
-        size = 32  # small grey pictures, as CIFAR networks take them
+    student = paper.model_name(models[-1])
+    name, size = options.data or ("imagenet" if "/" in student else "cifar100"), options.size
+    if size is None and name in ("digits", "fashion_mnist") and "cnn" not in student:
+        size = 32  # small grey images, as CIFAR networks take them
     values = {"seed": options.split_seed or 0, "size": size, "root": options.root}
-    if name == "digits":
-        if options.validation is not None or options.root is not None:
-            raise ValueError(
-                "the digits come with scikit-learn, in fixed shares of 60 % train, 20 % validation "
-                "and 20 % test: leave out --validation and --root"
-            )
-    else:
-        values |= {"validation": options.validation or 0.0, "skip_corrupt": options.skip_corrupt}
-        values |= {"workers": options.workers}
+    if name != "digits":
+        values |= {"validation": options.validation or 0.0, "workers": options.workers}
+        values |= {"skip_corrupt": options.skip_corrupt}
+    elif options.validation is not None or options.root is not None:
+        raise ValueError(
+            "the digits come with scikit-learn, in fixed shares of 60 % train, 20 % validation "
+            "and 20 % test: leave out --validation and --root"
+        )
     if name in ("folder", "imagenet") and options.root is None:
         raise ValueError(f"--data {name} needs --root DIR: {layout(name, 'DIR')}")
     # one process downloads, the others then find the files
@@ -516,326 +477,138 @@ def _load_data(options, models):
     return replace(data, name=f"folder-{name}" if name in NAMES else name)
 
 
-def _as_text(table, digits: int = 2) -> str:
+def as_text(table, digits: int = 2) -> str:
     text = table.to_string(float_format=lambda x: f"{x:.{digits}f}", na_rep="-")
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def _search_digits(options) -> int:
-    """Search, and put what was chosen for these seeds beside what was chosen for others."""
-    import pandas as pd
-
-    from ttm_lab.course import digits
-
-    root = find_root()
-    if options.output is None and not (root / "notebooks").is_dir():
-        raise ValueError("change into the checkout, or name --output")
-    _check_output(options.output)
-    output = Path(options.output or root / "data" / "results" / "digits_search.csv")
-    if output.exists():
-        try:
-            counts = read_table(output).groupby(["seed", "family", "method"]).size()
-        except (ValueError, KeyError) as error:
-            raise ValueError(
-                f"{output} is no table of trials ({error}): remove it, or name another --output"
-            ) from error
-        if set(counts) != {options.trials}:
-            raise ValueError(
-                f"{output} holds {sorted(set(counts))} trials for each method, so "
-                f"--trials {options.trials} would not be an equal budget: use the same number, "
-                "or another --output"
-            )
-    chosen = digits.choose(digits.search(options.seeds, output, trials=options.trials))
-    others = digits.chosen_settings()
-    others = others[~others["seed"].isin(chosen["seed"])]
-    merged = pd.concat([others, chosen]).sort_values(["seed", "family", "method"])
-    atomic_write(digits.SETTINGS_FILE, merged.to_csv(index=False))
-    print(f"Trials: {output}\nChosen settings: {digits.SETTINGS_FILE}")
-    return 0
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=28)
+# The options --------------------------------------------------------------------------------------
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without all options before it."""
+    """Shows texts as they are written, and says what is wrong in one line."""
+
+    def __init__(self, **options):
+        formatter = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
+        super().__init__(formatter_class=formatter, **options)
 
     def error(self, message: str):
         message = message if len(message) < 400 else f"{message[:300]} ... {message[-90:]}"
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+def add_command(commands, name: str, run) -> argparse.ArgumentParser:
+    """A command's parser; ``run(options)`` returns the exit status, its docstring is the help."""
+    text = inspect.cleandoc(run.__doc__)
+    parser = commands.add_parser(name, help=text.splitlines()[0], description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
 def _parser() -> argparse.ArgumentParser:
+    from ttm_lab.course.commands import add_commands
+
     parser = _Parser(
         prog="ttm-lab",
         description="Distil by TTM and WTTM: the paper's tables, and the course as a batch.",
     )
     parser.add_argument("--version", action="version", version=f"ttm-lab {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    batch = commands.add_parser(
-        "reproduce",
-        help="run the notebooks and write the report",
-        description="Run the notebooks, each in its own process, and write runs/reproduce/NAME/"
-        "report.html. What finished before with the same inputs is skipped.",
-    )
-    batch.add_argument("--profile", choices=["quick", "standard", "paper"], default="quick")
-    batch.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: 1)")
-    batch.add_argument("--timeout", type=float, metavar="S", help="seconds a notebook may take")
-    batch.add_argument(
-        "-p",
-        dest="parameters",
-        action="append",
-        default=[],
-        type=_parameter,
-        metavar="NAME=VALUE",
-        help="a notebook parameter, such as: -p max_steps=2",
-    )
-    batch.add_argument("--name", help="folder below runs/reproduce (default: the profile)")
-    batch.add_argument("--fresh", action="store_true", help="run again what finished before, too")
-    copies = commands.add_parser(
-        "handout",
-        help="copy the notebooks without solutions, for students",
-        description="Copy the notebooks without their solutions; stubs and checks stay.",
-        epilog="Example: ttm-lab handout --output handout --only 02 03",
-        formatter_class=_HelpFormatter,
-    )
-    copies.add_argument("--output", metavar="DIR", required=True, help="the folder of the copies")
-    copies.add_argument(
-        "--overwrite", action="store_true", help="replace copies that are there already"
-    )
-    for command in (batch, copies):
-        command.add_argument(
-            "--only",
-            nargs="+",
-            metavar="NOTEBOOK",
-            type=lambda text: [part for part in text.split(",") if part],
-            help="numbers or names, such as: --only 01 05",
-        )
-        command.add_argument("--root", metavar="DIR", help="the checkout, if not this folder's")
-    search = commands.add_parser(
-        "search-digits",
-        help="search the settings of notebooks 5 and 6",
-        description="Random search on validation digits, the same number of trials for every "
-        "method. Goes on where it was stopped. Example: ttm-lab search-digits --seeds 0-11",
-    )
-    search.add_argument("--seeds", type=_seeds, required=True, help="such as 0-11 or 3,5")
-    search.add_argument(
-        "--trials", type=_positive, default=24, help="for each method (default: 24)"
-    )
-    search.add_argument(
-        "--output", metavar="FILE", help="default: data/results/digits_search.csv in the checkout"
-    )
-    _add_training_commands(commands)
+    add_commands(commands)
+    network = "a network, such as resnet56 or wrn-40-2 (an unknown name lists all)"
+
+    teacher = add_command(commands, "train-teacher", _train_teacher)
+    add = teacher.add_argument
+    add("--model", required=True, metavar="NAME", help=network)
+    add("--seed", type=_seed, default=0, help="draws initial weights and order (default: 0)")
+
+    distill = add_command(commands, "distill", _distill)
+    add = distill.add_argument
+    add("--pair", type=_pair, required=True, metavar="TEACHER:STUDENT", help=f"each {network}")
+    some = "of ce, kd, ttm, wttm, dkd, dist; each but ce also with +std, such as kd+std, on "
+    some += "standardised logits (default: ce,kd,ttm,wttm, as far as published)"
+    add("--methods", type=lambda words: words.lower().split(","), metavar="NAMES", help=some)
+    many = "students of each method, with the seeds 0 to N-1 (default: 1); or seeds, as 3-5 or 0,7"
+    add("--seeds", type=_number_of_seeds, default=[0], metavar="N", help=many)
+    weights = "the teacher's weights: a file, a run's folder, or the word published (default: "
+    weights += "published for ImageNet's networks; others are trained first)"
+    add("--teacher", type=local_path, metavar="PATH", help=weights)
+    add("--keep-logits", type=local_path, metavar="FILE.npz", help="keep logits on test (float16)")
+    add("--per-class", type=count, help="keep logits of the first so many images of each class")
+    add = distill.add_argument_group("loss, of every method but ce").add_argument
+    for name in ("--temperature", "--distill-weight", "--ce-weight"):
+        add(name, type=float, metavar="X", help="instead of the published one")
+    add = distill.add_argument_group("speed, of every method but ce").add_argument
+    kept = "keep the teacher's logits in runs/remembered and use them again (default: no)"
+    add("--remember", action=argparse.BooleanOptionalAction, help=kept)
+
+    remember = add_command(commands, "remember-teacher", _remember_teacher)
+    add = remember.add_argument
+    add("--model", required=True, metavar="NAME", help=network)
+    add("--teacher", type=local_path, metavar="PATH", help=weights)
+
+    evaluate = add_command(commands, "evaluate", _evaluate)
+    add = evaluate.add_argument
+    add("weights", nargs="+", type=local_path, metavar="PATH", help="run folders, or files")
+    add("--model", metavar="NAME", help="whose weights the files hold, such as resnet56")
+    add("--part", choices=["train", "validation", "test"], default="test", help="default: test")
+
+    for command in (teacher, distill, remember):
+        _add_training_options(command)
+    for command in (teacher, distill, remember, evaluate):
+        _add_data_options(command, "those of the run, else " if command is evaluate else "")
+    for command in (distill, evaluate):
+        table = "write the numbers there, too"
+        command.add_argument("--output", type=local_path, metavar="FILE.csv", help=table)
+
+    add = add_command(commands, "fetch-teacher", _fetch_teacher).add_argument
+    add("names", nargs="+", metavar="NAME", help="such as resnet56")
+    add("--folder", type=local_path, help="default: data/downloads/teachers in the checkout")
     return parser
 
 
-def _add_training_commands(commands) -> None:
-    def add(name: str, help: str, description: str, example: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=help,
-            description=description,
-            epilog=f"Example: {example}",
-            formatter_class=_HelpFormatter,
-        )
+def _add_training_options(parser) -> None:
+    switch = {"action": "store_const", "const": True}
+    add = parser.add_argument_group("training").add_argument
+    fast = "bfloat16 where the hardware has it, and --remember for images of at most 64x64: faster "
+    fast += "at the same accuracy here"
+    add("--fast", action="store_true", help=fast)
+    add("--compiled", **switch, help="torch.compile the student (half a minute or more at first)")
+    add("--epochs", type=count, help="the learning rate falls at the same shares of them")
+    add("--batch-size", type=count, help="of all processes together (default: the recipe's)")
+    add("--learning-rate", type=float, metavar="X", help="default: the recipe's")
+    kinds = "none, crop, crop-flip or resized-crop-flip (default: the recipe's; digits: crop)"
+    add("--augmentation", metavar="KIND", help=kinds)
+    autocast = "bfloat16 is autocast: faster on most GPUs, less exact (default: float32)"
+    add("--precision", choices=["float32", "bfloat16"], help=autocast)
+    add("--track-test", **switch, help="measure every epoch on test, to show the best as well")
+    add("--max-steps", type=count, help="stop each training early, for a trial")
 
-    teacher = add(
-        "train-teacher",
-        "train a teacher on the labels",
-        "Train one network by the recipe of the paper's code, and print its test accuracy.\n"
-        "Runs are kept in runs/; the same command goes on where it was stopped.",
-        "ttm-lab train-teacher --model resnet56 --data cifar100",
-    )
-    teacher.add_argument("--model", required=True, metavar="NAME", help=_NETWORK)
-    teacher.add_argument(
-        "--seed",
-        type=_seed,
-        default=0,
-        metavar="N",
-        help="draws initial weights and order (default: 0)",
-    )
 
-    distill = add(
-        "distill",
-        "make a row of the paper's tables",
-        "Train or load the pair's teacher, distil a student for each method and seed with the\n"
-        "published settings, and print the accuracies with intervals beside the paper's. Nothing\n"
-        "is chosen on the way: all training pictures are used and the last epoch counts. Runs are\n"
-        "kept in runs/; the same command goes on where it was stopped.",
-        "ttm-lab distill --pair resnet56:resnet20 --methods kd,ttm,wttm --seeds 5\n"
-        "Several GPUs: torchrun --nproc-per-node 4 -m ttm_lab distill --pair resnet56:resnet20\n"
-        "(--batch-size is the batch of all processes together, so the learning rate stays.)",
-    )
-    distill.add_argument(
-        "--pair", type=_pair, required=True, metavar="TEACHER:STUDENT", help=f"each {_NETWORK}"
-    )
-    distill.add_argument(
-        "--methods",
-        type=lambda text: text.lower().split(","),
-        metavar="NAMES",
-        help="of ce, kd, ttm, wttm, dkd, dist (default: ce,kd,ttm,wttm, as far as published)",
-    )
-    distill.add_argument(
-        "--seeds",
-        type=_number_of_seeds,
-        default=[0],
-        metavar="N",
-        help="how many students of each method, with the seeds 0 to N-1 (default: 1); or which, "
-        "as in 3-5 or 0,7",
-    )
-    distill.add_argument(
-        "--teacher",
-        metavar="PATH",
-        help="the teacher's weights: a file, a run's folder, or the word published (default: it is "
-        "trained first; for ImageNet's networks, published)",
-    )
-    group = distill.add_argument_group("loss, of every method but ce")
-    for name in _LOSS_FIELDS:
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=float,
-            metavar="X",
-            help="instead of the published one",
-        )
-    remember = add(
-        "remember-teacher",
-        "ask a teacher about every view of every picture, once",
-        "Train or load a teacher as distill does, and keep its logits for every crop and flip of\n"
-        "every training picture (CIFAR-100: 8.1 million views, 3.3 GB) in runs/remembered, where\n"
-        "distill --remember finds them. The same command goes on where it was stopped.",
-        "ttm-lab remember-teacher --model resnet56 --data cifar100",
-    )
-    remember.add_argument("--model", required=True, metavar="NAME", help=_NETWORK)
-    remember.add_argument(
-        "--teacher", metavar="PATH", help="its weights, as for distill (default: it is trained)"
-    )
-    distill.add_argument_group("speed, of every method but ce").add_argument(
-        "--remember",
-        action=argparse.BooleanOptionalAction,
-        help="keep the teacher's logits in runs/remembered and use them again (default: no)",
-    )
-    for parser in (teacher, distill, remember):
-        group = parser.add_argument_group("training")
-        group.add_argument(
-            "--fast",
-            action="store_true",
-            help="what makes training faster at the same accuracy here: bfloat16 where the "
-            "hardware has it, and --remember for pictures of at most 64x64",
-        )
-        group.add_argument(
-            "--compiled",
-            action="store_const",
-            const=True,
-            help="run the student through torch.compile (half a minute or more at first)",
-        )
-        group.add_argument(
-            "--epochs",
-            type=_positive,
-            metavar="N",
-            help="instead of the recipe's; the learning rate falls at the same shares of them",
-        )
-        group.add_argument(
-            "--batch-size", type=_positive, metavar="N", help="instead of the recipe's"
-        )
-        group.add_argument(
-            "--learning-rate", type=float, metavar="X", help="instead of the recipe's"
-        )
-        group.add_argument(
-            "--augmentation",
-            metavar="KIND",
-            help="none, crop, crop-flip or resized-crop-flip (default: the recipe's; digits: crop)",
-        )
-        group.add_argument(
-            "--precision",
-            choices=["float32", "bfloat16"],
-            help="bfloat16 is autocast: faster on most GPUs, less exact (default: float32)",
-        )
-        group.add_argument(
-            "--track-test",
-            action="store_const",
-            const=True,
-            help="also measure every epoch on test, to show the best beside the last",
-        )
-        group.add_argument(
-            "--max-steps", type=_positive, metavar="N", help="stop each training early, for a trial"
-        )
+def _add_data_options(parser, default: str) -> None:
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    add = parser.add_argument_group("data").add_argument
+    names = "cifar100, cifar10, fashion_mnist, imagenet, folder or digits (default: "
+    names += f"{default}cifar100, and imagenet for its networks)"
+    add("--data", metavar="NAME", help=names)
+    add("--root", type=local_path, metavar="DIR", help="where the images are, or should go")
+    side = "of the images (default: their own; 224 for large ones; 32 where CIFAR networks get "
+    side += "small grey ones)"
+    add("--size", type=partial(count, most=10_000), metavar="PIXELS", help=side)
+    share = "of the training images, kept aside (default: 0, as in the paper's code)"
+    add("--validation", type=float, metavar="SHARE", help=share)
+    add("--split-seed", type=_seed, help="draws them (default: 0)")
+    add("--skip-corrupt", action="store_true", help="leave out broken image files")
+    workers = "processes that decode image files (default: one for each core, at most 8)"
+    add("--workers", type=int, help=workers)
 
-    evaluate = add(
-        "evaluate",
-        "measure trained networks",
-        "Accuracy, negative log-likelihood, Brier score, calibration error, entropy and\n"
-        "confidence of the networks in run folders or files of weights.",
-        "ttm-lab evaluate runs/cifar100-resnet56-resnet20/wttm-seed0-*",
-    )
-    evaluate.add_argument("weights", nargs="+", metavar="PATH", help="run folders, or files")
-    evaluate.add_argument(
-        "--model", metavar="NAME", help="whose weights the files hold, such as resnet56"
-    )
-    evaluate.add_argument(
-        "--part",
-        choices=["train", "validation", "test"],
-        default="test",
-        help="of the data (default: test)",
-    )
-    for parser in (teacher, distill, remember, evaluate):
-        group = parser.add_argument_group("data")
-        group.add_argument(
-            "--data",
-            metavar="NAME",
-            help="cifar100, cifar10, fashion_mnist, imagenet, folder or digits (default: "
-            + ("those of the run, else " if parser is evaluate else "")
-            + "cifar100, and imagenet for its networks)",
-        )
-        group.add_argument("--root", metavar="DIR", help="where the pictures are, or should go")
-        group.add_argument(
-            "--size",
-            type=partial(_positive, most=10_000),
-            metavar="PIXELS",
-            help="side of the pictures (default: their own; 32 where CIFAR networks get small grey "
-            "ones; 224 for large ones)",
-        )
-        group.add_argument(
-            "--validation",
-            type=float,
-            metavar="SHARE",
-            help="of the training pictures, kept aside (default: 0, as in the paper's code)",
-        )
-        group.add_argument("--split-seed", type=_seed, metavar="N", help="draws them (default: 0)")
-        group.add_argument(
-            "--skip-corrupt", action="store_true", help="leave out broken picture files"
-        )
-        group.add_argument(
-            "--workers",
-            type=int,
-            metavar="N",
-            help="processes that decode picture files (default: one for each core, at most 8)",
-        )
-        parser.add_argument(
-            "--device", help="such as cpu or cuda:1 (default: a GPU if there is one)"
-        )
-    for parser in (distill, evaluate):
-        parser.add_argument("--output", metavar="FILE.csv", help="write the numbers there, too")
-    distill.add_argument(
-        "--keep-logits", metavar="FILE.npz", help="write everyone's logits on test there (float16)"
-    )
-    distill.add_argument(
-        "--per-class",
-        type=_positive,
-        metavar="N",
-        help="keep logits for the first N pictures of each class (default: for all)",
-    )
 
-    fetch = add(
-        "fetch-teacher",
-        "download a published CIFAR-100 teacher",
-        "Download teachers that the paper used, from the address of the RepDistiller benchmark.\n"
-        "A file's checksum is recorded at first use and checked from then on.",
-        "ttm-lab fetch-teacher resnet56 wrn_40_2",
-    )
-    fetch.add_argument("names", nargs="+", metavar="NAME", help="such as resnet56")
-    fetch.add_argument("--folder", help="default: data/downloads/teachers in the checkout")
+def local_path(text: str) -> str:
+    """Read a path, whose ``~`` is the home folder: shells leave that of --root=~/images."""
+    try:
+        return str(user_path(text)) if text[:1] == "~" else text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -847,8 +620,8 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _number_of_seeds(text: str) -> list[int]:
     if not text.isdigit():
-        return _seeds(text)
-    if _positive(text) > _MOST_SEEDS:
+        return several_seeds(text)
+    if count(text) > _MOST_SEEDS:
         raise argparse.ArgumentTypeError(
             f"{text} students of each method are more than {_MOST_SEEDS:,}: for one student with "
             f"the seed {text} write {text}-{text}"
@@ -856,7 +629,8 @@ def _number_of_seeds(text: str) -> list[int]:
     return list(range(int(text)))
 
 
-def _positive(text: str, most: int = _MOST) -> int:
+def count(text: str, most: int = _MOST) -> int:
+    """Read how many: a whole number from 1 to ``most``."""
     number = _whole(text)
     if not 0 < number <= most:
         raise argparse.ArgumentTypeError(
@@ -877,7 +651,8 @@ def _whole(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
 
 
-def _seeds(text: str) -> list[int]:
+def several_seeds(text: str) -> list[int]:
+    """Read seeds such as ``0-11`` or ``3,5``."""
     try:
         ends = [part.partition("-")[::2] for part in text.split(",")]
         ranges = [range(_seed(a), _seed(b or a) + 1) for a, b in ends]
@@ -888,18 +663,3 @@ def _seeds(text: str) -> list[int]:
             f"{text!r} is not like 0-11 or 3,5 (at most {_MOST_SEEDS:,} seeds)"
         ) from None
     return [seed for seeds in ranges for seed in seeds]
-
-
-def _parameter(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not (equals and name.isidentifier()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-        value = ast.literal_eval(value)  # what fails is a plain word, a string
-    try:
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, TypeError, RecursionError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: a parameter is a number, text, None, True, False, or lists of them"
-        ) from None
-    return name, value

@@ -119,13 +119,9 @@ def from_first(state, device: torch.device):
     buffer = BytesIO()
     if rank() == 0:
         torch.save(state, buffer)
-    size = torch.tensor(buffer.getbuffer().nbytes, device=device)
-    dist.broadcast(size, src=0)
-    data = torch.empty(int(size), dtype=torch.uint8, device=device)
-    if rank() == 0:
-        data.copy_(torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8))
-    dist.broadcast(data, src=0)
-    return torch.load(BytesIO(data.cpu().numpy()), map_location="cpu", weights_only=True)
+    content = [buffer.getvalue()]
+    dist.broadcast_object_list(content, src=0, device=device)
+    return torch.load(BytesIO(content[0]), map_location="cpu", weights_only=True)
 
 
 def wrap(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Files and folders, for whoever has no need of torch: roots, locks, whole writes, tables."""
+"""Files and folders, without importing torch: roots, locks, atomic writes, tables."""
 
 import errno
 import os

@@ -17,6 +17,7 @@ Sharded tensors (DTensor) work like whole ones, labels sharded over samples like
 the gradient of `dist_loss` needs whole batches.
 """
 
+import inspect
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "DISTLoss",
     "DKDLoss",
     "KDLoss",
+    "StandardizedLoss",
     "TTMDecomposition",
     "TTMLoss",
     "WTTMLoss",
@@ -76,14 +78,9 @@ def kd_loss(
 
     Source: Hinton, Vinyals and Dean 2015, section 2; Zheng and Yang 2024, Eq. 1.
     """
-    temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    T = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
     return _divergence(
-        student_logits,
-        teacher_logits,
-        reduction,
-        teacher_exponent=1 / temperature,
-        student_exponent=1 / temperature,
-        weight=temperature**2,
+        student_logits, teacher_logits, reduction, 1 / T, student_exponent=1 / T, weight=T**2
     )
 
 
@@ -104,8 +101,8 @@ def ttm_loss(
 
     Source: Zheng and Yang 2024, Eq. 2.
     """
-    temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
-    return _divergence(student_logits, teacher_logits, reduction, teacher_exponent=1 / temperature)
+    T = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    return _divergence(student_logits, teacher_logits, reduction, 1 / T)
 
 
 def wttm_loss(
@@ -125,10 +122,8 @@ def wttm_loss(
 
     Source: Zheng and Yang 2024, section 4.
     """
-    temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
-    return _divergence(
-        student_logits, teacher_logits, reduction, teacher_exponent=1 / temperature, weight=None
-    )
+    T = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    return _divergence(student_logits, teacher_logits, reduction, 1 / T, weight=None)
 
 
 class TTMDecomposition(NamedTuple):
@@ -218,7 +213,7 @@ def dkd_loss(
         TypeError: as `kd_loss`, or labels that are not integers.
         ValueError: as `kd_loss`, labels of another shape or out of range, a weight below 0.
 
-    Source: Zhao, Cui, Song, Qiu and Liang 2022, Eq. 7. A baseline; no notebook teaches it.
+    Source: Zhao, Cui, Song, Qiu and Liang 2022, Eq. 7.
     """
     temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
     _check_weights(target_weight=target_weight, nontarget_weight=nontarget_weight)
@@ -273,7 +268,7 @@ def dist_loss(
         TypeError, ValueError: as `kd_loss`, or a weight below 0.
 
     Source: Huang, You, Wang, Qian and Xu 2022, section 4; the factor T**2 and the 1e-8 added to
-    each denominator are its authors' code's. A baseline; no notebook teaches it.
+    each denominator are from the authors' code.
     """
     temperature = _check(student_logits, teacher_logits, temperature, "mean", check_finite)
     _check_weights(between_weight=between_weight, within_weight=within_weight)
@@ -294,15 +289,22 @@ def dist_loss(
 
 
 class _LogitLoss(nn.Module):
-    """Settings of a loss function, checked when made; no parameters, no state."""
+    """A loss function with its settings fixed, checked when made; no parameters, no state."""
+
+    def __init_subclass__(cls) -> None:
+        # temperature and options as the function has them: what help, tooltips and calls go by
+        parameters = inspect.signature(cls.function).parameters.values()
+        settings = [p for p in parameters if p.name == "temperature" or p.kind == p.KEYWORD_ONLY]
+        cls.__signature__ = inspect.Signature(settings)
 
     def __init__(self, temperature: float, **options) -> None:
         super().__init__()
-        self.temperature = check_positive("temperature", temperature)
-        self.options = options
-        if "reduction" in options:
-            _check_reduction(options["reduction"])
-        _check_weights(**{name: x for name, x in options.items() if name.endswith("_weight")})
+        given = self.__signature__.bind(temperature, **options)
+        given.apply_defaults()
+        self.temperature = check_positive("temperature", given.arguments.pop("temperature"))
+        self.options = given.arguments
+        _check_reduction(self.options.get("reduction", "mean"))
+        _check_weights(**{name: x for name, x in self.options.items() if "weight" in name})
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         return self.function(student_logits, teacher_logits, self.temperature, **self.options)
@@ -312,26 +314,19 @@ class _LogitLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
-class _DivergenceLoss(_LogitLoss):
-    def __init__(
-        self, temperature: float, *, reduction: str = "mean", check_finite: bool = False
-    ) -> None:
-        super().__init__(temperature, reduction=reduction, check_finite=check_finite)
-
-
-class KDLoss(_DivergenceLoss):
+class KDLoss(_LogitLoss):
     """`kd_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
 
     function = staticmethod(kd_loss)
 
 
-class TTMLoss(_DivergenceLoss):
+class TTMLoss(_LogitLoss):
     """`ttm_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
 
     function = staticmethod(ttm_loss)
 
 
-class WTTMLoss(_DivergenceLoss):
+class WTTMLoss(_LogitLoss):
     """`wttm_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
 
     function = staticmethod(wttm_loss)
@@ -340,22 +335,7 @@ class WTTMLoss(_DivergenceLoss):
 class DKDLoss(_LogitLoss):
     """`dkd_loss` with its settings fixed: `loss(student_logits, teacher_logits, labels)`."""
 
-    def __init__(
-        self,
-        temperature: float,
-        *,
-        target_weight: float = 1.0,
-        nontarget_weight: float = 8.0,
-        reduction: str = "mean",
-        check_finite: bool = False,
-    ) -> None:
-        super().__init__(
-            temperature,
-            target_weight=target_weight,
-            nontarget_weight=nontarget_weight,
-            reduction=reduction,
-            check_finite=check_finite,
-        )
+    function = staticmethod(dkd_loss)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         return dkd_loss(student_logits, teacher_logits, labels, self.temperature, **self.options)
@@ -366,20 +346,31 @@ class DISTLoss(_LogitLoss):
 
     function = staticmethod(dist_loss)
 
-    def __init__(
-        self,
-        temperature: float,
-        *,
-        between_weight: float = 1.0,
-        within_weight: float = 1.0,
-        check_finite: bool = False,
-    ) -> None:
-        super().__init__(
-            temperature,
-            between_weight=between_weight,
-            within_weight=within_weight,
-            check_finite=check_finite,
-        )
+
+class StandardizedLoss(nn.Module):
+    """A loss of logits that lie on one scale: each row minus its mean, over its deviation.
+
+    `StandardizedLoss(KDLoss(2.0))` is the published combination: the student matches how the
+    teacher's logits stand to each other, whatever their scale and shift. With it the temperature
+    counts in standard deviations of a row. Rows without any spread become zeros. Leave out masked
+    classes: a logit of -1e4 would stretch its row.
+
+    Args:
+        loss: called as `loss(student_logits, teacher_logits)`, or with labels behind them.
+
+    Source: Sun, Ren, Li, Wang and Cao 2024, section 4; the sample deviation (K - 1) and the 1e-7
+    added to it are their code's.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, *labels: Tensor) -> Tensor:
+        check_same_classes("student_logits", student_logits, "teacher_logits", teacher_logits)
+        logits = (x.to(_dtype(x, x)) for x in (student_logits, teacher_logits))
+        rows = ((x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-7) for x in logits)
+        return self.loss(*rows, *labels)
 
 
 # The computation ----------------------------------------------------------------------------------
@@ -389,8 +380,8 @@ def _divergence(
     student: Tensor,
     teacher: Tensor,
     reduction: str,
-    *,
     teacher_exponent: float,
+    *,
     student_exponent: float = 1.0,
     weight: float | None = 1.0,
 ) -> Tensor:

@@ -3,6 +3,8 @@
 ``Settings(method=...)`` takes a name, one term, or a whole ``Objective``. A term is one line:
 
     WTTMLoss(4.0)                                                   a loss of this package
+    CrossEntropy(label_smoothing=0.1)                               label smoothing
+    ConfidencePenalty()                                             with cross-entropy beside it
     LogitTerm(my_loss, name="mine", scale=2)                        your function of the logits
     FeatureTerm(nn.MSELoss(), "layer3", "layer3", project=nn.Conv2d(16, 64, 1), name="FitNet")
 
@@ -19,25 +21,36 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttm_lab.losses import DISTLoss, DKDLoss, KDLoss, TTMLoss, WTTMLoss
+from ttm_lab.losses import DISTLoss, DKDLoss, KDLoss, StandardizedLoss, TTMLoss, WTTMLoss
 
+# By method name, what makes the loss from a temperature: each alone, and on standardised logits.
 METHODS = {"kd": KDLoss, "ttm": TTMLoss, "wttm": WTTMLoss, "dkd": DKDLoss, "dist": DISTLoss}
+_LOSSES = (*METHODS.values(), StandardizedLoss)
+METHODS |= {
+    f"{name}+std": lambda temperature, loss=loss: StandardizedLoss(loss(temperature))
+    for name, loss in METHODS.items()
+}
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a network says of a batch: ``logits`` (B, K), and ``features`` by name as asked for."""
+    """A network's output for a batch: ``logits`` (B, K), and the requested ``features`` by name.
+
+    A student's has ``samples``, too: the pictures' places (B,) in the training part, of the whole
+    batch where several processes share it, on the CPU.
+    """
 
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    samples: Tensor | None = None
 
 
 class Term(nn.Module):
     """One term of an objective: ``forward(student, teacher, labels)`` gives a scalar tensor.
 
-    ``student`` and ``teacher`` are ``Output``; what they are asked for beside the logits stands in
-    ``student_features`` and ``teacher_features``. A subclass that a run folder is to remember has
-    an ``identity``: what tells it from other terms, in values that JSON knows.
+    ``student`` and ``teacher`` are ``Output``. The features that a term needs beside the logits are
+    named in ``student_features`` and ``teacher_features``. To be trained with a run folder, a
+    subclass needs an ``identity``: what tells it from other terms, in values that JSON knows.
     """
 
     student_features: tuple[str, ...] = ()
@@ -51,13 +64,39 @@ class Term(nn.Module):
 
 
 class CrossEntropy(Term):
-    """Cross-entropy with the labels, in float32, in nats."""
+    """Cross-entropy with the labels, in float32, in nats.
+
+    ``label_smoothing`` from 0 to 1 is the share of the target that all classes divide among
+    them (Szegedy et al. 2016). Raises ``ValueError`` for another.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0):
+        super().__init__()
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing={label_smoothing!r} must be from 0 to 1")
+        self.label_smoothing = float(label_smoothing)
 
     def forward(self, student: Output, teacher: Output | None, labels: Tensor) -> Tensor:
-        return F.cross_entropy(student.logits.float(), labels)
+        smoothing = self.label_smoothing
+        return F.cross_entropy(student.logits.float(), labels, label_smoothing=smoothing)
 
     def identity(self):
-        return "cross-entropy"
+        smoothing = self.label_smoothing
+        return ["cross-entropy", {"label_smoothing": smoothing}] if smoothing else "cross-entropy"
+
+
+class ConfidencePenalty(Term):
+    """Minus the entropy of the student's probabilities, in float32, in nats: sure costs more.
+
+    Beside cross-entropy, with the weight beta of Pereyra et al. 2017.
+    """
+
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor) -> Tensor:
+        log_q = student.logits.float().log_softmax(-1)
+        return (log_q.exp() * log_q).sum(-1).mean()
+
+    def identity(self):
+        return "confidence penalty"
 
 
 class LogitTerm(Term):
@@ -81,7 +120,7 @@ class LogitTerm(Term):
         return self.loss(student.logits, teacher.logits, *labels)
 
     def identity(self):
-        if self.name is None and isinstance(self.loss, tuple(METHODS.values())):
+        if self.name is None and isinstance(self.loss, _LOSSES):
             return repr(self.loss)
         return _named(self.name or "", self.values, label_of(self.loss), "LogitTerm(loss, name=...")
 
@@ -114,10 +153,14 @@ class FeatureTerm(Term):
         self.project = nn.Identity() if project is None else project
         self.student_features, self.teacher_features = (student,), (teacher,)
 
-    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+    def pair(self, student: Output, teacher: Output) -> tuple[Tensor, Tensor]:
+        """The student's feature and the teacher's, in float32, as the networks gave them."""
         feature = student.features[self.student_features[0]]
-        target = teacher.features[self.teacher_features[0]].detach()
-        return self.loss(self.project(feature.float()), target.float())
+        return feature.float(), teacher.features[self.teacher_features[0]].detach().float()
+
+    def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+        feature, target = self.pair(student, teacher)
+        return self.loss(self.project(feature), target)
 
     def identity(self):
         named = _named(
@@ -200,17 +243,19 @@ def label_of(method) -> str:
         return method.name
     if isinstance(method, LogitTerm):
         return label_of(method.loss)
-    if isinstance(method, tuple(METHODS.values())):
+    if isinstance(method, StandardizedLoss):
+        return f"{label_of(method.loss)}+STD"
+    if isinstance(method, _LOSSES):
         return type(method).__name__.removesuffix("Loss")
     return getattr(method, "__qualname__", None) or type(method).__qualname__
 
 
 @contextmanager
 def recorded(network: nn.Module, names: Sequence[str]):
-    """While it lasts, the outputs (or with ``:input`` the inputs) of named modules, by name.
+    """A context that records the outputs (with ``:input``, the inputs) of named modules, by name.
 
-    What a later layer changes in place is seen as changed. Raises ``ValueError`` for a name that
-    the network does not have.
+    A feature that a later layer changes in place is recorded as changed. Raises ``ValueError`` for
+    a name that the network does not have.
     """
     features, handles = {}, []
     known = dict(network.named_modules()) if names else {}
@@ -235,7 +280,9 @@ def _keep(features: dict, name: str, before: bool, _module, inputs: tuple, outpu
 
 
 def _required_arguments(loss: Callable) -> int:
-    """How many positional arguments a loss insists on; 3 where that cannot be seen."""
+    """How many positional arguments a loss requires; 3 where its signature cannot be read."""
+    if isinstance(loss, StandardizedLoss):
+        loss = loss.loss
     try:
         parameters = inspect.signature(
             loss.forward if isinstance(loss, nn.Module) else loss

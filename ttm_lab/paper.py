@@ -6,7 +6,7 @@ tables ship with the package, each row with its source: ``hyperparameters`` and 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -17,26 +17,16 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from torch import nn
 
-from ttm_lab import runs
+from ttm_lab import objectives, runs
 from ttm_lab.analysis import collect_outputs, evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
 from ttm_lab.files import atomic_write, read_table, short, user_path
-from ttm_lab.models import create_model, fetch_teacher, load_weights
+from ttm_lab.losses import WTTMLoss
+from ttm_lab.models import create_model, fetch_teacher, load_weights, model_name
+from ttm_lab.objectives import CrossEntropy, Objective, Term, label_of
 from ttm_lab.probability import power_sum, temperature_softmax
 from ttm_lab.training import Settings, Trained, distill_many, train_teacher
-
-# The paper's names of networks, where ours differ.
-_MODELS = {
-    **{f"ResNet-{depth}": f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)},
-    "MobileNet": "timm/mobilenetv1_100",
-    "DeiT III-Small": "timm/deit3_small_patch16_224",
-    "DeiT-Tiny": "timm/deit_tiny_patch16_224",
-    "ShuffleNetV1": "ShuffleV1",
-    "ShuffleNetV2": "ShuffleV2",
-    **{f"wrn-{size}": f"wrn_{size.replace('-', '_')}" for size in ("16-2", "40-1", "40-2")},
-}
 
 # Defaults of the authors' train_student.py, which are the recipe of the RepDistiller benchmark.
 _CIFAR = {"epochs": 240, "batch_size": 64, "augmentation": "crop-flip"}
@@ -50,7 +40,7 @@ _IMAGENET = {
     "batch_size": 256,
     "learning_rate": 0.1,
     "weight_decay": 1e-4,
-    "milestones": (0.3, 0.6, 0.9),
+    "decay_at": (0.3, 0.6, 0.9),
     "augmentation": "resized-crop-flip",
 }
 # Assumed: cls_KD, which the paper used for DeiT, has these in configs/deit/
@@ -60,16 +50,18 @@ _DEIT = {
     "batch_size": 1024,
     "learning_rate": 1e-3,
     "weight_decay": 0.05,
-    "optimiser": "adamw",
+    "optimizer": "adamw",
     "schedule": "cosine",
     "warmup_epochs": 20,
     "augmentation": "resized-crop-flip",
 }
 
+# How the table of settings calls the one KD file that torchdistill has for ImageNet.
+_TORCHDISTILL_KD = "library default of torchdistill (KD config)"
 # The paper's data sets, by their names here and numbers of classes.
 _DATASETS = {("cifar100", 100): "CIFAR-100", ("imagenet", 1000): "ImageNet"}
 
-METHODS = {"ce": "CE", "kd": "KD", "ttm": "TTM", "wttm": "WTTM", "dkd": "DKD", "dist": "DIST"}
+METHODS = {name: label_of(name) for name in ("ce", *objectives.METHODS)}
 
 # Paper, Fig. 1: T, lambda, and beta = lambda T / (1 - lambda) by Eq. 19.
 TEMPERATURE, KD_WEIGHT, TTM_WEIGHT = 4.0, 0.9, 36.0
@@ -88,11 +80,12 @@ def results() -> pd.DataFrame:
 
 
 def pooled_difference(more: str, less: str) -> pd.Series:
-    """What all CIFAR-100 pairs of the paper say together on two methods with published spreads.
+    """One method minus another over all CIFAR-100 pairs of the paper, in points of top-1.
 
-    The differences of top-1 in points, each with the standard error of its runs: pairs, positive
-    (of them), beyond_two_errors (of them), the mean pooled by inverse variance with its error and
-    z, the plain mean with its mean_z, and p of Wilcoxon's two-sided signed-rank test.
+    Each pair's difference has the standard error of its runs. Returns the number of pairs, how
+    many differences are positive and how many are beyond_two_errors, their mean pooled by inverse
+    variance with its error and z, the plain mean with its mean_z, and p of Wilcoxon's two-sided
+    signed-rank test. Raises ``ValueError`` where the paper gives no spreads for a method.
     """
     table = results()
     table = table[(table["dataset"] == "CIFAR-100") & table["method"].isin([more, less])]
@@ -119,11 +112,6 @@ def pooled_difference(more: str, less: str) -> pd.Series:
             "p": stats.wilcoxon(d).pvalue,
         }
     )
-
-
-def model_name(name: str) -> str:
-    """A network's name for ``create_model``, from the paper's spelling or ours."""
-    return _MODELS.get(name, name)
 
 
 def pairs(dataset: str = "CIFAR-100") -> list[tuple[str, str]]:
@@ -184,10 +172,10 @@ def settings(
 ) -> Settings:
     """The published settings of a pair and method, with ``changes`` to any field.
 
-    ``method`` is ``"ce"``, ``"kd"``, ``"ttm"`` or ``"wttm"``, and also ``"dkd"`` or ``"dist"``,
-    whose temperature and weight must be given. Temperature and weights of a pair in the paper's
-    Tables 8 to 10 are those of the tables (``hyperparameters``). A pair outside them gets those
-    behind the paper's Fig. 1: T = 4, KD weights 0.1 and 0.9, TTM weight 36, WTTM weight 36 /
+    ``method`` is ``"ce"``, ``"kd"``, ``"ttm"`` or ``"wttm"``; or ``"dkd"``, ``"dist"`` or one with
+    ``+std``, whose temperature and weight must be given. Temperature and weights of a pair in the
+    paper's Tables 8 to 10 are those of the tables (``hyperparameters``). A pair outside them gets
+    those behind the paper's Fig. 1: T = 4, KD weights 0.1 and 0.9, TTM weight 36, WTTM weight 36 /
     ``mean_weight``, the mean of U over the teacher's training images (``mean_power_sum``).
 
     Raises ``ValueError`` where a number is published nowhere and not given (DeiT's temperature
@@ -214,33 +202,48 @@ def published_loss(
     """Temperature and weights of the loss, as far as they are published; see ``settings``."""
     if method == "ce":
         return {}
+    names = [METHODS[method]] + ([_TORCHDISTILL_KD] if method == "kd" else [])
     rows = _of_pair(hyperparameters(), teacher, student)
-    rows = rows[rows["method"] == METHODS[method]]
+    rows = rows[rows["method"].isin(names)]
     if len(rows):
         row = rows.iloc[0]
         if pd.isna(row["exponent"]):
             return {}
         temperature = 1 / float(row["exponent"])
-        if method == "kd":  # lambda is 0.9 on CIFAR-100 (RepDistiller), 0.5 in cls_KD
-            share = 0.9 if row["dataset"] == "CIFAR-100" else 0.5
+        if method == "kd":  # lambda is 0.9 on CIFAR-100 (RepDistiller), 0.5 in both libraries
+            share = KD_WEIGHT if row["dataset"] == "CIFAR-100" else 0.5
             return {"temperature": temperature, "ce_weight": 1 - share, "distill_weight": share}
         return {"temperature": temperature, "distill_weight": float(row["distill_weight"])}
-    if (model_name(teacher), model_name(student)) == (
-        "torchvision/resnet34",
-        "torchvision/resnet18",
-    ):
-        # torchdistill's own KD file for this pair
-        return (
-            {"temperature": 1.0, "ce_weight": 0.5, "distill_weight": 0.5} if method == "kd" else {}
-        )
-    if "/" in model_name(student):
+    if "/" in model_name(student) or method not in ("kd", "ttm", "wttm"):
         return {}
-    weight = {"ttm": TTM_WEIGHT, "wttm": TTM_WEIGHT / mean_weight if mean_weight else None}
     if method == "kd":
-        return {"temperature": TEMPERATURE, "ce_weight": 0.1, "distill_weight": 0.9}
-    return (
-        {"temperature": TEMPERATURE, "distill_weight": weight[method]} if method in weight else {}
-    )
+        return {"temperature": TEMPERATURE, "ce_weight": 0.1, "distill_weight": KD_WEIGHT}
+    weight = {"ttm": TTM_WEIGHT, "wttm": TTM_WEIGHT / mean_weight if mean_weight else None}
+    return {"temperature": TEMPERATURE, "distill_weight": weight[method]}
+
+
+def combination(teacher: str, student: str, name: str, make: Callable[..., Term]) -> Objective:
+    """Cross-entropy, WTTM and one more term, with the paper's weights for a pair.
+
+    ``name`` is ``"CRD"`` or ``"ITRD"``. ``make`` makes the term and is called with what the paper
+    sets inside it by name: ``alpha``, ``correlation`` and ``mutual`` for ITRD, nothing for CRD.
+
+        make = partial(features.CRD, "fc:input", "fc:input", (64, 64), data.train.labels)
+        objective = combination("resnet56", "resnet20", "CRD", make)
+        replace(settings("resnet56", "resnet20", "wttm"), method=objective, label="WTTM+CRD")
+
+    Raises ``ValueError`` for a pair or name of which no weights are published.
+    """
+    rows = _of_pair(hyperparameters(), teacher, student)
+    row = rows[rows["method"] == f"WTTM+{name}"].squeeze()
+    given = dict(re.findall(r"(\w+ weight|\w+_\w+) (\d[\d.]*)", row["source"] if len(row) else ""))
+    if f"{name} weight" not in given:
+        raise ValueError(f"no weights of WTTM+{name} from {teacher} to {student} are published")
+    words = {"alpha_it": "alpha", "beta_corr": "correlation", "beta_mi": "mutual"}
+    inside = {words[key]: float(value) for key, value in given.items() if key in words}
+    terms = {"ce": (1, CrossEntropy())}
+    terms["distill"] = float(row["distill_weight"]), WTTMLoss(1 / float(row["exponent"]))
+    return Objective(terms | {name.lower(): (float(given[f"{name} weight"]), make(**inside))})
 
 
 def teacher_folder(data: Dataset, model: str) -> str:
@@ -257,7 +260,7 @@ def check_pair(
     weights: str | Path | None = None,
     changes: dict | None = None,
 ) -> None:
-    """Look at the arguments of ``distil_pair`` before data are loaded or a teacher is trained.
+    """Check the arguments of ``distil_pair`` before data are loaded or a teacher is trained.
 
     Published CIFAR-100 weights, if asked for, are fetched here already.
 
@@ -272,28 +275,25 @@ def check_pair(
             raise ValueError(f"{name}={values} must be at least one, each different")
     if min(seeds) < 0:
         raise ValueError(f"seeds={list(seeds)} must not be negative")
+    changes, weights = changes or {}, _default_weights(teacher, weights)
     for method in methods:
-        settings(teacher, student, method, mean_weight=1.0, **_only_for(method, changes or {}))
-    teacher_settings(teacher, **_only_for("teacher", changes or {}))
-    ours, weights = model_name(teacher), _default_weights(teacher, weights)
-    if weights == "published" and "/" not in ours:
-        fetch_teacher(ours)
-    elif weights == "published" and not ours.startswith("torchvision/"):
-        raise ValueError(f"which weights of {teacher} the paper used is unknown: give a file")
-    elif weights is not None and weights != "published":
+        settings(teacher, student, method, mean_weight=1.0, **_only_for(method, changes))
+    teacher_settings(teacher, **_only_for("teacher", changes))
+    if str(weights) == "published":
+        _published_file(teacher)
+    elif weights is not None:
         weights_file(weights)
 
 
 def check_model(name: str) -> None:
     """Raise ``ValueError`` for a name that ``create_model`` does not know; nothing is built."""
     with torch.device("meta"):
-        create_model(model_name(name))
+        create_model(name)
 
 
 def _default_weights(teacher: str, weights: str | Path | None) -> str | Path | None:
-    if weights is None and "/" in model_name(teacher):
-        return "published"
-    return "published" if str(weights) == "published" else weights
+    """None stands for the published weights of ImageNet's networks; others are trained."""
+    return "published" if weights is None and "/" in model_name(teacher) else weights
 
 
 def weights_file(weights: str | Path) -> Path:
@@ -303,13 +303,12 @@ def weights_file(weights: str | Path) -> Path:
         raise FileNotFoundError(
             f"there is no {path}: give a file of weights, the folder of a run, or published"
         )
-    if not path.is_dir():
-        return path
-    path = path / "model.safetensors"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{weights} holds no model.safetensors: it is not the folder of a finished run"
-        )
+    if path.is_dir():
+        path = path / "model.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{weights} holds no model.safetensors: it is not the folder of a finished run"
+            )
     return path
 
 
@@ -335,29 +334,27 @@ def distil_pair(
 ) -> Row:
     """Train or load a pair's teacher, then distil a student for each method and seed.
 
-    Parameters
-    ----------
-    teacher, student: names of networks, the paper's or ours.
-    methods: see ``settings``.
-    weights: the teacher's weights: a file, the folder of a finished run, or ``"published"``
-        (``load_teacher``). None takes the published ones for ImageNet's networks, and trains
-        others by ``teacher_settings``, with ``teacher_seed`` and ``changes``.
-    changes: fields of ``Settings`` to override; those of the loss do not reach CE and teacher.
-    folder, options: as in ``training.distill_many``. The teacher's run goes beside ``folder``
-        (``teacher_folder``), where other students find it.
+    Args:
+        data: images and labels.
+        teacher, student: names of networks, the paper's or ours.
+        methods: see ``settings``.
+        seeds: of the students, each different.
+        weights: the teacher's weights: a file, the folder of a finished run, or ``"published"``
+            (``load_teacher``). None takes the published ones for ImageNet's networks, and trains
+            others by ``teacher_settings``, with ``teacher_seed`` and ``changes``.
+        changes: fields of ``Settings`` to override; those of the loss do not reach CE and teacher.
+        folder, options: as in ``training.distill_many``. The teacher's run goes beside ``folder``
+            (``teacher_folder``), where other students find it.
 
     Raises what ``check_pair`` and ``training.distill_many`` raise.
     """
     changes = dict(changes or {})
     check_pair(teacher, student, methods, seeds=seeds, weights=weights, changes=changes)
-    outside = "wttm" in methods and not published_loss(teacher, student, "wttm").get(
-        "distill_weight"
-    )
     trained = obtain_teacher(
         data, teacher, weights, seed=teacher_seed, folder=folder, changes=changes, **options
     )
-    mean_weight = None
-    if outside and "/" not in model_name(student) and changes.get("distill_weight") is None:
+    mean_weight, known = None, published_loss(teacher, student, "wttm") | changes
+    if "wttm" in methods and "/" not in model_name(student) and not known.get("distill_weight"):
         mean_weight = mean_power_sum(trained, data, changes.get("temperature", TEMPERATURE))
     wanted = [
         settings(teacher, student, m, mean_weight=mean_weight, **_only_for(m, changes))
@@ -386,11 +383,10 @@ def obtain_teacher(
 
 
 def _only_for(method: str, changes: dict) -> dict:
-    """The changes that concern a method; "teacher" is what learns from nobody."""
-    asks = ("remember", "fold_batch_norm")
-    loss = ("temperature", "distill_weight", "ce_weight")
-    out = {"teacher": loss + asks, "ce": loss}.get(method, ())
-    return {k: v for k, v in changes.items() if k not in out}
+    """The changes that concern a method, or a ``"teacher"``, who has none to ask."""
+    loss = {"temperature", "distill_weight", "ce_weight"}
+    out = {"teacher": loss | {"remember", "fold_batch_norm"}, "ce": loss}.get(method, set())
+    return {name: value for name, value in changes.items() if name not in out}
 
 
 def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
@@ -412,45 +408,50 @@ def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
                 f"the published weights of {name} tell {known} classes apart, these data have "
                 f"{num_classes}: train a teacher on them, or give its weights"
             )
-        if ours.startswith("torchvision/"):
-            model = _torchvision_weights(ours)
-        elif "/" in ours:
-            raise ValueError(f"which weights of {name} the paper used is unknown: give a file")
-        else:
-            model = load_weights(create_model(ours, num_classes), fetch_teacher(ours))
+        path, model = _published_file(name), create_model(ours, num_classes)
     else:
         path, model = weights_file(weights), create_model(ours, num_classes)
-        if not user_path(weights).is_dir():
-            load_weights(model, path)
-        else:
-            folder = user_path(weights)
-            config, history, _ = runs.load_finished(folder, model)
-            if config["settings"]["method"] == "ce":
-                try:
-                    recipe = Settings(**config["settings"], label="teacher")
-                except (TypeError, ValueError) as error:
-                    raise ValueError(
-                        f"{folder / 'config.json'} holds settings of another version or none "
-                        f"({error}): give {path} as a file of weights"
-                    ) from error
-                seed = config["seed"]
+        folder = user_path(weights) if user_path(weights).is_dir() else None
+    if path is None:
+        model.load_state_dict(_torchvision_weights(ours))
+    elif folder is None:
+        load_weights(model, path)
+    else:
+        config, history, _ = runs.load_finished(folder, model)
+        if config["settings"]["method"] == "ce":
+            try:
+                recipe = Settings(**config["settings"], label="teacher")
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{folder / 'config.json'} holds settings of another version or none "
+                    f"({error}): give {path} as a file of weights"
+                ) from error
+            seed = config["seed"]
     return Trained(model.eval(), recipe, seed, history, folder)
 
 
-def _torchvision_weights(name: str) -> nn.Module:
+def _published_file(name: str) -> Path | None:
+    """A CIFAR-100 teacher's file, fetched where it is not there; None for torchvision's networks.
+
+    Raises ``ValueError`` for timm's: nobody says which of their weights the paper used.
+    """
+    ours = model_name(name)
+    if "/" in ours and not ours.startswith("torchvision/"):
+        raise ValueError(f"which weights of {name} the paper used is unknown: give a file")
+    return None if "/" in ours else fetch_teacher(ours)
+
+
+def _torchvision_weights(name: str) -> dict[str, torch.Tensor]:
     from torchvision.models import get_model_weights
 
-    model = create_model(name)
     weights = get_model_weights(name.removeprefix("torchvision/")).IMAGENET1K_V1
     try:
-        state = weights.get_state_dict(progress=True, check_hash=True)
+        return weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:  # torch's word for another checksum is RuntimeError
         raise ConnectionError(
             f"{weights.url} cannot be fetched ({error}): check the network, or download that file "
             "and name it as the teacher's weights"
         ) from error
-    model.load_state_dict(state)
-    return model
 
 
 def measure(row: Row, data: Dataset) -> pd.DataFrame:
@@ -465,16 +466,14 @@ def measure(row: Row, data: Dataset) -> pd.DataFrame:
     teacher_logits = predict(row.teacher.model, data.test)
     rows = []
     for one in (row.teacher, *row.students):
-        is_teacher = one is row.teacher
-        if is_teacher:
-            measured = evaluate(teacher_logits, data.test)
+        if one is row.teacher:
+            method, measured = "teacher", evaluate(teacher_logits, data.test)
         else:
-            measured = evaluate(one, data.test, teacher=teacher_logits)
+            method, measured = one.label, evaluate(one, data.test, teacher=teacher_logits)
         if "test_accuracy" in one.history:
             # under autocast the history's last figure differs from this one's by rounding
             best = max(one.history["test_accuracy"].max(), measured["accuracy"])
             measured["best_test_accuracy"] = best
-        method = "teacher" if is_teacher else one.label
         rows.append({"method": method, "seed": one.seed, **measured, "dataset": dataset})
     return pd.DataFrame(rows)
 
@@ -490,20 +489,16 @@ def summarise(measured: pd.DataFrame, teacher: str, student: str) -> pd.DataFram
     datasets = set(measured["dataset"]) if "dataset" in measured else {""}
     if len(datasets) > 1:
         raise ValueError(f"measured on several data sets, {sorted(datasets)}: summarise one")
-    paper = published_row(teacher, student, datasets.pop())
     rows = []
-    for method in measured["method"].drop_duplicates():
-        values = 100 * measured.loc[measured["method"] == method, "accuracy"].to_numpy()
-        mean, low, high = paired_interval(values)
-        row = {"method": method, "accuracy": mean, "low": low, "high": high, "seeds": len(values)}
-        if "best_test_accuracy" in measured:
-            best = measured.loc[measured["method"] == method, "best_test_accuracy"]
-            row["best epoch on test"] = 100 * best.mean()
-        row["paper"], row["paper std"] = (
-            paper[["top1", "std"]].loc[method] if method in paper.index else (np.nan, np.nan)
-        )
+    for method, found in measured.groupby("method", sort=False):
+        mean, low, high = paired_interval(100 * found["accuracy"])
+        row = {"method": method, "accuracy": mean, "low": low, "high": high, "seeds": len(found)}
+        if "best_test_accuracy" in found:
+            row["best epoch on test"] = 100 * found["best_test_accuracy"].mean()
         rows.append(row)
-    return pd.DataFrame(rows).set_index("method")
+    published = published_row(teacher, student, datasets.pop())[["top1", "std"]]
+    published.columns = ["paper", "paper std"]
+    return pd.DataFrame(rows).set_index("method").join(published)
 
 
 def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Dataset) -> None:
@@ -515,47 +510,50 @@ def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Datas
 
     Raises ``ValueError`` for a path that does not end in .csv.
     """
-    path = user_path(path)
-    if path.suffix != ".csv":
-        raise ValueError(f"{path} must end in .csv: beside it goes a file that ends in .json")
+    path = _beside_a_note(path, ".csv")
     atomic_write(path, measured.to_csv(index=False))
-    atomic_write(path.with_suffix(".json"), json.dumps(_note(row, data), indent=1))
+    _save_note(path, row, data)
 
 
 def save_outputs(path: str | Path, row: Row, data: Dataset, per_class: int | None = None) -> None:
     """Keep the logits of teacher and students on test (``analysis.Outputs``), and how, as JSON.
 
-    ``per_class`` keeps the first so many pictures of each class only.
+    ``per_class`` keeps the first so many images of each class only.
 
     Raises ``ValueError`` for a path that does not end in .npz.
     """
+    path = _beside_a_note(path, ".npz")
+    labels = pd.Series(np.asarray(data.test.labels))
+    images = labels.index if per_class is None else labels.groupby(labels).head(per_class).index
+    collect_outputs(row.teacher, row.students, data, pictures=images.to_numpy()).save(path)
+    _save_note(path, row, data)
+
+
+def _beside_a_note(path: str | Path, ending: str) -> Path:
     path = user_path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"{path} must end in .npz: beside it goes a file that ends in .json")
-    labels = np.asarray(data.test.labels)
-    firsts = [np.flatnonzero(labels == k)[:per_class] for k in range(data.num_classes)]
-    pictures = np.sort(np.concatenate(firsts))
-    collect_outputs(row.teacher, row.students, data, pictures=pictures).save(path)
-    atomic_write(path.with_suffix(".json"), json.dumps(_note(row, data), indent=1))
+    if path.suffix != ending:
+        raise ValueError(f"{path} must end in {ending}: beside it goes a file that ends in .json")
+    return path
 
 
-def _note(row: Row, data: Dataset) -> dict:
-    """How a row came about, for the JSON file beside its results."""
+def _save_note(path: Path, row: Row, data: Dataset) -> None:
+    """Write how a row came about into the JSON file beside its results."""
     # how weights from a file were trained is not known
     trained = {s.label: s.settings for s in (row.teacher, *row.students) if len(s.history)}
     environment = dict(runs.environment())
     home = re.compile(rf"(?<![^\s'=]){re.escape(str(Path.home()))}(?=[/\\])")
     environment["command"] = home.sub("~", environment["command"])
-    return {
+    note = {
         "environment": environment,
         "data": {"name": data.name, "classes": data.num_classes, "split_seed": data.seed}
-        | {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
+        | {split: len(getattr(data, split)) for split in ("train", "validation", "test")},
         "teacher": {
             "model": row.teacher.settings.model,
             "weights": runs.weights_fingerprint(row.teacher.model),
         },
         "settings": {label: vars(replace(s, label=label)) for label, s in trained.items()},
     }
+    atomic_write(path.with_suffix(".json"), json.dumps(note, indent=1))
 
 
 def mean_power_sum(teacher: Trained, data: Dataset, temperature: float) -> float:

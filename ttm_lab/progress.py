@@ -1,4 +1,4 @@
-"""What a training says of itself on its way: sums of measures, a bar or lines, the clock."""
+"""What happens beside the steps of a training: measures, a progress bar, and resume points."""
 
 import builtins
 import os
@@ -11,12 +11,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ttm_lab import distributed
+from ttm_lab.runs import new_column
 from ttm_lab.settings import number, whole_number
 from ttm_lab.teacher_cache import TeacherCache
 
 
 class Clock:
-    """Tells when the next resume point is due: the same to all processes."""
+    """Has resume points written, ``seconds`` apart: all processes at the same time."""
 
     def __init__(self, seconds: float, device: torch.device):
         self.seconds, self.device = seconds, device
@@ -27,6 +28,14 @@ class Clock:
 
     def reset(self) -> None:
         self.saved = time.monotonic()
+
+    def save_when_due(self, students) -> None:
+        """If it is time, write a resume point for each student that has steps left."""
+        if self.due():
+            for student in students:
+                if not student.done:
+                    student.save_checkpoint()
+            self.reset()
 
 
 class Meter:
@@ -41,43 +50,36 @@ class Meter:
 
     def __init__(self, temperature: float, device: torch.device):
         self.temperature, self.device = temperature, device
-        self._clear()
-
-    def _clear(self) -> None:
-        self.batches, self.losses, self.totals, self.count = [], [], {}, 0
+        self.batches, self.totals, self.count = [], {}, 0
 
     def add(self, logits, labels, teacher_logits, losses: dict[str, Tensor] | None = None) -> None:
-        self.batches.append((logits, labels, teacher_logits))
-        if losses:
-            self.losses.append({name: value.detach() for name, value in losses.items()})
+        losses = {name: value.detach() for name, value in (losses or {}).items()}
+        self.batches.append((logits, labels, teacher_logits, losses))
         if len(self.batches) == self.BLOCK:
             self._flush()
 
-    def _add(self, name: str, values: Tensor) -> None:
-        self.totals[name] = self.totals.get(name, 0.0) + values.cpu().double().sum().item()
-
     @torch.no_grad()
     def _flush(self) -> None:
-        if self.losses:
-            sizes = torch.tensor([len(labels) for _, labels, _ in self.batches])
-            for name in self.losses[0]:
-                values = torch.stack([losses[name] for losses in self.losses]).cpu().double()
-                self._add(name, values * sizes)
-        logits, labels, teacher_logits = (
-            None if parts[0] is None else torch.cat(parts)
-            for parts in zip(*self.batches, strict=True)
-        )
+        logits, labels, teacher_logits, losses = zip(*self.batches, strict=True)
+        sizes = torch.tensor([len(batch) for batch in labels])
+        found = {
+            name: torch.stack([one[name] for one in losses]).cpu().double() * sizes
+            for name in losses[0]
+        }
+        logits, labels = torch.cat(logits), torch.cat(labels)
         log_q = F.log_softmax(logits.float(), dim=-1)
         q = log_q.exp()
-        self._add("accuracy", logits.argmax(-1) == labels)
-        self._add("entropy", -(q * log_q).sum(-1))
-        self._add("confidence", q.amax(-1))
-        if teacher_logits is not None:
-            log_p = F.log_softmax(teacher_logits.float() / self.temperature, dim=-1)
+        found["accuracy"] = logits.argmax(-1) == labels
+        found["entropy"] = -(q * log_q).sum(-1)
+        found["confidence"] = q.amax(-1)
+        if teacher_logits[0] is not None:
+            log_p = F.log_softmax(torch.cat(teacher_logits).float() / self.temperature, dim=-1)
             log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # 0 * -inf is NaN
-            self._add("distance", (log_p.exp() * (log_p - log_q)).sum(-1))
+            found["divergence"] = (log_p.exp() * (log_p - log_q)).sum(-1)
+        for name, values in found.items():
+            self.totals[name] = self.totals.get(name, 0.0) + values.cpu().double().sum().item()
         self.count += len(labels)
-        self.batches, self.losses = [], []
+        self.batches = []
 
     def _gather(self) -> None:
         """Bring what all processes have counted together."""
@@ -99,7 +101,9 @@ class Meter:
     def restore(self, state: dict) -> None:
         """Go on from ``state``, which process 0 alone holds: others have the names and zeros."""
         mine = int(distributed.rank() == 0)
-        self.totals = {name: mine * number(name, x) for name, x in state["totals"].items()}
+        self.totals = {
+            new_column(name): mine * number(name, x) for name, x in state["totals"].items()
+        }
         self.count = mine * whole_number("count", state["count"])
 
     def read(self, prefix: str) -> dict[str, float]:
@@ -107,7 +111,7 @@ class Meter:
         self._gather()
         names = [name if name.endswith("loss") else prefix + name for name in self.totals]
         values = [total / self.count for total in self.totals.values()]
-        self._clear()
+        self.totals, self.count = {}, 0
         return dict(zip(names, values, strict=True))
 
 
@@ -115,20 +119,16 @@ class Progress:
     """A bar over batches at a screen; one line an epoch in a batch; nothing if switched off."""
 
     def __init__(self, progress: bool | None, students):
-        batch = bool(os.environ.get("TTM_LAB_BATCH")) or not (
-            sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__")
-        )
-        first = distributed.rank() == 0
+        screen = sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__")
+        batch = bool(os.environ.get("TTM_LAB_BATCH")) or not screen
+        first, self.text = distributed.rank() == 0, ""
         self.lines = progress is None and batch and first
-        labels = sorted({s.settings.label for s in students})
-        what = labels[0] if len(labels) == 1 else f"{len(labels)} students"
+        labels = {s.settings.label for s in students}
+        what = labels.pop() if len(labels) == 1 else f"{len(labels)} students"
         self.what = f"{what}, seed {students[0].seed}"
         self.last = max(s.settings.epochs for s in students)
-        hidden = progress is False or self.lines or not first
-        self.bar = tqdm(
-            total=self.last * students[0].per_epoch, desc=self.what, unit="batch", disable=hidden
-        )
-        self.text = ""
+        steps, hidden = self.last * students[0].per_epoch, progress is False or self.lines
+        self.bar = tqdm(total=steps, desc=self.what, unit="batch", disable=hidden or not first)
 
     def epoch_starts(self, epoch: int, done: int) -> None:
         # what an earlier start did counts as done, not as speed

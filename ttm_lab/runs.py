@@ -41,18 +41,37 @@ def identity(config: dict) -> str:
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 over a network's structure (its printed form) and its weights.
+    """SHA-256 over a network's structure and its weights.
 
-    A plain attribute that the printed form does not show is not seen.
+    The structure is its printed form: plain attributes that it does not print are left out.
     """
     return weights_sha256(model.state_dict(), repr(model))
 
 
+# Fields of ``Settings`` that were called otherwise when the first runs were written. A config keeps
+# the old names, since they are part of the run's identity.
+OLD_NAMES = {"optimiser": "optimizer", "milestones": "decay_at"}
+
+
+def new_column(name: str) -> str:
+    """The present name of a history's column: the divergence was once called a distance."""
+    return name.replace("distance", "divergence")
+
+
 def read_config(folder: str | Path) -> dict:
-    """A run folder's ``config.json``: settings, seed, data and more.
+    """A run folder's ``config.json``: settings (by today's names), seed, data and more.
 
     Raises ``ValueError`` naming the file and the remedy where it is missing, damaged, or no run's.
     """
+    return _by_new_names(_read_config(folder))
+
+
+def _by_new_names(config: dict) -> dict:
+    settings = {OLD_NAMES.get(name, name): value for name, value in config["settings"].items()}
+    return config | {"settings": settings}
+
+
+def _read_config(folder: str | Path) -> dict:
     path = Path(folder) / "config.json"
     kinds = {"settings.model": str, "settings.method": str | dict, "seed": int}
     kinds |= {"data.name": str, "data.seed": int, "data.sha256": str}
@@ -79,7 +98,7 @@ def load_finished(folder: str | Path, model: torch.nn.Module) -> tuple[dict, pd.
     missing, damaged, or of another run, and ``FileNotFoundError`` where there are no weights.
     """
     path, metrics = Path(folder) / "model.safetensors", Path(folder) / "metrics.csv"
-    config = read_config(folder)
+    config = _read_config(folder)
     load_weights(model, path)
     notes = read_notes(path)
     if notes.get("run") not in (None, identity(config)):
@@ -89,7 +108,7 @@ def load_finished(folder: str | Path, model: torch.nn.Module) -> tuple[dict, pd.
         wanted = notes.get("metrics_sha256", "" if "run" in notes else None)
         if wanted not in (None, hashlib.sha256(table).hexdigest()):
             raise ValueError("it is not the one that was written with the weights")
-        return config, read_table(BytesIO(table)), notes
+        return _by_new_names(config), read_table(BytesIO(table)).rename(columns=new_column), notes
     except (OSError, ValueError) as error:
         raise _damaged(metrics, error) from error
 
@@ -113,11 +132,18 @@ def environment() -> dict:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
     packages = ("ttm-lab", "torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn")
     changed = git("status", "--porcelain", "--untracked-files=no")
+    program = Path(sys.argv[0]).name  # without the folders of this machine
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([_program(), *sys.argv[1:]]),
+        "command": shlex.join(["ttm-lab" if program == "__main__.py" else program, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
@@ -127,21 +153,25 @@ def environment() -> dict:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git_commit": git("rev-parse", "HEAD"),
         "git_changed": None if changed is None else bool(changed),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: version(name) for name in packages},
     }
 
 
-def _program() -> str:
-    """How this process was called, without the folders of this machine."""
-    path = Path(sys.argv[0])
-    return "ttm-lab" if path.name == "__main__.py" else path.name
+def name_old_runs(folder: str | Path) -> None:
+    """Say once which runs an earlier version left, whose identity held the bytes of its source."""
+    configs = user_path(folder).glob("*/config.json")
+    old = [p.parent.name for p in configs if b'"training_code"' in p.read_bytes()]
+    if old and distributed.rank() == 0:
+        print(
+            f"ttm-lab: note: {len(old)} runs in {folder}, such as {old[0]}, were made by an "
+            "earlier version and are not used; delete them when you need the room",
+            file=sys.stderr,
+        )
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def is_finished(folder: str | Path) -> bool:
+    """Whether the run in a folder is finished: the one rule that everybody asks."""
+    return (Path(folder) / "model.safetensors").exists()
 
 
 class Run:
@@ -152,7 +182,7 @@ class Run:
     """
 
     def __init__(self, experiment: str | Path, label: str, config: dict):
-        self.config, self.label = config, label
+        self.config = config
         self.folder = user_path(experiment) / f"{folder_name(label)}-{identity(config)}"
         self._lock = FileLock(self.folder / ".lock")
 
@@ -171,7 +201,7 @@ class Run:
     def _describe(self, new: bool = False) -> None:
         """Write ``config.json`` and ``environment.json``, and say so unless they are ``new``.
 
-        What decides the result is known, so neither a damaged nor a deleted file loses a run.
+        This process knows both contents, so neither a damaged nor a deleted file loses a run.
         """
         for name, content in (
             ("config.json", lambda: self.config),
@@ -180,7 +210,7 @@ class Run:
             path = self.folder / name
             there = path.read_bytes() if path.exists() else b""
             if name == "environment.json" and (there or self.finished):
-                continue  # of a finished run, this process's would be another
+                continue  # a finished run may have had another environment than this process
             text = json.dumps(content(), indent=1)
             if there == text.encode():
                 continue
@@ -194,7 +224,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "model.safetensors").exists()
+        return is_finished(self.folder)
 
     def finish(
         self,
@@ -211,19 +241,16 @@ class Run:
         table = history.to_csv(index=False).encode()
         atomic_write(self.folder / "metrics.csv", table)
         if objective is not None and objective.state_dict():
-            parts = {name: tensor.contiguous() for name, tensor in objective.state_dict().items()}
-            notes = {"run": identity(self.config), "weights_sha256": weights_sha256(parts)}
-            weights = safetensors_bytes(parts, {"ttm_lab": json.dumps(notes)})
-            atomic_write(self.folder / "objective.safetensors", weights)
-        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        notes = {
-            "run": identity(self.config),
-            "weights_sha256": weights_sha256(state),
-            "metrics_sha256": hashlib.sha256(table).hexdigest(),
-        }
-        weights = safetensors_bytes(state, {"ttm_lab": json.dumps(notes)})
-        atomic_write(self.folder / "model.safetensors", weights)
+            self._write_weights("objective", objective)
+        checksum = hashlib.sha256(table).hexdigest()
+        self._write_weights("model", model, metrics_sha256=checksum)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+
+    def _write_weights(self, name: str, module: torch.nn.Module, **notes: str) -> None:
+        state = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
+        notes = {"run": identity(self.config), "weights_sha256": weights_sha256(state)} | notes
+        content = safetensors_bytes(state, {"ttm_lab": json.dumps(notes)})
+        atomic_write(self.folder / f"{name}.safetensors", content)
 
     def load(
         self, model: torch.nn.Module, objective: torch.nn.Module | None = None
@@ -264,9 +291,9 @@ class Run:
     def load_checkpoint(self, take: Callable[[dict], None] = lambda _: None) -> dict | None:
         """The newest whole checkpoint of this run, or None where there is none.
 
-        ``take`` is given the state and raises ``ValueError`` where a field of it is missing or
-        wrong. A damaged or refused file is named in a warning and the one before it is tried.
-        Raises ``ValueError`` if files are there and none is whole.
+        ``take`` receives the state, and raises ``ValueError`` where a field is missing or wrong.
+        A file that is damaged or refused is named in a warning, and the one before it is tried.
+        Raises ``ValueError`` where there are files but none is whole.
         """
         files = self._checkpoints()
         for file in reversed(files):

@@ -15,7 +15,7 @@ from ttm_lab.objectives import METHODS, Objective, Term, label_of
 
 _CHOICES = {
     "schedule": ("steps", "cosine"),
-    "optimiser": ("sgd", "adamw"),
+    "optimizer": ("sgd", "adamw"),
     "augmentation": tuple(dict.fromkeys(Split.augmentations + FileSplit.augmentations)),
     "precision": ("float32", "bfloat16"),
     "track_test": (False, True),
@@ -44,25 +44,25 @@ class Settings:
     """How one student (or teacher) is trained.
 
     The loss is ``ce_weight * CE + distill_weight * method``. ``method`` is ``"ce"`` (no second
-    term), ``"kd"``, ``"ttm"``, ``"wttm"``, ``"dkd"``, ``"dist"``; a loss of ``ttm_lab.losses`` such
-    as ``WTTMLoss(4.0)``, a function ``loss(student_logits, teacher_logits, labels)`` that returns
-    a scalar tensor, or a ``Term``; or an ``objectives.Objective``, whose terms are then the whole
-    loss.
+    term), ``"kd"``, ``"ttm"``, ``"wttm"``, ``"dkd"``, ``"dist"``, or with ``+std`` behind it on
+    standardised logits; a loss of ``ttm_lab.losses`` such as ``WTTMLoss(4.0)``, a function
+    ``loss(student_logits, teacher_logits, labels)`` that returns a scalar tensor, or a ``Term``;
+    or an ``objectives.Objective``, whose terms are then the whole loss.
 
-    The defaults of the optimiser and schedule are the paper's for CIFAR-100 (official code,
+    The defaults of optimizer and schedule are the paper's for CIFAR-100 (official code,
     ``train_student.py``): SGD with momentum, learning rate x 0.1 after 150, 180 and 210 of 240
-    epochs, here as fractions of ``epochs``. ``temperature`` and ``distill_weight`` have no good
-    general default (the paper tunes both per pair, Table 8), so they must be given;
-    ``paper.settings`` gives the published ones of a pair. For a loss that is no name the
-    temperature only measures distances.
+    epochs, in ``decay_at`` as fractions of ``epochs``. ``temperature`` and ``distill_weight``
+    have no good general default (the paper tunes both per pair, Table 8), so they must be given;
+    ``paper.settings`` gives the published ones of a pair. A loss that is not given by its name has
+    a temperature of its own; the one here then only measures the divergence from the teacher.
 
     ``batch_size`` is the batch of all processes together. ``schedule`` is ``"steps"`` (the
-    milestones) or ``"cosine"`` (to zero), after ``warmup_epochs`` of linear rise. ``optimiser`` is
-    ``"sgd"`` or ``"adamw"`` (without ``momentum``). ``augmentation`` is one that the data offers
-    (``data.train.augmentations``). ``precision`` ``"bfloat16"`` runs the networks under autocast;
-    losses are computed in float32 either way. ``track_test`` adds test columns to the history,
-    for the habit of published code to report the best epoch on test; nothing here chooses by it.
-    ``max_steps`` cuts a training short, to try things out.
+    rate falls at ``decay_at``) or ``"cosine"`` (to zero), after ``warmup_epochs`` of linear rise.
+    ``optimizer`` is ``"sgd"`` or ``"adamw"`` (without ``momentum``). ``augmentation`` is one that
+    the data offers (``data.train.augmentations``). ``precision`` ``"bfloat16"`` runs the networks
+    under autocast; losses are computed in float32 either way. ``track_test`` adds test columns to
+    the history, since published code often reports the best epoch on test; nothing here chooses by
+    it. ``max_steps`` cuts a training short, to try things out.
 
     Three switches are for speed and change rounding only. ``remember`` keeps the teacher's logits
     for each view of each picture (``teacher_cache.TeacherCache``; pictures held in memory only).
@@ -83,11 +83,11 @@ class Settings:
     learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    milestones: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240)
+    decay_at: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240)
     learning_rate_decay: float = 0.1
     schedule: str = "steps"
     warmup_epochs: int = 0
-    optimiser: str = "sgd"
+    optimizer: str = "sgd"
     augmentation: str = "none"
     precision: str = "float32"
     track_test: bool = False
@@ -99,16 +99,17 @@ class Settings:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if not callable(value) and hasattr(value, "item") and name != "milestones":
+            if not callable(value) and hasattr(value, "item") and name != "decay_at":
                 object.__setattr__(self, name, plain_value(name, value))
         method = self.method
         if not callable(method) and method not in ("ce", *METHODS):
             raise ValueError(
                 f"method={method!r} must be one of {('ce', *METHODS)}, a loss or an Objective"
             )
-        needed = () if method == "ce" or isinstance(method, Objective) else ("distill_weight",)
-        for name in ("temperature", *needed) if isinstance(method, str) and needed else needed:
-            if getattr(self, name) is None:
+        weighted = method != "ce" and not isinstance(method, Objective)
+        for name in ("temperature", "distill_weight") if weighted else ():
+            named = name == "distill_weight" or isinstance(method, str)  # a loss has its own T
+            if named and getattr(self, name) is None:
                 raise ValueError(f"{name} must be given for method={method!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -124,14 +125,19 @@ class Settings:
                 least = "zero or positive, and finite" if zero else "positive and finite"
                 raise ValueError(f"{name}={value!r} must be {least}")
             object.__setattr__(self, name, value)  # plain kinds: equal settings are then one run
-        if not hasattr(self.milestones, "__iter__"):
-            raise ValueError(f"milestones={self.milestones!r} must be several numbers, as (0.5,)")
-        milestones = tuple(number("milestones", m) for m in self.milestones)
-        object.__setattr__(self, "milestones", milestones)
-        if not all(0 < m <= 1 for m in self.milestones):
-            raise ValueError(f"milestones={self.milestones} must be fractions of the epochs")
+        if not hasattr(self.decay_at, "__iter__"):
+            raise ValueError(f"decay_at={self.decay_at!r} must be several numbers, as (0.5,)")
+        fractions = tuple(number("decay_at", f) for f in self.decay_at)
+        object.__setattr__(self, "decay_at", fractions)
+        if not all(0 < f <= 1 for f in fractions):
+            raise ValueError(f"decay_at={self.decay_at} must be fractions of the epochs")
         if not self.label:
             object.__setattr__(self, "label", label_of(method))
+
+    def steps(self, images: int) -> int:
+        """How many steps of the optimizer a training with so many images takes."""
+        steps = self.epochs * math.ceil(images / self.batch_size)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def learning_rate_at(self, epoch: int) -> float:
         """The learning rate of ``epoch``, counted from 0."""
@@ -140,7 +146,7 @@ class Settings:
         if self.schedule == "cosine":
             part = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1)
             return self.learning_rate * (1 + math.cos(math.pi * part)) / 2
-        passed = sum(epoch >= round(m * self.epochs) for m in self.milestones)
+        passed = sum(epoch >= round(f * self.epochs) for f in self.decay_at)
         return self.learning_rate * self.learning_rate_decay**passed
 
 

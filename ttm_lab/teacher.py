@@ -1,7 +1,6 @@
-"""The network that students learn from: folded, asked, or looked up in its cache."""
+"""The network that students learn from: its batch norm folded, its outputs computed or kept."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -11,28 +10,30 @@ from torch import Tensor, nn
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.models import logits_of
 from ttm_lab.objectives import Output, recorded
+from ttm_lab.runs import weights_fingerprint
 from ttm_lab.settings import Settings
 from ttm_lab.teacher_cache import TeacherCache, cache_file
 
 
 class Teacher:
-    """A network in evaluation mode on its device, and the caches of its answers.
+    """A network in evaluation mode on its device, and the caches of its logits.
 
     Args:
-        network: the teacher; it gets no gradient. fingerprint: of its weights, names cache files.
-        data, settings: what it will be asked about and how, on ``device``.
+        network: the teacher; it gets no gradient.
+        data, settings: the images and the students' settings that it will serve.
+        device: where it goes, and where ``data`` lies.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        fingerprint: str,
         data: Dataset,
         settings: Sequence[Settings],
         device: torch.device,
     ):
+        self.fingerprint = weights_fingerprint(network)  # names runs and cache files
         self.network = network.to(device, memory_format=torch.channels_last).eval()
-        self.fingerprint, self.device, self.caches = fingerprint, device, {}
+        self.device, self.caches = device, {}
         self.folded = self.network
         if any(s.fold_batch_norm for s in settings):
             probe, _ = next(data.train.batches(2))
@@ -41,9 +42,9 @@ class Teacher:
     def open_caches(
         self, data: Dataset, settings: Sequence[Settings], folder: str | Path | None
     ) -> None:
-        """Open a cache for each way of asking with ``remember``; ``folder`` None is in memory."""
+        """Open a cache for each ``output_key`` with ``remember``; ``folder`` None is in memory."""
         for s in settings:
-            if s.remember and way_of_asking(s) not in self.caches:
+            if s.remember and output_key(s) not in self.caches:
                 path = folder and cache_file(
                     folder,
                     teacher=self.fingerprint,
@@ -52,20 +53,21 @@ class Teacher:
                     precision=s.precision,
                     folded=self.is_folded(s),
                 )
-                self.caches[way_of_asking(s)] = TeacherCache(
-                    partial(self._logits, s), data.train, s.augmentation, data.num_classes, path
+                self.caches[output_key(s)] = TeacherCache(
+                    lambda images, s=s: self.output(images, s).logits,
+                    data.train,
+                    s.augmentation,
+                    data.num_classes,
+                    path,
                 )
 
-    def _logits(self, settings: Settings, images: Tensor) -> Tensor:
-        return self.ask(images, settings).logits
-
     def is_folded(self, settings: Settings) -> bool:
-        """Whether these settings ask a folded copy: not every network can be folded."""
+        """Whether these settings are served by a folded copy: not every network can be folded."""
         return settings.fold_batch_norm and self.folded is not self.network
 
     @torch.no_grad()
-    def ask(self, images: Tensor, settings: Settings, features: Sequence[str] = ()) -> Output:
-        """The answer to a batch of images. Features come from the network as it is, not folded."""
+    def output(self, images: Tensor, settings: Settings, features: Sequence[str] = ()) -> Output:
+        """Logits and features of a batch. Features come from the network as it is, not folded."""
         network = self.folded if settings.fold_batch_norm and not features else self.network
         with (
             autocast(self.device, settings.precision),
@@ -82,18 +84,18 @@ class Teacher:
         count: int,
         features: Sequence[str] = (),
     ) -> Iterator[tuple[Tensor, Tensor, Output]]:
-        """``count`` batches at most of ``train``: images, labels, and the teacher's answers."""
-        size, cache = settings.batch_size, self.caches.get(way_of_asking(settings))
+        """``count`` batches at most of ``train``: images, labels, and the teacher's outputs."""
+        size, cache = settings.batch_size, self.caches.get(output_key(settings))
         if cache is None:
             for images, labels in islice(train.batches(size, **options), count):
-                yield images, labels, self.ask(images, settings, features)
+                yield images, labels, self.output(images, settings, features)
         else:
-            for views, logits in cache.answers(islice(train.views(size, **options), count)):
+            for views, logits in cache.batches(islice(train.views(size, **options), count)):
                 yield *train.take(views, settings.augmentation), Output(logits)
 
 
-def way_of_asking(settings: Settings) -> tuple:
-    """What decides the teacher's answer, the teacher and the image aside."""
+def output_key(settings: Settings) -> tuple:
+    """What decides a teacher's output, the teacher and the image aside."""
     s = settings
     return s.augmentation, s.precision, s.fold_batch_norm, s.remember
 

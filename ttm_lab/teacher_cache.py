@@ -1,8 +1,8 @@
 """A teacher's logits, remembered for each view of each picture.
 
-Crop and flip make finitely many views of a picture (162 at 32x32), so what a teacher says to one
+Crop and flip make finitely many views of a picture (162 at 32x32), so a teacher's logits for a view
 can be kept and used again: by other methods, seeds, epochs and later runs with that teacher. Over
-240 epochs that start from nothing, about 48 % of the answers come from memory; a second run of that
+240 epochs that start from nothing, about 48 % of the logits come from memory; a second run of that
 length with the same teacher starts with 77 % of all views known.
 """
 
@@ -35,26 +35,28 @@ class TeacherCache:
     known: an empty one, one that a power cut tore, one that another process is just writing. So
     several processes can share a file, and no second file says what the first one holds.
 
-    Parameters
-    ----------
-    ask: the teacher in its final form: images (CHUNK, C, H, W) to logits (CHUNK, K).
-    part: the pictures. augmentation: which views there are (``Split.count_views``).
-    num_classes: K.
-    path: the file, made if it is not there (sparse: it takes the room of what is known). None
-        keeps the rows in memory. Both take ``size_in_bytes`` when full: 3.3 GB for CIFAR-100.
+    Args:
+        compute: the teacher in its final form: images (CHUNK, C, H, W) to logits (CHUNK, K).
+        part: the pictures.
+        augmentation: which views of them there are (``Split.count_views``).
+        num_classes: K.
+        path: the file, made if it is not there (sparse: it takes the room of what is known). None
+            keeps the rows in memory. Both take ``size_in_bytes`` when full: 3.3 GB for CIFAR-100.
 
-    Raises ``ValueError`` for a file of another size, ``OSError`` if the disk has too little room.
+    Raises:
+        ValueError: the file has another size.
+        OSError: the disk has too little room.
     """
 
     def __init__(
         self,
-        ask: Callable[[Tensor], Tensor],
+        compute: Callable[[Tensor], Tensor],
         part: Split,
         augmentation: str,
         num_classes: int,
         path: str | Path | None = None,
     ):
-        self.ask, self.part, self.augmentation = ask, part, augmentation
+        self.compute, self.part, self.augmentation = compute, part, augmentation
         self.chunk = CHUNK.get(part.labels.device.type, CHUNK["cuda"])
         self.asked = self.computed = 0
         self.path = None if path is None else user_path(path)
@@ -66,6 +68,10 @@ class TeacherCache:
             _make_file(self.path, 4 * shape[0] * shape[1])
             self._rows = np.memmap(self.path, np.uint32, "r+", shape=shape)
 
+    def __len__(self) -> int:
+        """How many views there are."""
+        return len(self._rows)
+
     @property
     def size_in_bytes(self) -> int:
         """The size when every view is known."""
@@ -73,17 +79,16 @@ class TeacherCache:
 
     @property
     def hit_rate(self) -> float:
-        """The share of all answers so far that were not computed for the occasion."""
+        """The share of all logits so far that were known before they were asked for."""
         return 1 - self.computed / max(self.asked, 1)
 
-    def answers(self, batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, views: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch of view numbers (B,): these, and the logits (B, K) on the part's device.
 
         ``AHEAD`` batches are taken at a time, and what is not known of them is computed first.
         """
-        while block := list(islice(batches, AHEAD)):
-            views = torch.cat(block)
-            logits = self.look_up(views)
+        while block := list(islice(views, AHEAD)):
+            logits = self.look_up(torch.cat(block))
             yield from zip(block, logits.split([len(b) for b in block]), strict=True)
 
     def look_up(self, views: Tensor) -> Tensor:
@@ -107,29 +112,15 @@ class TeacherCache:
             some = numbers[start : start + self.chunk]
             filled = np.resize(some, self.chunk)  # the last chunk is filled up with repetitions
             images, _ = self.part.take(torch.from_numpy(filled), self.augmentation)
-            logits = self.ask(images)[: len(some)].float()
+            logits = self.compute(images)[: len(some)].float()
             found[start : start + len(some), :-1] = logits.cpu().numpy().view(np.uint32)
         found[:, -1] = _checksum(found[:, :-1])
         self._rows[numbers] = found
         return found
 
-    def fill(self) -> Iterator[int]:
-        """Compute every view that is not known, and give after each chunk how many are done.
-
-        Breaking it off loses nothing.
-        """
-        for start in range(0, len(self._rows), self.chunk):
-            numbers = np.arange(start, min(start + self.chunk, len(self._rows)))
-            missing = numbers[~_fits(self._rows[numbers])]
-            self.asked += len(numbers)
-            self.computed += len(missing)
-            if len(missing):
-                self._compute(missing)
-            yield numbers[-1] + 1
-
 
 def cache_file(folder: str | Path, *, teacher: str, part: Split, **how) -> Path:
-    """Where a memory lies: named after all that decides its values.
+    """The file of a cache, named after everything that decides its values.
 
     ``teacher`` is the network's ``runs.weights_fingerprint``; ``how`` names augmentation and
     precision.

@@ -10,7 +10,6 @@ calls share every batch among the processes.
 import functools
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +29,7 @@ from ttm_lab.models import create_model, logits_of
 from ttm_lab.objectives import Objective, Output, make_objective, recorded
 from ttm_lab.progress import Clock, Meter, Progress
 from ttm_lab.settings import Settings, default_device, fast, whole_number
-from ttm_lab.teacher import Teacher, autocast, logits_in_pieces, way_of_asking
+from ttm_lab.teacher import Teacher, autocast, logits_in_pieces, output_key
 from ttm_lab.teacher_cache import TeacherCache
 
 __all__ = [
@@ -41,15 +40,13 @@ __all__ = [
     "distill",
     "distill_many",
     "fast",
+    "find_runs",
     "remember_teacher",
     "train_teacher",
 ]
 
 # Raise it with every change that changes the numbers of a training: it is part of a run's identity.
 NUMERICS = 1
-
-# Seconds between two resume points, unless ``checkpoint_seconds`` says otherwise.
-CHECKPOINT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def train_teacher(
     """
     if settings.method != "ce":
         raise ValueError(f"a teacher learns from labels: method={settings.method!r} must be 'ce'")
-    return _train(None, data, [settings], [seed], folder, **options)[0]
+    return distill_many(None, data, [settings], seeds=[seed], folder=folder, **options)[0]
 
 
 def distill(
@@ -106,95 +103,48 @@ def distill(
 
 
 def distill_many(
-    teacher: nn.Module | Trained,
+    teacher: nn.Module | Trained | None,
     data: Dataset,
     settings: Sequence[Settings],
     *,
     seeds: Sequence[int] = (0,),
     folder: str | Path | None = None,
-    **options,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+    checkpoint_seconds: float = 30.0,
+    remembered: str | Path | None = None,
 ) -> list[Trained]:
     """Train a student for each of ``settings`` and each seed, all from one teacher.
 
     Settings of one seed and batch size go through the data together and share every teacher
     pass. Each student is the one that ``distill`` alone would give.
 
-    Parameters
-    ----------
-    teacher: network or ``Trained``; put into eval mode and channels-last layout, gets no gradient.
-    data: images and labels; metrics are taken on its train and validation parts, never on test.
-    settings: one ``Settings`` a student, each different.
-    seeds: whole numbers; a seed decides initial weights and the order of the images.
-    folder: where runs are kept and looked up (``runs.runs_folder``); None keeps nothing. A
-        finished run is loaded, a broken-off one resumed, and both end bit-identical to a run
-        that was never interrupted (same machine, same number of threads).
-    device: ``"cpu"``, ``"cuda"``, ...; default: a GPU if there is one.
-    progress: True, False, or None: a bar at a screen, a line an epoch in a batch.
-    checkpoint_seconds: least time between two resume points (default 30; 0: every epoch).
-    remembered: the folder of files with remembered logits, for settings with ``remember``
-        (default: ``remembered`` beside ``folder``; in memory if that is None).
+    Args:
+        teacher: a network or ``Trained``; put into eval mode and channels-last layout, gets no
+            gradient. None only where every method is ``"ce"``.
+        data: images and labels; metrics are taken on its train and validation parts, never on
+            test, unless a setting says ``track_test``.
+        settings: one ``Settings`` a student, each different.
+        seeds: whole numbers; a seed decides initial weights and the order of the images.
+        folder: where runs are kept and looked up (``files.runs_folder``); None keeps nothing. A
+            finished run is loaded, a broken-off one resumed, and both end bit-identical to a run
+            that was never interrupted (same machine, same number of threads).
+        device: ``"cpu"``, ``"cuda"``, ...; default: a GPU if there is one.
+        progress: True, False, or None: a bar at a screen, a line an epoch in a batch.
+        checkpoint_seconds: least time between two resume points; 0 keeps one after every epoch.
+        remembered: the folder of files with remembered logits, for settings with ``remember``
+            (default: ``remembered`` beside ``folder``; in memory if that is None).
 
-    Returns the students in the order seeds x settings. Their ``history`` has one row an epoch:
-    loss, ce_loss, distill_loss; accuracy, entropy (mean Shannon entropy of q, nats), confidence
-    (mean largest q) and distance (mean D(p_T || q), nats) with the prefixes ``train_`` (over the
-    epoch, while the weights change) and ``validation_`` (after the epoch).
+    Returns:
+        The students in the order seeds x settings. Their ``history`` has one row an epoch: loss,
+        ce_loss, distill_loss; accuracy, entropy (mean Shannon entropy of q, nats), confidence
+        (mean largest q) and divergence (mean D(p_T || q), nats) with the prefixes ``train_`` (over
+        the epoch, while the weights change) and ``validation_`` (after the epoch).
 
-    Raises ``ValueError`` for settings that do not fit the data or the teacher, ``Diverged`` after
-    the other students are done if a loss became infinite or NaN.
+    Raises:
+        ValueError: settings do not fit the data or the teacher.
+        Diverged: a loss became infinite or NaN; raised after the other students are done.
     """
-    if isinstance(teacher, Trained):
-        teacher = teacher.model
-    if not isinstance(teacher, nn.Module):
-        raise TypeError(f"teacher must be a network or Trained, got {type(teacher).__name__}")
-    return _train(teacher, data, settings, seeds, folder, **options)
-
-
-def remember_teacher(
-    teacher: nn.Module | Trained,
-    data: Dataset,
-    settings: Settings,
-    *,
-    remembered: str | Path | None = None,
-    device: str | torch.device | None = None,
-    progress: bool | None = None,
-) -> TeacherCache:
-    """Ask a teacher about every view of every training picture, ahead of training with it.
-
-    ``settings`` are those of any student: augmentation, precision and ``fold_batch_norm`` count.
-    What the folder ``remembered`` already has is not asked again; broken off, it goes on from
-    there. Raises what ``distill_many`` raises for data and teacher, and ``TeacherCache`` for the
-    file.
-    """
-    settings = replace(settings, remember=True)
-    network = teacher.model if isinstance(teacher, Trained) else teacher
-    device = default_device(device)
-    check_data(data, [settings])
-    fingerprint = runs.weights_fingerprint(network)
-    data = data.to(device)
-    check_network("teacher", network.to(device), data)
-    asked = Teacher(network, fingerprint, data, [settings], device)
-    asked.open_caches(data, [settings], remembered)
-    (memory,) = asked.caches.values()
-    total = len(data.train) * data.train.count_views(settings.augmentation)
-    hidden = None if progress is None else not progress
-    with tqdm(total=total, desc="remember", unit="view", unit_scale=True, disable=hidden) as bar:
-        for done in memory.fill():
-            bar.update(done - bar.n)
-    return memory
-
-
-def _train(
-    teacher: nn.Module | None,
-    data: Dataset,
-    settings: Sequence[Settings],
-    seeds: Sequence[int],
-    folder: str | Path | None,
-    *,
-    device: str | torch.device | None = None,
-    progress: bool | None = None,
-    checkpoint_seconds: float | None = None,
-    remembered: str | Path | None = None,
-) -> list[Trained]:
     settings, seeds = list(settings), [whole_number("seed", seed, 2**64) for seed in seeds]
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"seeds {seeds} must not be negative")
@@ -203,35 +153,19 @@ def _train(
     if len(set(settings)) < len(settings) or len(set(seeds)) < len(seeds):
         labels = [s.label for s in settings]
         raise ValueError(f"settings {labels} and seeds {seeds} must each be different")
-    if checkpoint_seconds is None:
-        checkpoint_seconds = CHECKPOINT_SECONDS
+    if teacher is not None or any(s.method != "ce" for s in settings):
+        teacher = _network(teacher)
     device = default_device(device)
     check_data(data, settings)
-    source = {"name": data.name, "seed": data.seed}
-    source["sha256"] = data.fingerprint if folder is not None else None
-    data = data.to(device)
-    if teacher is not None:
-        fingerprint = runs.weights_fingerprint(teacher)
-        check_network("teacher", teacher.to(device), data)
-        teacher = Teacher(teacher, fingerprint, data, settings, device)
-    students = [
-        Student(s, seed, data, device=device, teacher=teacher, source=source, folder=folder)
-        for seed in seeds
-        for s in settings
-    ]
+    data, teacher, students = _prepare(teacher, data, settings, seeds, folder, device)
     if folder is not None:
-        _name_old_runs(Path(folder))
+        runs.name_old_runs(folder)
     unfinished = [s for s in students if not (s.run and s.run.finished)]
     if device.type == "cpu" and any(s.settings.compiled for s in unfinished):
         check_compiler()
     folders = [student.run.folder for student in students if student.run]
     if len(set(folders)) < len(folders):
         raise ValueError("two settings hold losses of the same name and values: keep one")
-
-    def group_key(student):
-        s = student.settings
-        features = bool(student.objective.teacher_features)  # asked for apart from the cache
-        return student.seed, s.batch_size, *way_of_asking(s), features
 
     # Nothing random that happens in here reaches the caller. On a GPU, cuDNN keeps to algorithms
     # that give the same bits each time, in float32 where float32 was asked for.
@@ -248,13 +182,90 @@ def _train(
             if folder is not None and remembered is None:
                 remembered = Path(folder).parent / "remembered"
             teacher.open_caches(data, settings, remembered)
-        for _, group in groupby(sorted(students, key=group_key), key=group_key):
+        for _, group in groupby(sorted(students, key=_company), key=_company):
             _train_together(list(group), teacher, data, progress, checkpoint_seconds)
 
     trained = [s.result() for s in students if not s.diverged]
     if len(trained) < len(students):
         raise Diverged([s.diverged for s in students if s.diverged], trained)
     return trained
+
+
+def find_runs(
+    teacher: nn.Module | Trained | None,
+    data: Dataset,
+    settings: Sequence[Settings],
+    *,
+    seeds: Sequence[int] = (0,),
+    folder: str | Path,
+) -> list[runs.Run]:
+    """The runs that ``distill_many`` has in ``folder``, in the order seeds x settings.
+
+    ``finished`` says of each whether it is. Nothing is trained.
+    """
+    teacher = None if teacher is None else _network(teacher)
+    _, _, students = _prepare(teacher, data, settings, seeds, folder, default_device(None))
+    return [student.run for student in students]
+
+
+def _prepare(teacher, data, settings, seeds, folder, device):
+    """Data and teacher on the device, and a student for each seed and settings."""
+    source = {"name": data.name, "seed": data.seed}
+    source["sha256"] = data.fingerprint if folder is not None else None
+    data = data.to(device)
+    if teacher is not None:
+        teacher = Teacher(teacher, data, settings, device)
+        check_network("teacher", teacher.network, data)
+    students = [
+        Student(s, seed, data, device=device, teacher=teacher, source=source, folder=folder)
+        for seed in seeds
+        for s in settings
+    ]
+    return data, teacher, students
+
+
+def remember_teacher(
+    teacher: nn.Module | Trained,
+    data: Dataset,
+    settings: Settings,
+    *,
+    remembered: str | Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+) -> TeacherCache:
+    """Compute a teacher's logits for every view of every training picture, before any training.
+
+    ``settings`` are those of any student: of them augmentation, precision and ``fold_batch_norm``
+    count. What the folder ``remembered`` already holds is not computed again, so an interrupted
+    call goes on where it stopped. Raises what ``distill_many`` raises for data and teacher, and
+    what ``TeacherCache`` raises for the file.
+    """
+    settings, device = replace(settings, remember=True), default_device(device)
+    check_data(data, [settings])
+    data = data.to(device)
+    asked = Teacher(_network(teacher), data, [settings], device)
+    check_network("teacher", asked.network, data)
+    asked.open_caches(data, [settings], remembered)
+    (memory,) = asked.caches.values()
+    chunks = torch.arange(len(memory)).split(memory.chunk)
+    hidden = None if progress is None else not progress
+    for views in tqdm(chunks, desc="remember", unit=f"x {memory.chunk} views", disable=hidden):
+        memory.look_up(views)
+    return memory
+
+
+def _network(teacher: nn.Module | Trained) -> nn.Module:
+    network = teacher.model if isinstance(teacher, Trained) else teacher
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"teacher must be a network or Trained, got {type(teacher).__name__}")
+    return network
+
+
+def _company(student: "Student") -> tuple:
+    """Students whose values here are equal see the same batches and share the teacher's outputs."""
+    s = student.settings
+    features = bool(student.objective.teacher_features)  # these are not in the cache
+    return student.seed, s.batch_size, *output_key(s), features
 
 
 def _train_together(
@@ -282,35 +293,31 @@ def _train_together(
             for student in active:
                 student.begin_epoch(epoch)
             report.epoch_starts(epoch, step)
-            for images, labels, answer in _batches(data.train, teacher, active, epoch, start, stop):
+            order = epoch_order(len(data.train), students[0].seed, epoch)
+            samples = order.split(settings.batch_size)
+            for images, labels, known in _batches(data.train, teacher, active, epoch, start, stop):
                 takers = [s for s in active if s.steps == step and not s.done]
-                size = min(settings.batch_size, len(data.train) - start * settings.batch_size)
                 for student in takers:
                     _seed_noise(student.seed, epoch, start, student.device)
-                    student.step(images, labels, answer, size)
+                    student.step(images, labels, known, samples[start])
                 step, start = step + 1, start + 1
                 report.batch_done()
-                if start % Meter.BLOCK == 0 and start < stop and clock.due():
-                    for student in (s for s in takers if not s.done):
-                        student.save_checkpoint()
-                    clock.reset()
+                if start % Meter.BLOCK == 0 and start < stop:
+                    clock.save_when_due(takers)
             for student in active:
                 student.end_epoch(epoch, held_out)
             report.epoch_done(epoch, active)
             for student in active:
                 if student.done:
                     student.finish()
-            if clock.due():
-                for student in (s for s in active if not s.done):
-                    student.save_checkpoint()
-                clock.reset()
-        report.close(teacher and teacher.caches.get(way_of_asking(settings)))
+            clock.save_when_due(active)
+        report.close(teacher and teacher.caches.get(output_key(settings)))
 
 
 def _batches(
     train: Split | FileSplit, teacher: Teacher | None, students, epoch: int, start: int, stop: int
 ) -> Iterator[tuple[Tensor, Tensor, Output | None]]:
-    """Batches ``start`` to ``stop`` of an epoch: images, labels, and the teacher's answers."""
+    """Batches ``start`` to ``stop`` of an epoch: images, labels, and the teacher's output."""
     settings, seed = students[0].settings, students[0].seed
     options = {
         "order": epoch_order(len(train), seed, epoch),
@@ -333,9 +340,9 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def _seed_noise(seed: int, epoch: int, batch: int, device: torch.device) -> None:
-    """Seed what dropout draws from, so that it is the same in any company and after a resume.
+    """Seed what dropout draws from: the same beside any other students, and after a resume.
 
-    ``torch.manual_seed`` does the same for every kind of device, at half a millisecond a call.
+    (``torch.manual_seed`` would seed all devices, and takes half a millisecond a call.)
     """
     place = batch * distributed.count() + distributed.rank()
     noise = hash_seed(seed, "noise", epoch) + place
@@ -345,19 +352,19 @@ def _seed_noise(seed: int, epoch: int, batch: int, device: torch.device) -> None
 
 
 def _held_out(data: Dataset, teacher: Teacher | None, students) -> dict:
-    """By prefix: a part measured after each epoch, and the teacher's logits on it."""
+    """What is measured after each epoch, by prefix: a split, and the teacher's logits on it."""
     parts = {"validation_": data.validation} if len(data.validation) else {}
     if any(s.settings.track_test for s in students):
         parts["test_"] = data.test
     settings, found = students[0].settings, {}
     for prefix, part in parts.items():
-        answers = [teacher and teacher.ask(images, settings) for images, _, _ in _all_of(part)]
-        found[prefix] = part, [answer and answer.logits for answer in answers]
+        batches = (images for images, _, _ in _all_of(part))
+        found[prefix] = part, [teacher and teacher.output(x, settings).logits for x in batches]
     return found
 
 
 def _all_of(part: Split | FileSplit):
-    """This process's share of a part: images, labels, and the size of the whole batch."""
+    """This process's share of a split: images, labels, and the size of the whole batch."""
     size = part.evaluation_batch_size
     batches = part.batches(size, share=distributed.share())
     for step, (images, labels) in enumerate(batches):
@@ -365,9 +372,9 @@ def _all_of(part: Split | FileSplit):
 
 
 class Student:
-    """One network on its way: weights, optimiser, history, and its run folder if it has one.
+    """A network in training: weights, optimizer, history, and its run folder if it has one.
 
-    ``steps`` of ``last_step`` are behind it, ``per_epoch`` make an epoch.
+    It has taken ``steps`` of its ``last_step`` steps; ``per_epoch`` steps make an epoch.
     """
 
     def __init__(
@@ -392,9 +399,7 @@ class Student:
             distill_weight=settings.distill_weight,
         ).to(device)
         self.per_epoch = math.ceil(len(data.train) / settings.batch_size)
-        self.last_step = settings.epochs * self.per_epoch
-        if settings.max_steps is not None:
-            self.last_step = min(self.last_step, settings.max_steps)
+        self.last_step = settings.steps(len(data.train))
         self.steps, self.rows, self.diverged = 0, [], ""
         self.meter = Meter(settings.temperature or 1.0, device)
         self.run = None
@@ -409,12 +414,12 @@ class Student:
             self.run = runs.Run(folder, f"{_slug(settings.label)}-seed{seed}", config)
 
     @functools.cached_property
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Made on first use: torch takes seconds to load what a finished run never needs."""
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Made on first use: torch takes seconds to load it, and a finished run never needs it."""
         s = self.settings
         parameters = [*self.model.parameters(), *self.objective.parameters()]
         values = {"lr": s.learning_rate, "weight_decay": s.weight_decay, "fused": True}
-        if s.optimiser == "adamw":
+        if s.optimizer == "adamw":
             return torch.optim.AdamW(parameters, **values)
         return torch.optim.SGD(parameters, momentum=s.momentum, **values)
 
@@ -426,31 +431,28 @@ class Student:
         """Take over what the run folder already has: the result, or the newest checkpoint."""
         if self.run is None:
             return
-        state = None
-        if distributed.rank() == 0:
-            if self.run.finished:
-                rows = self.run.load(self.model, self.objective).to_dict("records")
-                state = {"steps": self.last_step, "rows": rows}
-                state |= {"model": self.model.state_dict()} if distributed.count() > 1 else {}
-            else:
-                state = self.run.load_checkpoint(self.resume)
+        first, state = distributed.rank() == 0, None
+        if distributed.agree(self.run.finished, self.device):
+            rows = self.run.load(self.model, self.objective).to_dict("records") if first else []
+            self.steps, self.rows = self.last_step, distributed.from_first(rows, self.device)
+            if distributed.count() > 1:
+                weights = distributed.from_first(self.model.state_dict(), self.device)
+                self.model.load_state_dict(weights)
+            return
+        if first:
+            state = self.run.load_checkpoint(self.resume)
         state = distributed.from_first(state, self.device)
-        if state is None:
-            return
-        if "optimiser" in state:
-            if distributed.rank() > 0:
-                self.resume(state)
-            return
-        self.steps, self.rows = state["steps"], state["rows"]
-        if "model" in state:
-            self.model.load_state_dict(state["model"])
+        if state is not None and not first:
+            self.resume(state)
 
     def resume(self, state: dict) -> None:
         """Take over a resume point. Raises ``ValueError`` with the field that is wrong."""
+        if "optimiser" in state:  # as an earlier version wrote it
+            state["optimizer"] = state.pop("optimiser")
         for name, take in (
             ("model", self.model.load_state_dict),
             ("objective", self.objective.load_state_dict),
-            ("optimiser", self._take_optimiser),
+            ("optimizer", self._take_optimizer),
             ("meter", self.meter.restore),
             ("progress", self._take_progress),
         ):
@@ -463,15 +465,16 @@ class Student:
                     f"its {name} is missing or wrong ({type(error).__name__}: {error})"
                 ) from error
 
-    def _take_optimiser(self, state: dict) -> None:
-        self.optimiser.load_state_dict(state)
-        for parameter, values in self.optimiser.state.items():
+    def _take_optimizer(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state)
+        for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
                 if value.shape not in (parameter.shape, ()):
                     raise ValueError(f"{name} {tuple(value.shape)} for {tuple(parameter.shape)}")
 
     def _take_progress(self, state: dict) -> None:
-        self.steps, self.rows = whole_number("steps", state["steps"]), state["rows"]
+        self.steps = whole_number("steps", state["steps"])
+        self.rows = [{runs.new_column(k): x for k, x in row.items()} for row in state["rows"]]
         past = [row["epoch"] for row in self.rows]
         if not 0 < self.steps < self.last_step or past != [
             *range(1, self.steps // self.per_epoch + 1)
@@ -486,26 +489,30 @@ class Student:
     def begin_epoch(self, epoch: int) -> None:
         self.model.train()
         self.objective.train()
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate_at(epoch)
 
-    def step(self, images: Tensor, labels: Tensor, answer: Output | None, size: int) -> None:
-        """One optimiser step on a batch; ``size`` is the batch of all processes."""
+    def step(self, images: Tensor, labels: Tensor, known: Output | None, samples: Tensor) -> None:
+        """One optimizer step on a batch.
+
+        ``known`` is the teacher's output, ``samples`` are the places of all processes' pictures.
+        """
+        size = len(samples)
         with (
             autocast(self.device, self.settings.precision),
             recorded(self.model, self.objective.student_features) as features,
         ):
             logits = logits_of(self.network(images))
-        terms = self.objective(Output(logits, features), answer, labels)
+        terms = self.objective(Output(logits, features, samples), known, labels)
         loss = self.objective.total(terms)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         (loss * distributed.weight(len(labels), size)).backward()
         distributed.average_gradients(self.objective)
-        self.optimiser.step()
+        self.optimizer.step()
         self.steps += 1
         if distributed.counts(size):
             losses = {"loss": loss} | {f"{name}_loss": value for name, value in terms.items()}
-            self.meter.add(logits.detach(), labels, answer and answer.logits, losses)
+            self.meter.add(logits.detach(), labels, known and known.logits, losses)
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, held_out: dict) -> None:
@@ -540,7 +547,7 @@ class Student:
         if distributed.rank() == 0:
             parts = {
                 name: getattr(self, name).state_dict()
-                for name in ("model", "optimiser", "objective")
+                for name in ("model", "optimizer", "objective")
             }
             state = {"steps": self.steps, "rows": self.rows, "meter": meter, **parts}
             self.run.save_checkpoint(self.steps, state)
@@ -558,38 +565,24 @@ class Student:
         return Trained(self.model.eval(), self.settings, self.seed, history, folder)
 
 
-def _name_old_runs(folder: Path) -> None:
-    """Say once which runs an earlier version left, whose identity held the bytes of its source."""
-    configs = (path for path in folder.glob("*/config.json"))
-    old = [p.parent.name for p in configs if b'"training_code"' in p.read_bytes()]
-    if old and distributed.rank() == 0:
-        print(
-            f"ttm-lab: note: {len(old)} runs in {folder}, such as {old[0]}, were made by an "
-            "earlier version and are not used; delete them when you need the room",
-            file=sys.stderr,
-        )
-
-
 def _settings_identity(settings: Settings, objective: Objective, teacher: Teacher | None) -> dict:
     """What of the settings decides the result, in values that JSON knows."""
-    method = settings.method
-    if not isinstance(method, str):
-        method = objective.identity()
-        try:
-            json.dumps(method)
-        except TypeError as error:
-            raise ValueError(
-                f"{settings.label} holds a value that cannot be written down ({error}), so its "
-                "run could not be told from others: use plain numbers and strings, or folder=None"
-            ) from None
     values = asdict(replace(settings, method="ce"))
     del values["label"]
-    folded = settings.fold_batch_norm if teacher is None else teacher.is_folded(settings)
-    return values | {
-        "method": method,
-        "milestones": list(settings.milestones),
-        "fold_batch_norm": folded,
-    }
+    named = isinstance(settings.method, str)
+    values["method"] = settings.method if named else objective.identity()
+    if teacher is not None:
+        values["fold_batch_norm"] = teacher.is_folded(settings)
+    old = {new: old for old, new in runs.OLD_NAMES.items()}  # what finished runs are known by
+    values = {old.get(name, name): value for name, value in values.items()}
+    try:
+        json.dumps(values)
+    except TypeError as error:
+        raise ValueError(
+            f"{settings.label} holds a value that cannot be written down ({error}), so its run "
+            "could not be told from others: use plain numbers and strings, or folder=None"
+        ) from None
+    return values
 
 
 def _slug(label: str) -> str:

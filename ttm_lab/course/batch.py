@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from graphlib import CycleError, TopologicalSorter
@@ -38,6 +38,7 @@ BATCH_MODULES = (
     "__main__.py",
     "cli.py",
     "course/batch.py",
+    "course/commands.py",
     "course/handout.py",
     "course/report.py",
 )
@@ -195,7 +196,7 @@ class Batch:
         self.status_file = folder / "status.json"
         self.status = report.read_status(folder) or {"notebooks": {}}
         if self.status_file.exists() and "profile" not in self.status:
-            _tell(f"{_shown(self.status_file)} is damaged: everything runs anew")
+            tqdm.write(f"{_shown(self.status_file)} is damaged: everything runs anew")
         self._end_left_behind(folder / ".running")  # by a batch that was killed
         shutil.rmtree(folder / ".running", ignore_errors=True)
         for gone in set(self.status["notebooks"]) - set(self.after):
@@ -230,11 +231,11 @@ class Batch:
                     else:
                         self._start(job)
                         running.append(job)
-                        _tell(f"{job.name} started")
+                        tqdm.write(f"{job.name} started")
                 for job in [job for job in running if self._ended(job)]:
                     running.remove(job)
                     entry = self.status["notebooks"][job.name]
-                    _tell(f"{job.name} {entry['status']} after {entry['seconds']:.0f} s")
+                    tqdm.write(f"{job.name} {entry['status']} after {entry['seconds']:.0f} s")
                     order.done(job.name)
                     bar.update()
                 bar.set_postfix_str(", ".join(j.name[:2] for j in running), refresh=True)
@@ -295,7 +296,7 @@ class Batch:
 
     def _end_left_behind(self, folder: Path) -> None:
         for line in execute.end_left_behind(folder):
-            _tell(f"left running by a notebook: {line}")
+            tqdm.write(f"left running by a notebook: {line}")
 
     def _threads(self) -> dict[str, str]:
         """Share the cores: more threads than cores slow every notebook down."""
@@ -370,17 +371,17 @@ class Batch:
     def _summary(self, todo: dict[str, Job], skipped: list[str]) -> int:
         """Print the table; return the exit status."""
         width = max(map(len, todo))
-        _tell(f"\n{'notebook':{width}}  {'status':11}  seconds")
+        tqdm.write(f"\n{'notebook':{width}}  {'status':11}  seconds")
         failed = []
         for name in todo:
             entry = self._entry(name)
             status = "done before" if name in skipped else entry["status"]
-            _tell(f"{name:{width}}  {status:11}  {entry['seconds']:7.1f}")
+            tqdm.write(f"{name:{width}}  {status:11}  {entry['seconds']:7.1f}")
             failed += [name] if entry["status"] != "done" else []
         for name in failed:
-            _tell(f"\n{name} {self._entry(name)['status']}: {self._entry(name)['error']}")
-            _tell(f"  read {_shown(self.folder / self._entry(name)['log'])}")
-        _tell(f"\nReport: {_shown(self.folder / 'report.html')}")
+            tqdm.write(f"\n{name} {self._entry(name)['status']}: {self._entry(name)['error']}")
+            tqdm.write(f"  read {_shown(self.folder / self._entry(name)['log'])}")
+        tqdm.write(f"\nReport: {_shown(self.folder / 'report.html')}")
         return 1 if failed else 0
 
 
@@ -442,10 +443,3 @@ def _shown(path: Path) -> str:
     """A path as the user would type it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _tell(text: str) -> None:
-    """Print on any console: what it has no sign for as an escape, and nothing if it is gone."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    with suppress(OSError):  # a closed pipe must not stop the batch
-        tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -13,37 +13,36 @@ tuned settings; ``ONE_RATE`` comes from the validation parts of all seeds.
 """
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ttm_lab import runs
-from ttm_lab.analysis import Outputs, collect_outputs, evaluate, generalisation_gap
+from ttm_lab.analysis import Outputs, collect_outputs, evaluate, generalization_gap
 from ttm_lab.data import Dataset, load_dataset
+from ttm_lab.engine import free_cores, run_tasks
 from ttm_lab.files import atomic_write, read_table, user_path
 from ttm_lab.objectives import LogitTerm
 from ttm_lab.paper import KD_WEIGHT, TEMPERATURE, TTM_WEIGHT, mean_power_sum
-from ttm_lab.training import NUMERICS, Diverged, Settings, Trained, distill_many, train_teacher
+from ttm_lab.training import (
+    NUMERICS,
+    Diverged,
+    Settings,
+    Trained,
+    distill_many,
+    find_runs,
+    train_teacher,
+)
 
 # The teacher's two numbers were set by hand on validation accuracy, once for all methods.
 TEACHER = Settings("cnn_large", epochs=15, learning_rate=0.1, label="teacher")
-
-_PATIENCE = 120  # seconds without a sign of life from a process that trains a seed
 
 # Learning rate of the families published, no-ce and appendix, the same for every seed, with
 # EPOCHS: for each of two groups a round number in that quarter of a decade in which the group's
@@ -157,12 +156,11 @@ def search(seeds: Sequence[int], path: str | Path, *, trials: int = 24) -> pd.Da
     tables = [read_table(path)] if path.exists() else []
     done = {pair for t in tables for pair in zip(t["seed"], t["family"], strict=True)}
     wanted = [(seed, family) for seed in seeds for family in FAMILIES if (seed, family) not in done]
-    workers = min(_free_cores(), len({seed for seed, _ in wanted}))
-    tasks = [(seed, family, trials) for seed, family in wanted]
-    with closing(_in_processes(_search_one, tasks, workers)) as found:
-        for rows in tqdm(found, total=len(wanted), desc="search", unit="family"):
-            tables.append(pd.DataFrame(rows))
-            atomic_write(path, pd.concat(tables).to_csv(index=False))
+    tasks, found = [(seed, family, trials) for seed, family in wanted], {}
+    for task, rows in _work_off(_search_one, tasks, _workers(), "search"):
+        found[task] = pd.DataFrame(rows)
+        in_order = [found[task] for task in tasks if task in found]
+        atomic_write(path, pd.concat([*tables, *in_order]).to_csv(index=False))
     return read_table(path)
 
 
@@ -278,144 +276,47 @@ def train_seeds(
 
     The processes write the usual runs to ``folder`` and this one loads them, so the results are
     those of a loop over ``train_students``, bit for bit. ``workers`` is the number of processes,
-    by default what the cores allow. None is started where that is 1, where all runs are finished,
-    and where ``folder`` is None. Ctrl-C ends them at once; the next call resumes their runs.
+    by default what the cores allow. None is started where that is 1, where at most one seed has
+    unfinished runs, and where ``folder`` is None. Ctrl-C ends them at once; the next call resumes
+    their runs.
 
     Raises ``RuntimeError`` with seed and message where the training of a seed fails, and
-    ``ChildProcessError`` where a process was killed, or stopped for two minutes. In a script,
-    call it below ``if __name__ == "__main__":``, since each process imports the script.
+    ``ChildProcessError`` where its process is killed each time.
     """
-    wanted = {
-        seed: [
-            s for family in families for s in student_settings(seed, family, max_steps=max_steps)
-        ]
-        + [replace(TEACHER, max_steps=max_steps)]
-        for seed in seeds
-    }
-    todo = [] if folder is None else _unfinished(wanted, user_path(folder))
-    workers = min(_free_cores() if workers is None else workers, len(todo))
-    if workers > 1:
-        _train_in_processes(todo, families, folder, max_steps, workers)
+    workers, todo = _workers() if workers is None else workers, []
+    if folder is not None and workers > 1:
+        todo = [s for s in seeds if _is_unfinished(s, families, user_path(folder), max_steps)]
+    if len(todo) > 1:
+        tasks = [(seed, families, folder, max_steps) for seed in todo]
+        for _ in _work_off(_train_one, tasks, workers, "seeds"):
+            pass
     return {
         seed: train_students(seed, families, folder, max_steps=max_steps)
-        for seed in tqdm(seeds, desc="seeds", disable=workers > 1 or None)
+        for seed in tqdm(seeds, desc="seeds", disable=len(todo) > 1 or None)
     }
 
 
-def _free_cores() -> int:
-    """How many processes with the present number of threads may run at once; 4 at most."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    share = os.environ.get("OMP_NUM_THREADS", "")  # set where several notebooks share the cores
-    if share.isdecimal():
-        cores = min(cores, int(share))
-    return min(max(cores // torch.get_num_threads(), 1), 4)
+def _is_unfinished(seed: int, families: Sequence[str], folder: Path, max_steps) -> bool:
+    settings = [s for f in families for s in student_settings(seed, f, max_steps=max_steps)]
+    data, teacher = load_dataset("digits", seed=seed), replace(TEACHER, max_steps=max_steps)
+    if not find_runs(None, data, [teacher], seeds=[seed], folder=folder)[0].finished:
+        return True
+    trained, _ = teacher_and_data(seed, folder, max_steps=max_steps)
+    found = find_runs(trained, data, settings, seeds=[seed], folder=folder)
+    return not all(run.finished for run in found)
 
 
-def _unfinished(wanted: dict[int, list[Settings]], folder: Path) -> list[int]:
-    """The seeds of which some wanted settings still need training, judged by the runs' configs.
-
-    Only a guess at whether processes pay: the training itself decides what is loaded.
-    """
-    finished = set()
-
-    # of what is left, the configs hold other forms, or what the teacher made of it
-    ignored = ("method", "milestones", "label", "fold_batch_norm")
-
-    def key(seed: int, settings: dict) -> str:
-        values = {k: v for k, v in settings.items() if k not in ignored}
-        return json.dumps([seed, values], sort_keys=True)
-
-    for file in folder.glob("*/config.json"):
-        try:
-            config = runs.read_config(file.parent)
-        except ValueError:  # its training will write it anew
-            continue
-        if config.get("numerics") == NUMERICS and (file.parent / "model.safetensors").exists():
-            finished.add(key(config["seed"], config["settings"]))
-    return [
-        seed
-        for seed, settings in wanted.items()
-        if any(key(seed, asdict(s)) not in finished for s in settings)
-    ]
+def _workers() -> int:
+    return min(free_cores(), 4)  # each holds a torch of its own
 
 
-def _train_in_processes(seeds, families, folder, max_steps, workers) -> None:
-    """Train each seed in one of ``workers`` processes; what they made lies in ``folder``."""
-    tasks = [(seed, families, folder, max_steps) for seed in seeds]
-    with closing(_in_processes(_train_one, tasks, workers)) as done:
-        for _ in tqdm(done, total=len(tasks), desc="seeds"):
-            pass
-
-
-def _in_processes(function: Callable, tasks: Sequence[tuple], workers: int) -> Iterator:
-    """``function(*task)`` for each task in turn; more than one worker are processes of their own.
-
-    With one worker all happens here. Close it when done with it: that ends the processes at once.
-    Raises ``RuntimeError`` with the seed, a task's first argument, whose work failed, and
-    ``ChildProcessError`` where a process was killed, or stopped and gives no sign of life.
-    """
-    if workers <= 1:
-        yield from (function(*task) for task in tasks)
-        return
-    before = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    lives = [context.RawArray("q", [0, -1]) for _ in range(workers)]  # signs of life, and the seed
-    last, silent = [0] * workers, [0] * workers
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(torch.get_num_threads(), lives, context.Value("i")),
-    )
-    try:
-        for done in [pool.submit(_named, function, *task) for task in tasks]:
-            # rounds are counted, not seconds: on Ctrl-Z or in a laptop's sleep all stand still
-            while wait([done], timeout=1).not_done:
-                now = [signs for signs, _ in lives]
-                silent = [(n + 1) * (a == b > 0) for n, a, b in zip(silent, last, now, strict=True)]
-                last = now
-                if max(silent) > _PATIENCE:
-                    raise ChildProcessError(
-                        f"seed {lives[silent.index(max(silent))][1]}: its process gave no sign of "
-                        f"life for {_PATIENCE} s (was it stopped?); the same call goes on from here"
-                    )
-            yield done.result()
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            f"a process of the seeds {[seed for _, seed in lives]} was killed (is the memory too "
-            "small?); the same call goes on from here"
-        ) from error
-    finally:  # on Ctrl-C too: nothing goes on in the background
-        for process in set(multiprocessing.active_children()) - before:
-            process.kill()  # which ends a stopped one, too
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(threads: int, lives: list, started) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
-    torch.set_num_threads(threads)  # another number could change the last bits of a sum
-    with started.get_lock():
-        _named.life = life = lives[started.value]
-        started.value += 1
-
-    def show_life() -> None:
-        parent = multiprocessing.parent_process()
-        while parent.is_alive():
-            life[0] += 1
-            parent.join(timeout=1)
-        os._exit(1)  # where that process was killed
-
-    threading.Thread(target=show_life, daemon=True).start()
-
-
-def _named(function: Callable, seed: int, *arguments):
-    """Work in a process. Errors come back as text: Diverged's networks do not survive the way."""
-    _named.life[1] = seed
-    try:
-        return function(seed, *arguments)
-    except Exception as error:
-        raise RuntimeError(f"seed {seed}: {type(error).__name__}: {error}") from error
+def _work_off(function: Callable, tasks: Sequence[tuple], workers: int, unit: str) -> Iterator:
+    """Tasks, each a seed and more, and their results as they end; a failure names its seed."""
+    with closing(run_tasks(function, tasks, workers=workers)) as ended:
+        for task, result, error in tqdm(ended, total=len(tasks), desc=unit, disable=not tasks):
+            if error is not None:
+                raise type(error)(f"seed {task[0]}: {error}") from error
+            yield task, result
 
 
 def _train_one(seed, families, folder, max_steps) -> None:
@@ -451,11 +352,14 @@ def student_grid(
     folder = user_path(folder)
     teacher, data = teacher_and_data(0, folder, max_steps=max_steps)
     settings = grid_settings(max_steps=max_steps)
-    todo = _unfinished(dict.fromkeys(seeds, settings), folder)
-    tasks = [(seed, folder, max_steps) for seed in todo]
-    with closing(_in_processes(_train_grid, tasks, min(_free_cores(), len(tasks)))) as trained:
-        for _ in tqdm(trained, total=len(tasks), desc="seeds", disable=not tasks or None):
-            pass
+    tasks = [
+        (seed, folder, max_steps)
+        for seed in seeds
+        for found in [find_runs(teacher, data, settings, seeds=[seed], folder=folder)]
+        if not all(run.finished for run in found)
+    ]
+    for _ in _work_off(_train_grid, tasks, _workers(), "seeds"):
+        pass
     students = distill_many(
         teacher, data, settings, seeds=list(seeds), folder=folder, progress=False
     )
@@ -471,11 +375,11 @@ def _train_grid(seed: int, folder: Path, max_steps: int | None) -> None:
 def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:
     """One row of notebook 5's and 6's tables: the student on the test part of its seed.
 
-    The columns of ``analysis.evaluate`` (distance at the published temperature) and of
-    ``analysis.generalisation_gap``, with the student's method and seed.
+    The columns of ``analysis.evaluate`` (divergence at the published temperature) and of
+    ``analysis.generalization_gap``, with the student's method and seed.
     """
     measured = evaluate(student, data.test, teacher=teacher, temperature=TEMPERATURE)
-    gaps = generalisation_gap(student, data)
+    gaps = generalization_gap(student, data)
     return {"method": student.label, "seed": student.seed, **measured, **gaps}
 
 

@@ -11,29 +11,43 @@ from ttm_lab.models.teachers import fetch_teacher
 from ttm_lab.models.tiny import TinyConvNet
 from ttm_lab.models.weights import load_weights
 
-__all__ = ["create_model", "fetch_teacher", "list_models", "load_weights", "logits_of"]
+__all__ = [
+    "create_model",
+    "fetch_teacher",
+    "list_models",
+    "load_weights",
+    "logits_of",
+    "model_name",
+]
 
 _SMALL_MODELS = {
     "cnn_small": partial(TinyConvNet, (4, 8)),
     "cnn_large": partial(TinyConvNet, (32, 64)),
     **CIFAR_MODELS,
 }
+# Those of the paper's tables, by its names; torchvision's and timm's others work as well.
+_IMAGENET_MODELS = {
+    **{f"ResNet-{depth}": f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)},
+    "MobileNet": "timm/mobilenetv1_100",
+    "DeiT-Tiny": "timm/deit_tiny_patch16_224",
+    "DeiT III-Small": "timm/deit3_small_patch16_224",
+}
 _PAPER_SPELLINGS = {
     "ShuffleNetV1": "ShuffleV1",
     "ShuffleNetV2": "ShuffleV2",
     **{name.replace("_", "-"): name for name in CIFAR_MODELS if name.startswith("wrn")},
+    **_IMAGENET_MODELS,
 }
-_IMAGENET_MODELS = [  # those of the paper's tables; torchvision's and timm's others work as well
-    *(f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)),
-    "timm/mobilenetv1_100",
-    "timm/deit_tiny_patch16_224",
-    "timm/deit3_small_patch16_224",
-]
+
+
+def model_name(name: str) -> str:
+    """A network's name here, from the paper's spelling of it or ours."""
+    return _PAPER_SPELLINGS.get(name, name)
 
 
 def list_models() -> list[str]:
     """The names of the paper's networks and of the digits', as ``create_model`` takes them."""
-    return sorted([*_SMALL_MODELS, *_IMAGENET_MODELS])
+    return sorted([*_SMALL_MODELS, *_IMAGENET_MODELS.values()])
 
 
 def create_model(
@@ -42,9 +56,10 @@ def create_model(
     """Build a network with fresh weights.
 
     ``cnn_small`` and ``cnn_large`` are the digits' student and teacher. The CIFAR networks go by
-    their published names (``resnet20``, ``wrn_40_2``, ``ShuffleV1``, ...) or the paper's
-    (``wrn-40-2``, ``ShuffleNetV1``), ImageNet's by ``torchvision/NAME`` or ``timm/NAME``, where
-    timm comes with the extra ``imagenet``. ``num_classes`` is 100 unless given, 1000 for ImageNet.
+    their published names (``resnet20``, ``wrn_40_2``, ``ShuffleV1``, ...), ImageNet's by
+    ``torchvision/NAME`` or ``timm/NAME``, where timm comes with the extra ``imagenet``; the
+    paper's spellings (``wrn-40-2``, ``ShuffleNetV1``, ``ResNet-34``) are aliases (``model_name``).
+    ``num_classes`` is 100 unless given, 1000 for ImageNet.
 
     With a ``seed`` the initial weights depend on it alone, and torch's global random state is left
     as it was.
@@ -55,6 +70,7 @@ def create_model(
     Raises ``ValueError`` for an unknown name, fewer than two classes or a seed of more than 64
     bits, ``ImportError`` where timm is needed and absent.
     """
+    name = model_name(name)
     library, _, library_name = name.rpartition("/")
     if num_classes is None:
         num_classes = 1000 if library else 100
@@ -67,7 +83,7 @@ def create_model(
     elif library == "timm":
         build = _timm_builder(library_name)
     else:
-        build = _SMALL_MODELS.get(_PAPER_SPELLINGS.get(name, name))
+        build = _SMALL_MODELS.get(name)
     if build is None:
         raise ValueError(f"unknown model {name!r}; available: {', '.join(list_models())}")
     if seed is None:

@@ -1,12 +1,35 @@
 """Figures of CIFAR-100 and the paper's tables, in notebook 7."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ttm_lab.analysis import Outputs
 from ttm_lab.course.figures import learning_curves, method_style, plain
+from ttm_lab.files import user_path
+
+
+def read_pictures(outputs: Outputs, folder: str | Path) -> np.ndarray | None:
+    """The pictures of kept outputs, bytes (N, 3, H, W), from the folder of the test part.
+
+    None where there is no such folder: pictures are not kept with their outputs. Raises
+    ``ValueError`` where the folder's pictures have other labels.
+    """
+    from torchvision.datasets import ImageFolder  # slow to import, and needed only here
+
+    if not user_path(folder).is_dir():
+        return None
+    files, places = ImageFolder(user_path(folder)), outputs.pictures
+    labels = np.array(files.targets)
+    if len(labels) <= places.max() or (labels[places] != outputs.labels).any():
+        raise ValueError(
+            f"{folder} does not hold the pictures of these outputs: its labels are others"
+        )
+    return np.stack([np.asarray(files[k][0]).transpose(2, 0, 1) for k in places])
 
 
 def picture_rows(

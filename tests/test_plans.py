@@ -1,0 +1,170 @@
+"""The 2x2 on CIFAR-100: scale is weight decay, and the arms are what they are called."""
+
+import hashlib
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from ttm_lab.course import plans
+from ttm_lab.data import Dataset, Split, load_dataset
+from ttm_lab.losses import kd_loss, ttm_loss, wttm_loss
+from ttm_lab.models import create_model
+from ttm_lab.training import Settings, distill_many
+
+
+def trained_in_float64(loss, scale, learning_rate, weight_decay, steps=20) -> torch.Tensor:
+    """The weights after some steps of SGD with momentum on ``scale`` times a loss."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)).double()
+    optimiser = torch.optim.SGD(
+        network.parameters(), lr=learning_rate, momentum=0.9, weight_decay=weight_decay
+    )
+    for _ in range(steps):
+        inputs, labels = torch.randn(32, 6, dtype=torch.float64), torch.randint(5, (32,))
+        teacher = 3 * torch.randn(32, 5, dtype=torch.float64)
+        optimiser.zero_grad()
+        (scale * loss(network(inputs), teacher, labels)).backward()
+        optimiser.step()
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+@pytest.mark.parametrize("term", [kd_loss, ttm_loss, wttm_loss])
+@pytest.mark.parametrize("c", [10.0, 0.3])
+def test_loss_times_c_is_another_learning_rate_and_weight_decay(term, c):
+    def loss(student, teacher, labels):
+        return F.cross_entropy(student, labels) + 2 * term(student, teacher, 4.0)
+
+    rate, decay = 0.01, 5e-3
+    scaled = trained_in_float64(loss, c, rate, decay)
+    moved = trained_in_float64(loss, 1, c * rate, decay / c)
+    torch.testing.assert_close(scaled, moved, rtol=1e-11, atol=1e-13)
+    # and the weight decay is needed for it
+    assert not torch.allclose(scaled, trained_in_float64(loss, 1, c * rate, decay), rtol=1e-5)
+
+
+def test_the_arms_at_kd_s_scale_are_the_published_losses_at_another_rate():
+    found = {arm.label: arm for arm in plans.arms(learning_rate=0.1)}
+    assert list(found) == [
+        "CE",
+        *("KD, wd 5e-4", "KD, wd 5e-5", "TTM, wd 5e-4", "TTM, wd 5e-5"),
+        "WTTM, wd 5e-5",
+    ]
+    published = {"temperature": 4.0, "ce_weight": 1.0, "distill_weight": 36.0}
+    published |= {"learning_rate": 0.01, "weight_decay": 5e-4}
+    small = {"epochs": 1, "max_steps": 4, "augmentation": "none"}
+    teacher, data = create_model("cnn_large", 10, seed=1), load_dataset("digits")
+    for method in ("ttm", "wttm"):
+        arm = replace(found[f"{method.upper()}, wd 5e-5"], model="cnn_small", **small)
+        other = Settings("cnn_small", method, **published, **small)
+        ours, theirs = distill_many(teacher, data, [arm, other], progress=False)
+        for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    for kd in ("KD, wd 5e-4", "KD, wd 5e-5"):
+        assert (found[kd].ce_weight, found[kd].distill_weight) == pytest.approx((0.1, 0.9))
+    decays = [found[name].weight_decay for name in found]
+    assert decays == [5e-4, 5e-4, 5e-5, 5e-4, 5e-5, 5e-5]
+
+
+def test_kd_and_ttm_start_with_the_same_gradient_at_kd_s_scale():
+    labels, teacher = torch.tensor([0, 3]), 2 * torch.randn(2, 5, dtype=torch.float64)
+    gradients = []
+    for weight, term in ((0.9, kd_loss), (3.6, ttm_loss)):
+        student = torch.zeros(2, 5, dtype=torch.float64, requires_grad=True)
+        loss = 0.1 * F.cross_entropy(student, labels) + weight * term(student, teacher, 4.0)
+        gradients += torch.autograd.grad(loss, student)
+    torch.testing.assert_close(*gradients)
+
+
+def test_every_plan_is_found_by_name_and_another_name_lists_them():
+    with pytest.raises(ValueError, match="no plan 'cifar'; there are cifar100-2x2-rates, cifar100"):
+        plans.find("cifar")
+    search, common = plans.find("cifar100-2x2-rates"), plans.find("cifar100-2x2-common")
+    assert len(search.runs) == 6 * len(plans.RATES)
+    assert search.part == "validation"
+    assert {run.seed for run in search.runs}.isdisjoint({run.seed for run in common.runs})
+    assert len({common.key(run) for run in common.runs}) == len(common.runs) == 6 * 5
+    assert {r.settings.label for r in common.runs if r.by_mean_weight} == {"WTTM"}
+    kept = {r.settings.label: r.settings for r in common.runs}
+    scale = {name: s.ce_weight for name, s in kept.items()}
+    assert scale == pytest.approx(
+        {"CE": 1, "KD": 0.1, "KD x 10": 1, "TTM / 10": 0.1, "TTM": 1, "WTTM": 1}
+    )
+    assert {(s.learning_rate, s.weight_decay) for s in kept.values()} == {(0.01, 5e-4)}
+
+
+def test_the_2x2_takes_each_arm_s_best_rate_and_wants_the_whole_search(tmp_path):
+    search = plans.cifar100_2x2_rates()
+    best = dict(zip([arm.label for arm in plans.arms()], [0, 1, 2, 3, 1, 2], strict=True))
+    rows = [
+        {
+            "key": search.key(run),
+            "accuracy": 0.5 - abs(plans.RATES.index(run.settings.learning_rate) - best[arm]) / 10,
+            "nll": 1.0,
+            "learning_rate": run.settings.learning_rate,
+        }
+        for run in search.runs
+        if (arm := run.settings.label.split(", lr")[0])
+    ]
+    rows[-1]["accuracy"] = float("nan")  # diverged
+    pd.DataFrame(rows[:-1]).to_csv(search.table(tmp_path))
+    with pytest.raises(ValueError, match="searched first: ttm-lab plan cifar100-2x2-rates"):
+        plans.cifar100_2x2(tmp_path)
+    pd.DataFrame(rows).to_csv(search.table(tmp_path))
+    plan = plans.cifar100_2x2(tmp_path)
+    assert len(plan.runs) == 6 * 5
+    assert plan.part == "test"
+    chosen = {run.settings.label: run.settings.learning_rate for run in plan.runs}
+    assert chosen == {arm: plans.RATES[k] for arm, k in best.items()}
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A folder as ``data`` with a finished teacher, and pictures of which some are listed."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (30, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(30) % 10
+    scale = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    part, none = Split(images, labels, **scale), Split(images[:0], labels[:0], **scale)
+    data = Dataset("cifar100", 0, tuple("abcdefghij"), part, none, part)
+    monkeypatch.setattr(plans, "load_dataset", lambda *_args, **_options: data)
+    rows = [
+        bytes([y]) + x.permute(1, 2, 0).numpy().tobytes()
+        for x, y in zip(images, labels, strict=True)
+    ]
+    listed = [hashlib.sha256(rows[k]).hexdigest()[:16] for k in (21, 4, 9)]
+    (tmp_path / "cifar100_validation.txt").write_text("\n".join(listed))
+    note = {"model": "resnet8", "steps": 10, "of": 10}
+    weights = create_model("resnet8", 10, seed=5).half().state_dict()
+    (tmp_path / "results").mkdir()
+    save_file(weights, tmp_path / "results" / "cifar100_teacher_weights.safetensors")
+    file = tmp_path / "results" / "cifar100_teacher.json"
+    file.write_text(json.dumps(note))
+    return SimpleNamespace(folder=tmp_path, images=images, note=note, file=file, listed=listed)
+
+
+def test_the_teacher_s_held_out_pictures_are_the_validation_part(kept):
+    teacher, data = plans.kept_cifar100(kept.folder, "resnet8:resnet8", 0, None)
+    assert torch.equal(data.validation.images, kept.images[[4, 9, 21]])
+    rest = [k for k in range(30) if k not in (4, 9, 21)]
+    assert torch.equal(data.train.images, kept.images[rest])
+    assert torch.equal(data.test.images, kept.images)
+    wanted = create_model("resnet8", 10, seed=5).half().float().state_dict()
+    assert all(torch.equal(x, wanted[name]) for name, x in teacher.model.state_dict().items())
+
+
+def test_an_unfinished_teacher_or_other_pictures_are_refused(kept):
+    (kept.folder / "cifar100_validation.txt").write_text("\n".join([*kept.listed, "0" * 16]))
+    with pytest.raises(ValueError, match="only 3 of the 4 pictures listed"):
+        plans.kept_cifar100(kept.folder, "resnet8:resnet8", 0, None)
+    with pytest.raises(ValueError, match="resnet32:resnet8 needs a resnet32"):
+        plans.kept_cifar100(kept.folder, "resnet32:resnet8", 0, None)
+    kept.file.write_text(json.dumps(kept.note | {"steps": 4}))
+    with pytest.raises(ValueError, match="step 4 of 10: finish it with"):
+        plans.kept_cifar100(kept.folder, "resnet8:resnet8", 0, None)
