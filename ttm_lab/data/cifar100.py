@@ -67,34 +67,27 @@ def from_folders(root: Path, skip_corrupt: bool):
     counts = {part: len(paths) for part, (paths, _) in files.items()}
     if counts != COUNTS or len(class_names) != 100:
         return None
-    labels = {part: torch.from_numpy(k) for part, (_, k) in files.items()}
-
-    def parts_of(images: dict[str, Tensor]):
-        for part, count in COUNTS.items():
-            if len(images[part]) != count:
-                return None
-            if not is_original(part, picture_digests(images[part], labels[part])):
-                return None
-        return class_names, *((images[part], labels[part]) for part in COUNTS)
-
-    kept, listing = downloads_folder() / "cifar100-folders.npz", _listing(root, files)
-    if (images := _read_kept(kept, listing)) and (parts := parts_of(images)):
-        return parts
-    images = {}
-    for part, (paths, _) in files.items():
-        images[part], found = read_all(
-            root, paths, (32, 32), skip_corrupt, threads=False, part=part, bits=16
-        )
-        if len(found) < len(paths):
+    labels = {part: torch.from_numpy(numbers) for part, (_, numbers) in files.items()}
+    file, listing = downloads_folder() / "cifar100-folders.npz", _listing(root, files)
+    images = _read_kept(file, listing)
+    believed = images is not None and _are_original(images, labels)
+    if not believed:
+        images = {}
+        for part, (paths, _) in files.items():
+            images[part], _ = read_all(root, paths, (32, 32), skip_corrupt, part=part)
+        if not _are_original(images, labels):
             return None
-    if parts := parts_of(images):
-        buffer = io.BytesIO()
-        np.savez(buffer, listing=listing, **{part: x.numpy() for part, x in images.items()})
-        try:
-            atomic_write(kept, buffer.getbuffer())
-        except OSError as error:
-            warnings.warn(f"CIFAR-100 will be decoded again next time: {error}", stacklevel=3)
-    return parts
+        _keep(file, listing, images)
+    return class_names, *((images[part], labels[part]) for part in ("train", "test"))
+
+
+def _are_original(images: dict[str, Tensor], labels: dict[str, Tensor]) -> bool:
+    return all(
+        images[part] is not None
+        and len(images[part]) == count
+        and is_original(part, picture_digests(images[part], labels[part]))
+        for part, count in COUNTS.items()
+    )
 
 
 def _listing(root: Path, files: dict[str, tuple[list[str], np.ndarray]]) -> str:
@@ -107,10 +100,19 @@ def _listing(root: Path, files: dict[str, tuple[list[str], np.ndarray]]) -> str:
     return digest.hexdigest()
 
 
-def _read_kept(path: Path, listing: str) -> dict[str, Tensor] | None:
+def _keep(file: Path, listing: str, images: dict[str, Tensor]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, listing=listing, **{part: x.numpy() for part, x in images.items()})
+    try:
+        atomic_write(file, buffer.getbuffer())
+    except OSError as error:
+        warnings.warn(f"CIFAR-100 will be decoded again next time: {error}", stacklevel=4)
+
+
+def _read_kept(file: Path, listing: str) -> dict[str, Tensor] | None:
     """The pictures decoded before, if the file is whole and made from these files."""
     try:
-        with np.load(path) as kept:
+        with np.load(file) as kept:
             if str(kept["listing"]) == listing:
                 return {part: torch.from_numpy(kept[part]) for part in COUNTS}
     except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile):

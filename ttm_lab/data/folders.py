@@ -68,10 +68,8 @@ def load_folder(
         kept[part] = np.arange(len(paths))
         if in_memory or skip_corrupt:
             wanted = shape if in_memory else None
-            found = read_all(
-                root, paths, wanted, skip_corrupt, threads=not small, part=part, bits=bits
-            )
-            pictures[part], kept[part] = found
+            options = {"part": part, "threads": not small, "bits": bits}
+            pictures[part], kept[part] = read_all(root, paths, wanted, skip_corrupt, **options)
             lost += [paths[i] for i in np.setdiff1d(np.arange(len(paths)), kept[part])]
     labels = {part: torch.from_numpy(files[part][1][k]) for part, k in kept.items()}
     if lost:
@@ -266,9 +264,9 @@ def read_all(
     shape: tuple[int, int] | None,
     skip_corrupt: bool,
     *,
-    threads: bool,
     part: str,
-    bits: int,
+    threads: bool = False,
+    bits: int = 16,
 ) -> tuple[Tensor | None, np.ndarray]:
     """Decode every file: the pictures, and the positions in ``paths`` of those that could be.
 

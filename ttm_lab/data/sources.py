@@ -215,16 +215,17 @@ def _fetch(name: str, root: Path) -> list:
         with FileLock(root / f".{name}.lock"):
             return _open(kind, root, download=True)
     except (RuntimeError, *_NO_CONNECTION, FileExistsError, NotADirectoryError) as error:
-        damaged, missing = _damaged(kind, root), _missing_files(kind, root)
+        damaged, missing = _what_is_wrong(kind, root)
         if not damaged and not missing:
             raise
-        reason = " ".join(str(error).split())
-        lines = [f"{name} cannot be read or downloaded: {reason}"]
+        lines = [f"{name} cannot be read or downloaded: {' '.join(str(error).split())}"]
         if damaged:
-            lines += ["Remove what was unpacked and is damaged, then load again:", *damaged]
+            lines.append("Remove what was unpacked and is damaged, then load again:")
+            lines += [f"  {path}" for path in damaged]
         if missing:
-            lines += ["Fetch by any other way, then load again:", *missing]
-        lines += ["Or run the same code without a download: load_dataset('digits', size=32)"]
+            lines.append("Fetch by any other way, then load again:")
+            lines += [f"  {source}" for source in missing]
+        lines.append("Or run the same code without a download: load_dataset('digits', size=32)")
         raise ConnectionError("\n".join(lines)) from error
     finally:
         socket.setdefaulttimeout(patience)
@@ -243,34 +244,29 @@ def _open(kind, root: Path, **options) -> list:
     return parts
 
 
-def _damaged(kind, root: Path) -> list[str]:
-    """What torchvision unpacked and cannot read: it unpacks again only what is not there."""
+def _what_is_wrong(kind, root: Path) -> tuple[list[Path], list[str]]:
+    """What torchvision unpacked and cannot read, for it unpacks again only what is not there; and
+    the archives that are missing or damaged, each with its address and where it belongs."""
     from torchvision.datasets.utils import check_integrity
 
     if hasattr(kind, "tgz_md5"):
         folder = root / kind.base_folder
         files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
         whole = all(check_integrity(folder / file, md5) for file, md5 in files)
-        return [f"  {folder}"] if folder.exists() and not whole else []
-    if (processed := root / kind.__name__ / "processed").is_dir():
-        return [f"  {processed}"]  # an old torchvision's, which is taken first
-    raw = root / kind.__name__ / "raw"  # without checksums: one of them is damaged if all are there
-    unpacked = [raw / file.removesuffix(".gz") for file, _ in kind.resources]
-    return [f"  {path}" for path in unpacked] if all(p.is_file() for p in unpacked) else []
-
-
-def _missing_files(kind, root: Path) -> list[str]:
-    """What of a torchvision data set lacks, as lines that say from where and whereto."""
-    from torchvision.datasets.utils import check_integrity
-
-    if hasattr(kind, "tgz_md5"):
+        damaged = [folder] if folder.exists() and not whole else []
         wanted = [(kind.url, root / kind.filename, kind.tgz_md5)]
-    else:
-        raw = root / kind.__name__ / "raw"
+    else:  # what it unpacks has no checksums: one of them is damaged if all are there
+        raw, processed = (root / kind.__name__ / name for name in ("raw", "processed"))
+        damaged = [raw / file.removesuffix(".gz") for file, _ in kind.resources]
+        if processed.is_dir():  # an old torchvision's, which is taken first
+            damaged = [processed]
+        elif not all(path.is_file() for path in damaged):
+            damaged = []
         wanted = [(kind.mirrors[0] + file, raw / file, md5) for file, md5 in kind.resources]
-    return [
-        f"  {url} to {path} (MD5 {md5}"
+    missing = [
+        f"{url} to {path} (MD5 {md5}"
         + ("; the file there is another or damaged)" if path.exists() else ")")
         for url, path, md5 in wanted
         if not check_integrity(path, md5)
     ]
+    return damaged, missing
