@@ -581,7 +581,12 @@ def _parser() -> argparse.ArgumentParser:
         "report.html. What finished before with the same inputs is skipped.",
     )
     batch.add_argument("--profile", choices=["quick", "standard", "paper"], default="quick")
-    batch.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: 1)")
+    batch.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="notebooks at a time (default: one a core in quick, as memory allows, else 1)",
+    )
     batch.add_argument("--timeout", type=float, metavar="S", help="seconds a notebook may take")
     batch.add_argument(
         "-p",
