@@ -230,6 +230,7 @@ def end(seed: int) -> None:
     os._exit(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "words"),
     [

@@ -194,6 +194,7 @@ def test_a_lost_process_ends_the_run_and_the_same_command_resumes(tmp_path):
         assert json.loads(file.read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_more_processes_than_pictures_in_a_batch_are_refused(tmp_path):
     command = ["train-teacher", "--model", "resnet8", "--data", "digits", "--size", "32"]
     done = run(tmp_path, LOSE, 0, *command, "--batch-size", 1, processes=2)
