@@ -122,11 +122,11 @@ setup:
 	            "torchvision==$$vision" >/dev/null 2>&1 && installed="$$torch"; }; \
 	    done; done; \
 	    if [ -n "$$installed" ]; then \
-	        echo "Installed torch $$installed, without CUDA (CPU_TORCH=no takes the usual one)."; \
+	        echo "This torch is without CUDA: CPU_TORCH=no takes the usual one."; \
 	    else \
 	        echo "No index has a torch without CUDA that fits torchvision: taking the usual one."; \
 	    fi; \
 	fi; \
 	[ -n "$$installed" ] || install || exit 1; \
 	echo "$$made_from" > .venv/made-from; \
-	echo "Set-up finished."
+	echo "Set-up finished, with torch $$($(VENV_PYTHON) -c "$(TORCH_VERSION)")."
