@@ -199,6 +199,8 @@ backend-path = ["."]
 [project]
 name = "course"
 version = "1"
+dependencies = ["torch>=2.11", "torchvision>=0.26"]
+optional-dependencies = { notebooks = [], site = [], test = [] }
 """
 BACKEND = """
 import shutil
