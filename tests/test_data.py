@@ -1150,6 +1150,7 @@ def test_real_cifar100_pictures_are_pixel_exact(server, monkeypatch):
     assert (images.std((0, 2, 3)) - 1).abs().max() < 0.05
 
 
+@pytest.mark.slow
 def test_all_real_cifar100_pictures_from_folders_with_the_listed_ones_held_out(tmp_path):
     with tarfile.open(shared("cifar100-png.tar.xz"), "r|xz") as archive:
         archive.extractall(tmp_path, filter="data")
