@@ -68,7 +68,9 @@ def square(accuracy: pd.DataFrame) -> Axes:
     ends = (-0.02, accuracy["KD"].mean()), (1.02, accuracy["TTM"].mean())
     arrow = {"arrowstyle": "->", "color": "black", "linewidth": 1.5, "shrinkA": 8, "shrinkB": 8}
     ax.annotate("", ends[1], ends[0], arrowprops=arrow)
-    ax.text(0.5, (ends[0][1] + ends[1][1]) / 2, "as published", ha="center", va="bottom")
+    middle = (ends[0][1] + ends[1][1]) / 2
+    above = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
+    ax.annotate("as published", (0.5, middle), **above)
     scales = ["KD's scale", "TTM's scale: ten times the loss,\nor a tenth of the weight decay"]
     ax.set_xticks([0, 1], scales)
     ax.set(xlim=(-0.3, 1.3), ylabel="validation accuracy, %")
@@ -98,9 +100,9 @@ def forest(table: pd.DataFrame, *, xlabel: str, margin: float) -> Axes:
             ax.text(side * row["smallest"], y, bracket, clip_on=True, **place)
         words = {"transform": ax.get_yaxis_transform(), "va": "center"}
         ax.text(1.02, y, row["verdict"], color=look["color"], fontweight="bold", **words)
-    reach = table[["low", "high", "smallest"]].abs().max().max() * 1.08
-    low, high = table["low"].min(), table["high"].max()
-    ax.set_xlim(-reach if low < 0 else -0.08 * reach, reach if high > 0 else 0.08 * reach)
+    ends = [*table["low"], *table["high"], *table["smallest"], *-table["smallest"]]
+    room = 0.04 * np.ptp(ends)
+    ax.set_xlim(min(ends) - room, max(ends) + room)
     ax.set_yticks(range(len(table)), table["name"][::-1])
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.set_xlabel(xlabel)
