@@ -150,9 +150,11 @@ def test_notebook_9_shows_the_plans_test_part_where_it_is(tmp_path, capsys):
     (path,) = [path for path in NOTEBOOKS if path.stem.startswith("09")]
     cells = {cell.id: cell.source for cell in code_cells(read(path))}
     here, shown = {"display": lambda table: shown.append(table.data)}, []
-    for name in ("parameters", "setup", "setup-course", "list-accuracy"):
+    setup = ("parameters", "setup", "setup-course", "list-accuracy", "smallest")
+    for name in (*setup, "verdicts-by-rule", "contrast-table", "judge", "judge-show"):
         exec(cells[name], here)
-    parts = ("test-part", "test-part-square", "test-part-pictures")
+    capsys.readouterr()
+    parts = ("test-part", "test-part-table", "test-part-square", "test-part-pictures")
 
     def run_parts(file):
         here["plan_table"] = str(file)
@@ -161,8 +163,7 @@ def test_notebook_9_shows_the_plans_test_part_where_it_is(tmp_path, capsys):
                 exec(cells[name], here)
         return capsys.readouterr().out
 
-    assert "is not here" in run_parts(tmp_path / "absent.csv")
-    assert not shown
+    assert "has no two whole seeds yet" in run_parts(tmp_path / "absent.csv")
     random, labels, rows = np.random.default_rng(0), [a.label for a in plans.arms()], []
     for seed, label in [(s, a) for s in range(3) for a in labels][:-1]:  # one run is missing
         correct = random.random(40) < 0.5 + labels.index(label) / 20
@@ -173,6 +174,9 @@ def test_notebook_9_shows_the_plans_test_part_where_it_is(tmp_path, capsys):
         rows.append(row | {"accuracy": correct.mean()})
     table = pd.DataFrame(rows)
     table.to_csv(tmp_path / "rows.csv", index=False)
+    table[table["seed"] < 1].to_csv(tmp_path / "one_seed.csv", index=False)
+    assert "has no two whole seeds yet" in run_parts(tmp_path / "one_seed.csv")
+    assert not shown
     said_here = run_parts(tmp_path / "rows.csv")
     assert "resnet32:resnet8, 2 seeds, a machine" in said_here
     whole = table[table["seed"] < 2].pivot(index="seed", columns="arm", values="accuracy")
