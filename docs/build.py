@@ -360,7 +360,7 @@ def main() -> int:
     )
     site = folder.parents[1] / "site"
     parser.add_argument("--output", type=Path, default=site, metavar="DIR")
-    parser.add_argument("--jobs", type=int, default=1, help="notebooks at a time, if any must run")
+    parser.add_argument("--jobs", type=int, help="notebooks at a time, if any must run")
     given = parser.parse_args()
     try:
         notebooks = find_notebooks(ROOT)

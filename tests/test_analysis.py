@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ttm_lab import analysis
 from ttm_lab.data import load_dataset
@@ -39,6 +38,8 @@ def test_measures_agree_with_torch_in_float64(sample):
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
 def test_calibration_error_agrees_with_torchmetrics(sample, bins):
+    from torchmetrics.functional.classification import multiclass_calibration_error  # a second
+
     logits, _, labels = sample
     expected = multiclass_calibration_error(
         torch.from_numpy(logits).softmax(1), torch.from_numpy(labels), 10, n_bins=bins

@@ -70,11 +70,12 @@ class Course:
         nbformat.write(notebook, self.notebooks / f"{name}.ipynb")
 
     def run(self, **options):
-        return batch.reproduce(root=self.root, **options)
+        return batch.reproduce(root=self.root, **{"jobs": 1, **options})
 
     def start(self, *options):
         """Start the command in another process and wait until a notebook blocks; its kernel."""
         command = [sys.executable, "-m", "ttm_lab", "reproduce", "--root", str(self.root)]
+        command += ["--jobs", "1"]
         process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
         return process, psutil.Process(int((self.notebooks / "pipe").read_text()))
 
@@ -90,6 +91,36 @@ class Course:
 def course(tmp_path, monkeypatch):
     monkeypatch.delenv("TTM_LAB_RUNS", raising=False)
     return Course(tmp_path / "a course")
+
+
+# Runs the cells of a notebook one after another, without a kernel, and leaves what the batch takes.
+PLAIN = """
+import json, os, sys
+from pathlib import Path
+path, folder, parameters = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+notebook, names = json.loads(path.read_text()), {}
+given = "".join(f"{name} = {value!r}\\n" for name, value in parameters.items())
+code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+injected = {**code[0], "id": "given", "source": given, "metadata": {"tags": [INJECTED]}}
+notebook["cells"].insert(notebook["cells"].index(code[0]) + 1, injected)
+os.chdir(path.parent)
+for cell in code[:1] + [injected] + code[1:]:
+    exec("".join(cell["source"]), names)
+(folder / path.name).write_text(json.dumps(notebook))
+(folder / path.name).with_suffix(".html").write_text("<main></main>")
+""".replace("INJECTED", "'injected-parameters'")
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """For what the batch decides, whoever runs the notebooks: no kernel, no page."""
+
+    def start(notebook, folder, parameters, *, log, **_):
+        (folder / "results").mkdir(parents=True)
+        words = [str(notebook), str(folder), json.dumps(parameters)]
+        return subprocess.Popen([sys.executable, "-S", "-c", PLAIN, *words])
+
+    monkeypatch.setattr(execute, "start", start)
 
 
 def runs(process_file):
@@ -119,6 +150,7 @@ def test_goes_on_after_a_failure_and_names_the_log(course, capsys):
     assert 'href="report.html"' in shown
 
 
+@pytest.mark.usefixtures("plain")
 def test_runs_again_only_what_changed(course, capsys):
     course.add("01_first")
     course.add("02_second", after=["01_first"])
@@ -142,6 +174,7 @@ def test_runs_again_only_what_changed(course, capsys):
     assert any("value = 2" in cell.source for cell in executed.cells)
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_batch_of_a_part_says_what_is_outdated(course):
     course.add("01_first")
     course.add("02_second")
@@ -156,6 +189,7 @@ def test_a_batch_of_a_part_says_what_is_outdated(course):
     assert "Made from earlier notebooks" in (course.out / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("plain")
 def test_notebooks_run_after_those_they_build_on(course):
     course.add("01_last", after=["03_first"])
     course.add("02_middle", after=["03_first"])
@@ -178,6 +212,49 @@ def test_time_out_ends_the_notebook_and_its_kernel(course, monkeypatch, timeout,
     assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == "zombie"
 
 
+def test_a_notebook_over_its_budget_is_marked(course, plain, monkeypatch, capsys):
+    course.add("01_first")
+    assert course.run() == 0
+    assert " over " not in capsys.readouterr().out
+    course.add("01_first", "changed = True")
+    monkeypatch.setitem(batch.BUDGETS, "quick", 1e-6)
+    assert course.run() == 0
+    assert re.search(r"01_first +done +\d+\.\d  over 1e-06 s", capsys.readouterr().out)
+    assert "over 1e-06 s" in (course.out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("profile", "cores", "gigabytes", "jobs", "threads"),
+    [
+        ("quick", 2, 8, 2, 1),
+        ("quick", 8, 64, 8, 1),
+        ("quick", 8, 4, 2, 4),  # as memory allows
+        ("quick", 4, 0.5, 1, 4),
+        ("standard", 8, 64, 1, 8),
+        ("paper", 8, 64, 1, 8),
+    ],
+)
+def test_quick_notebooks_run_side_by_side_as_cores_and_memory_allow(
+    course, plain, monkeypatch, profile, cores, gigabytes, jobs, threads
+):
+    memory = psutil.virtual_memory()._replace(available=int(gigabytes * 2**30))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    seen = []
+    start = execute.start
+
+    def note(*arguments, environment, **options):
+        seen.append(environment["OMP_NUM_THREADS"])
+        return start(*arguments, environment=environment, **options)
+
+    monkeypatch.setattr(execute, "start", note)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    course.add("01_first")
+    assert course.run(profile=profile, jobs=None) == 0
+    status = json.loads((course.out.parent / profile / "status.json").read_text())
+    assert (status["jobs"], seen) == (jobs, [str(threads)])
+
+
 def test_interrupt_keeps_what_is_finished_and_resumes(course):
     course.add("01_first")
     course.add("02_blocks", BLOCK)
@@ -196,6 +273,7 @@ def test_interrupt_keeps_what_is_finished_and_resumes(course):
     assert course.ran() == ["01_first", "02_blocks", "02_blocks", "03_later"]
 
 
+@pytest.mark.slow
 def test_killed_batch_leaves_no_process_and_no_lock(course):
     course.add("01_blocks", BLOCK)
     started, kernel = course.start()
@@ -255,6 +333,7 @@ def test_only_takes_a_notebooks_path(course, monkeypatch):
         assert batch.select(notebooks, [path]) == [notebooks[1]]
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_status_file_removes_nothing_elsewhere_and_one_of_another_shape_runs_anew(course, capsys):
     course.add("01_first")
     assert course.run() == 0
@@ -556,6 +635,7 @@ def test_a_child_that_cannot_be_ended_is_named(course, monkeypatch, capsys):
     end(psutil.Process(number))
 
 
+@pytest.mark.slow
 def test_a_killed_batch_takes_such_a_child_with_it(course):
     course.add("01_blocks", LEAVE, BLOCK)
     process, kernel = course.start()

@@ -19,6 +19,7 @@ from scipy import special, stats
 from ttm_lab.analysis import Outputs
 from ttm_lab.course import explore
 
+pytestmark = pytest.mark.slow
 NOTEBOOKS = {
     path.stem[:2]: path
     for path in sorted((lab.ROOT / "notebooks").glob("*.ipynb"))

@@ -582,6 +582,7 @@ def contents(folder: str) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_stopped_twice_it_ends_as_if_never_stopped(workplace, monkeypatch, capsys):
     command = "distill --pair cnn_small:cnn_small --data digits --methods ce,kd --epochs 6 "
     command += "--device cpu"

@@ -72,6 +72,7 @@ def test_a_broken_off_search_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(read_table(tmp_path / "broken.csv"), whole)
 
 
+@pytest.mark.slow
 def test_a_search_in_processes_writes_the_same_table(tmp_path, monkeypatch, one_thread):
     tables = {}
     for workers in (1, 2):

@@ -170,9 +170,10 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_run_and_the_same_command_resumes(tmp_path):
     command = ["distill", "--pair", "resnet8:resnet8", "--methods", "kd,wttm", "--data", "digits"]
-    command += ["--size", "32", "--epochs", "2", "--batch-size", "256", "--augmentation", "crop"]
+    command += ["--size", "16", "--epochs", "2", "--batch-size", "256", "--augmentation", "crop"]
     folders = {name: tmp_path / name for name in ("whole", "broken")}
     for folder in folders.values():
         folder.mkdir()
@@ -193,6 +194,7 @@ def test_a_lost_process_ends_the_run_and_the_same_command_resumes(tmp_path):
         assert json.loads(file.read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_more_processes_than_pictures_in_a_batch_are_refused(tmp_path):
     command = ["train-teacher", "--model", "resnet8", "--data", "digits", "--size", "32"]
     done = run(tmp_path, LOSE, 0, *command, "--batch-size", 1, processes=2)

@@ -428,6 +428,18 @@ def test_kept_runs_on_cifar_100_are_judged_as_their_table_says():
         assert one["command"].startswith("python benchmarks/gpu.py train")
 
 
+def test_notebook_9_judges_the_same_contrasts_in_the_same_scope():
+    cells = json.loads((NOTEBOOKS / "09_does_it_hold.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = {cell["id"]: "".join(cell["source"]) for cell in cells}
+    space = {"pair": ("resnet56", "resnet20"), "seeds": 5, "epochs": 10}
+    exec(code["list-accuracy"] + "\n" + code["list-entropy"], space)
+    (table,) = (one for one in kept.tables(KEPT) if one.pair == space["pair"])
+    judged = kept.judged(table)["name"]
+    assert {name: kept.CONTRASTS[name] for name in judged} == space["CONTRASTS"]
+    exec(code["verdicts"].partition("\n")[0], space)
+    assert table.words["scope"] == space["scope"]  # so that the kept entry stands for its record
+
+
 def plan_table(seeds=3):
     """Rows as the plan cifar100-2x2 leaves them, with numbers of our own."""
     random, rows = np.random.default_rng(3), []

@@ -10,6 +10,8 @@ import pytest
 from ttm_lab.files import find_root
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(os.name != "posix", reason="processes are forked")
 def test_no_fault_ends_in_another_result_without_a_word(tmp_path):
     script = find_root(__file__) / "benchmarks" / "faults.py"

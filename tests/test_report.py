@@ -54,6 +54,7 @@ def folder(tmp_path, monkeypatch):
     entry["inputs"] = "0"
     status = {
         "profile": "quick",
+        "budget": 60,
         "finished": "2026-03-04T05:06:07+00:00",
         "jobs": 2,
         "environment": {"python": "3.12.1", "gpu": None, "packages": {"torch": "2.11.0"}},
@@ -107,6 +108,7 @@ def test_report_shows_measurements_with_scope_and_links(folder):
         "0.3 points of accuracy, 0.02 nats of NLL",
         "1. First & best",
         "1 of 2 notebooks finished; together they took 2 min 3 s",
+        "61.5 over 60 s",
         "Not finished: 02_second",
         "E: <b>",
         "torch 2.11.0",
@@ -286,6 +288,13 @@ def test_a_status_that_names_what_is_elsewhere_is_none(folder, name):
 def test_a_status_with_a_field_of_another_kind_is_none(folder, key, value):
     status = json.loads((folder / "status.json").read_text())
     status["notebooks"]["01_first"][key] = value
+    (folder / "status.json").write_text(json.dumps(status))
+    assert report.read_status(folder) is None
+
+
+@pytest.mark.parametrize("budget", ["60", [60], -1, float("nan")])
+def test_a_status_with_a_budget_of_another_kind_is_none(folder, budget):
+    status = json.loads((folder / "status.json").read_text()) | {"budget": budget}
     (folder / "status.json").write_text(json.dumps(status))
     assert report.read_status(folder) is None
 

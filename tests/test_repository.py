@@ -1,6 +1,7 @@
 """Files that have to agree with one another."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -46,8 +47,23 @@ def test_continuous_integration_covers_the_supported_versions():
     assert ".ci/run" in [step.get("run") for step in job["steps"]]
     triggers = workflow[True]  # YAML 1.1 reads the key "on" as true
     assert {"push", "pull_request", "schedule"} <= set(triggers)
-    commands = [line for line in read(".ci/run").splitlines() if line.startswith("make")]
-    assert commands == ["make test", "make reproduce", "make site"]
+    commands = re.findall(r"^part .* (make \S+)$", read(".ci/run"), re.M)
+    assert commands == ["make setup", "make test-all", "make reproduce", "make site"]
+    assert job["timeout-minutes"] == 45
+
+
+def test_make_test_leaves_out_what_is_marked_slow_and_test_all_nothing():
+    def shown(target):
+        done = subprocess.run(
+            ["make", "-n", "-o", "setup", target], cwd=ROOT, capture_output=True, text=True
+        )
+        return done.stdout
+
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    assert '-m "not slow"' in shown("test")
+    assert "slow" not in shown("test-all")
+    assert "-m pytest" in shown("test-all")
 
 
 def test_site_is_published_from_the_main_branch_alone():

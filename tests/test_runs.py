@@ -18,53 +18,70 @@ from ttm_lab import runs
 from ttm_lab.files import atomic_write, read_table, runs_folder
 from ttm_lab.models import create_model
 
-# Trains a teacher and two students in one folder. The third argument says which signal the
-# process gets, the second at which event: before the n-th file takes its place, or before the
-# n-th optimiser step.
+# Trains a teacher and two students in a folder, again and again, each time in a process of its own:
+# a fork, which saves importing torch. Its argument lists the folders, the signal that each process
+# gets, and at which event: before the n-th file takes its place, or before the n-th optimiser step.
+# Prints how each process ended.
 CHILD = """
-import os, signal, sys
+import json, os, signal, sys, traceback
 import torch
+import torch._dynamo  # what training imports late: here once, before the forks
 from dataclasses import replace
-folder, point, name = sys.argv[1:]
 torch.set_num_threads(1)
 from ttm_lab.data import Split, load_dataset
 from ttm_lab.training import Settings, distill_many, train_teacher
 
-kind, n = point.split(":")
 count = 0
-def tick(original):
+def tick(original, n, name):
     def wrapped(*args, **kwargs):
         global count
         count += 1
-        if count == int(n):
+        if count == n:
             os.kill(os.getpid(), getattr(signal, name))
         return original(*args, **kwargs)
     return wrapped
-if kind == "file":
-    os.replace = tick(os.replace)
-else:
-    torch.optim.SGD.step = tick(torch.optim.SGD.step)
 
 data = load_dataset("digits", seed=0)
 cut = lambda split: Split(split.images[:130], split.labels[:130])
 data = replace(data, train=cut(data.train), validation=cut(data.validation))
-options = {"folder": folder, "progress": False, "checkpoint_seconds": 0}
-teacher = train_teacher(data, Settings("cnn_large", epochs=3), **options)
 values = {"temperature": 4.0, "distill_weight": 1.0}
 students = [
     Settings("cnn_small", "kd", epochs=4, **values),
     Settings("cnn_small", "wttm", epochs=3, **values),
 ]
-distill_many(teacher, data, students, **options)
+
+def train(folder, point, name):
+    kind, n = point.split(":")
+    if kind == "file":
+        os.replace = tick(os.replace, int(n), name)
+    else:
+        torch.optim.SGD.step = tick(torch.optim.SGD.step, int(n), name)
+    options = {"folder": folder, "progress": False, "checkpoint_seconds": 0}
+    teacher = train_teacher(data, Settings("cnn_large", epochs=3), **options)
+    distill_many(teacher, data, students, **options)
+
+for arguments in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        try:
+            train(*arguments)
+        except KeyboardInterrupt:
+            os._exit(130)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def child(folder, point: str, kill: str = "SIGKILL") -> int:
-    command = [sys.executable, "-c", CHILD, str(folder), point, kill]
+def train_again_and_again(*trainings: tuple) -> list[int]:
+    """How each training of folder, point and signal ended."""
+    words = json.dumps([(str(folder), *rest) for folder, *rest in trainings])
+    command = [sys.executable, "-c", CHILD, words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    if done.returncode == 1:
-        assert "KeyboardInterrupt" in done.stderr, done.stderr
-    return done.returncode
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return [int(line) for line in done.stdout.split()]
 
 
 def results(folder) -> dict[str, bytes]:
@@ -75,10 +92,9 @@ def results(folder) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL exists on POSIX systems only")
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL and forks exist on POSIX systems only")
 def test_killed_again_and_again_a_run_ends_bit_identical(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert child(whole, "file:0") == 0
     # Each start goes on from what the one before left, and is killed somewhere else: at the
     # config, at a teacher's checkpoint, in the middle of a teacher's and a student's epoch, by
     # Ctrl-C, between two students' checkpoints, and as the weights are about to take their place.
@@ -91,9 +107,12 @@ def test_killed_again_and_again_a_run_ends_bit_identical(tmp_path):
         ("step:4", "SIGKILL"),
         ("file:3", "SIGKILL"),
     ]
-    for point, kill in points:
-        assert child(broken, point, kill) in (-signal.SIGKILL, -signal.SIGINT, 1)
-    assert child(broken, "file:0") == 0
+    never = ("file:0", "SIGKILL")
+    ends = train_again_and_again(
+        (whole, *never), *((broken, *point) for point in points), (broken, *never)
+    )
+    kills = [130 if kill == "SIGINT" else -signal.SIGKILL for _, kill in points]
+    assert ends == [0, *kills, 0]
     assert results(broken) == results(whole)
     assert len(results(whole)) == 9
     assert not list(broken.glob("*/checkpoint"))

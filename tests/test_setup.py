@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+import zipfile
+from urllib.parse import quote
 
 import psutil
 import pytest
@@ -14,14 +16,20 @@ from lab import await_
 
 from ttm_lab.files import find_root
 
-# Makes .venv with a copy of itself; installing fails as long as a file "offline" is there.
+# Makes .venv with a copy of itself; installing fails as long as a file "offline" is there. A file
+# "builds" lists by package what an index has; only what a file "fits" says can be installed.
 STAND_IN = """#!/bin/sh
 case "$*" in
   *version_info*) echo "{version}";;
   *"import ensurepip, venv"*) exit {venv};;
   "-m venv --clear .venv")
     rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python; echo venv >> done;;
-  *"pip install"*) echo "$*" >> done; test ! -e offline;;
+  *"index versions"*)
+    for package; do :; done
+    echo "Available versions: $(sed -n "s/^$package //p" builds 2>/dev/null)";;
+  *"pip install"*)
+    case "$*" in *torch==*) echo "$*" | grep -q "$(cat fits)" || exit 1;; esac
+    echo "$*" >> done; test ! -e offline;;
   "-m ttm_lab"*) echo "$*" >> done;;
 esac
 """
@@ -45,7 +53,7 @@ class Checkout:
         return path
 
     def make(self, target="setup", **settings):
-        settings = {"PYTHON": str(self.python), **settings}
+        settings = {"PYTHON": str(self.python), "CPU_TORCH": "no", "UV": "no-uv", **settings}
         words = [f"{name}={value}" for name, value in settings.items()]
         # A make that runs these tests hands its own settings down.
         handed = {"ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON"}
@@ -119,6 +127,154 @@ def test_python_without_venv_or_absent_is_named(checkout):
     checkout.stand_in("python3", venv=1)
     assert "apt install python3.12-venv" in checkout.make().stderr
     assert "not found" in checkout.make(PYTHON="no-such-python").stderr
+
+
+BUILDS = "torch 2.15.0, 2.15.0+cpu, 2.14.1+cpu, 2.14.1\ntorchvision 0.29.1+cpu, 0.29.1\n"
+
+
+def test_without_a_gpu_the_builds_without_cuda_that_fit_each_other_are_taken(checkout):
+    (checkout.folder / "builds").write_text(BUILDS)
+    (checkout.folder / "fits").write_text("torch==2.14.1+cpu torchvision==0.29.1+cpu")
+    done = checkout.make(CPU_TORCH="yes")
+    assert done.returncode == 0, done.stderr
+    assert "This torch is without CUDA" in done.stdout
+    _, install = checkout.done
+    assert install.endswith(
+        "--extra-index-url https://download.pytorch.org/whl/cpu "
+        "torch==2.14.1+cpu torchvision==0.29.1+cpu --editable .[notebooks,site,test]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("builds", "fits"),
+    [
+        ("", ""),
+        ("torch 2.13.0+cpu\ntorchvision 0.28.0\n", ""),  # the two do not mix
+        (BUILDS, "none that there are"),
+    ],
+    ids=["no build", "torch alone", "no pair"],
+)
+def test_without_such_builds_the_usual_torch_is_taken_and_it_says_so(checkout, builds, fits):
+    (checkout.folder / "builds").write_text(builds)
+    (checkout.folder / "fits").write_text(fits)
+    done = checkout.make(CPU_TORCH="yes")
+    assert done.returncode == 0, done.stderr
+    assert "No index has a torch without CUDA that fits torchvision" in done.stdout
+    _, install = checkout.done
+    assert install.endswith("--disable-pip-version-check --editable .[notebooks,site,test]")
+
+
+def test_where_a_gpu_is_found_the_usual_torch_is_taken(checkout):
+    (checkout.folder / "builds").write_text(BUILDS)
+    (checkout.folder / "fits").write_text("torch")
+    program = checkout.folder / "nvidia-smi"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    path = f"{checkout.folder}{os.pathsep}{os.environ['PATH']}"
+    assert checkout.make(CPU_TORCH="", PATH=path).returncode == 0
+    assert "torch==" not in checkout.done[1]
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_uv_installs_where_it_is_there_and_pip_where_it_cannot(checkout, status):
+    program = checkout.folder / "uv"
+    program.write_text(f'#!/bin/sh\necho "uv $*" >> done\nexit {status}\n')
+    program.chmod(0o755)
+    done = checkout.make(UV=str(program))
+    assert done.returncode == 0, done.stderr
+    assert ("trying pip" in done.stdout) == bool(status)
+    tried, *rest = checkout.done[1:]
+    assert tried.startswith("uv pip install --quiet --python .venv/bin/python ")
+    assert tried.endswith(" --editable .[notebooks,site,test]")
+    assert len(rest) == status
+
+
+# A package to be installed, whose back end hands out a wheel that lies ready.
+PACKAGE = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+
+[project]
+name = "course"
+version = "1"
+dependencies = ["torch>=2.11", "torchvision>=0.26"]
+optional-dependencies = { notebooks = [], site = [], test = [] }
+"""
+BACKEND = """
+import shutil
+
+def build_editable(folder, *_):
+    return shutil.copy("wheels/course-1-py3-none-any.whl", folder).split("/")[-1]
+"""
+
+
+def wheel(folder, name, version, *needs):
+    """An installable wheel of one module that holds its version."""
+    info = f"{name}-{version}.dist-info"
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    lines += [f"Requires-Dist: {need}" for need in needs]
+    lines += [f"Provides-Extra: {extra}" for extra in ("notebooks", "site", "test")]
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{name}.py", f"version = {version!r}\n")
+        archive.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
+        tags = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        archive.writestr(f"{info}/WHEEL", tags)
+        archive.writestr(f"{info}/RECORD", f"{name}.py,,\n")
+
+
+def index(folder, *wheels):
+    """A package index of files, with its address."""
+    for name, version, *needs in wheels:
+        wheel(folder / name, name, version, *needs)
+        links = [f'<a href="{quote(f.name)}">{f.name}</a>' for f in (folder / name).glob("*.whl")]
+        (folder / name / "index.html").write_text("<!doctype html>" + "\n".join(links))
+    return folder.as_uri()
+
+
+VISION = ("torchvision", "0.29.1", "torch==2.14.1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (
+            [
+                ("torch", "2.15.0+cpu"),
+                ("torch", "2.14.1+cpu"),
+                ("torchvision", "0.29.1+cpu", "torch==2.14.1"),
+            ],
+            "2.14.1+cpu 0.29.1+cpu",
+        ),
+        ([("torch", "2.14.1+cpu")], "2.14.1 0.29.1"),
+        (
+            [("torch", "2.5.0+cpu"), ("torchvision", "0.20.0+cpu", "torch==2.5.0")],
+            "2.14.1 0.29.1",  # below what the package needs
+        ),
+    ],
+    ids=["fits", "torch alone", "too old"],
+)
+def test_pip_takes_what_fits_from_a_local_index(checkout, monkeypatch, other, expected):
+    usual = index(checkout.folder / "usual", ("torch", "2.14.1"), VISION)
+    second = index(checkout.folder / "second", *other)
+    wheel(checkout.folder / "wheels", "course", "1", "torch>=2.11", "torchvision>=0.26")
+    (checkout.folder / "pyproject.toml").write_text(PACKAGE)
+    (checkout.folder / "backend.py").write_text(BACKEND)
+    for name in [name for name in os.environ if name.startswith(("PIP_", "PYTHONPATH"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", usual)
+    done = checkout.make(PYTHON=sys.executable, CPU_TORCH="yes", TORCH_INDEX=second)
+    assert done.returncode == 0, done.stderr
+    code = "import torch, torchvision; print(torch.version, torchvision.version)"
+    python = checkout.folder / ".venv" / "bin" / "python"
+    shown = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == expected
+    assert f"Set-up finished, with torch {expected.split()[0]}.\n" in done.stdout
+    assert ("This torch is without CUDA" in done.stdout) == ("+cpu" in expected)
 
 
 @pytest.fixture

@@ -150,7 +150,8 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def close(self, memory: TeacherCache | None) -> None:
+        shown = self.lines or not self.bar.disable  # asked first: close() switches the bar off
         self.bar.close()
-        if memory is not None and (self.lines or not self.bar.disable):
+        if memory is not None and shown:
             share = f"{memory.hit_rate:.0%} of {memory.asked:,} teacher answers remembered"
             print(f"{self.what}: {share}", file=sys.stderr, flush=True)

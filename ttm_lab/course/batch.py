@@ -24,6 +24,7 @@ from pathlib import Path
 
 import filelock
 import papermill
+import psutil
 from tqdm import tqdm
 
 from ttm_lab.course import execute, report
@@ -33,6 +34,9 @@ from ttm_lab.runs import environment
 PROFILES = ("quick", "standard", "paper")
 TIMEOUTS = {"quick": 900, "standard": 6 * 3600, "paper": 14 * 24 * 3600}  # seconds a notebook
 GRACE = 60  # seconds that a notebook may take for starting and writing, beyond its time-out
+# What a notebook should take at most, in seconds; the report marks those that take longer.
+BUDGETS = {"quick": 60, "standard": 3600}
+MEMORY = 1.5 * 2**30  # bytes for a notebook's kernel and the process that runs it
 # These run or describe notebooks but are not used inside them.
 BATCH_MODULES = (
     "__main__.py",
@@ -69,7 +73,7 @@ def reproduce(
     *,
     only: list[str] | None = None,
     parameters: dict | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     timeout: float | None = None,
     name: str | None = None,
     root: str | Path | None = None,
@@ -77,6 +81,7 @@ def reproduce(
 ) -> int:
     """Run the notebooks under ``root`` and write the report; return 0, or 1 if one failed.
 
+    ``jobs`` notebooks run at a time, by default as ``side_by_side`` says for the profile.
     ``only`` picks notebooks by number or name, ``parameters`` go to every notebook that has them,
     ``timeout`` is in seconds a notebook. A notebook that finished before with the same inputs
     (its cells, parameters, package code, data files, package versions, notebooks it runs after)
@@ -85,6 +90,8 @@ def reproduce(
     """
     if profile not in PROFILES:
         raise Refused(f"profile {profile!r} is unknown; choose one of {', '.join(PROFILES)}")
+    if jobs is None:
+        jobs = side_by_side(profile)
     if jobs < 1:
         raise Refused(f"--jobs {jobs}: give at least 1")
     if timeout is not None and not 0 < timeout < float("inf"):
@@ -104,6 +111,23 @@ def reproduce(
     with _locked(folder):
         batch = Batch(root, folder, notebooks, timeout or TIMEOUTS[profile], jobs, fresh)
         return batch.run([Job(path, given[path.stem]) for path in chosen], profile)
+
+
+def side_by_side(profile: str) -> int:
+    """How many notebooks to run at a time: one a core in ``quick``, as far as memory goes.
+
+    A quick notebook gains little from a second thread. The longer profiles train networks that
+    fill a GPU or all cores, so there it is one.
+    """
+    if profile != "quick":
+        return 1
+    room = psutil.virtual_memory().available / MEMORY
+    return max(1, min(_cores(), int(room)))
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def batch_folder(root: Path, name: str) -> Path:
@@ -209,6 +233,7 @@ class Batch:
             where = _shown(self.folder)
             raise Refused(f"{where} holds the profile {before}: choose another --name")
         self.status |= {"profile": profile, "environment": environment(), "jobs": self.jobs}
+        self.status["budget"] = BUDGETS.get(profile)
         self.status |= {"started": _now(), "finished": None}
         todo = {job.name: job for job in chosen}
         order = TopologicalSorter({n: [a for a in self.after[n] if a in todo] for n in todo})
@@ -300,10 +325,8 @@ class Batch:
 
     def _threads(self) -> dict[str, str]:
         """Share the cores: more threads than cores slow every notebook down."""
-        affinity = getattr(os, "sched_getaffinity", None)
-        cores = len(affinity(0)) if affinity else os.cpu_count()
         variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        return dict.fromkeys(variables, str(max(1, cores // self.jobs)))
+        return dict.fromkeys(variables, str(max(1, _cores() // self.jobs)))
 
     def _ended(self, job: Job) -> bool:
         code = job.process.poll()
@@ -376,7 +399,9 @@ class Batch:
         for name in todo:
             entry = self._entry(name)
             status = "done before" if name in skipped else entry["status"]
-            tqdm.write(f"{name:{width}}  {status:11}  {entry['seconds']:7.1f}")
+            over = report.over_budget(self.status, entry)
+            line = f"{name:{width}}  {status:11}  {entry['seconds']:7.1f}{over and f'  {over}'}"
+            tqdm.write(line)
             failed += [name] if entry["status"] != "done" else []
         for name in failed:
             tqdm.write(f"\n{name} {self._entry(name)['status']}: {self._entry(name)['error']}")

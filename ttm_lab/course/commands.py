@@ -26,7 +26,8 @@ def add_commands(commands) -> None:
     batch = add_command(commands, "reproduce", reproduce)
     add = batch.add_argument
     add("--profile", choices=["quick", "standard", "paper"], default="quick")
-    add("--jobs", type=int, default=1, help="notebooks at a time (default: 1)")
+    some = "notebooks at a time (default: one a core in quick, as memory allows, else 1)"
+    add("--jobs", type=int, metavar="N", help=some)
     add("--timeout", type=float, metavar="S", help="seconds a notebook may take")
     add(
         "-p",

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -29,9 +30,11 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
+SECONDS_UNWRITTEN = 30  # what a killed process may lose of the notebook that it runs
 MATHML = "http://www.w3.org/1998/Math/MathML"
 ElementTree.register_namespace("", MATHML)
 
@@ -59,6 +62,33 @@ class _OwnKernelManager(AsyncKernelManager):
     @default("kernel_spec_manager")
     def _own_kernel(self) -> OwnKernel:
         return OwnKernel()
+
+
+class _SparingEngine(NBClientEngine):
+    """Writes the notebook at its end and now and then, not before and after each cell.
+
+    A notebook of many cells and pictures would be checked and written as a whole some 200 times,
+    which takes longer than its imports.
+    """
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+        write, written = nb_man.save, time.monotonic()
+
+        def save(**_):
+            nonlocal written
+            if time.monotonic() - written > SECONDS_UNWRITTEN:
+                write()
+                written = time.monotonic()
+
+        nb_man.save = save
+        try:
+            return super().execute_managed_notebook(nb_man, kernel_name, **options)
+        finally:
+            nb_man.save = write  # papermill's last word, however the notebook ended
+
+
+papermill_engines.register("sparing", _SparingEngine)
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -175,6 +205,7 @@ def execute(
         _literally(notebook),
         _literally(output),
         parameters=parameters,
+        engine_name="sparing",
         kernel_name=NATIVE_KERNEL_NAME,
         language="python",
         kernel_manager_class=_OwnKernelManager,

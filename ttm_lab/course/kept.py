@@ -157,7 +157,8 @@ def read_gpu(path: Path) -> Kept:
         "and weights fixed",
         "teachers": 1,
         "note": f"{recipe['precision'].iloc[0]}; {note['data']}; teacher: "
-        f"{note['teacher']['source']}; {note['date']}, {note['machine']}",
+        f"{note['teacher']['source']}; {note['date']}, {note['machine']}; the list of contrasts "
+        "was written down when the runs had been made",
         "notebook": "09_does_it_hold",
     }
     return Kept(students, recipe, pair, words)

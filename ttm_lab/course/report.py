@@ -106,6 +106,7 @@ def read_status(folder: Path) -> dict | None:
         status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
         whole = isinstance(status["profile"], str)
         whole &= isinstance(status.get("environment", {}), dict)
+        whole &= status.get("budget") is None or 0 < status["budget"] < 1e10
         for name, entry in status["notebooks"].items():
             inside = (folder / name).parent == folder and name != ".." and "\0" not in name
             whole &= inside and len(os.fsencode(name)) < 250 and entry["status"] in MARKS
@@ -147,7 +148,7 @@ def write(folder: Path, kept_folder: Path | None = None) -> Path:
 {_claims_section(claims[claims["kind"] == "empirical"], titles)}
 {_exact_section(claims[claims["kind"] == "exact"], titles)}
 {_paper_section(kept.tables(kept_folder))}
-{_notebooks_section(folder, notebooks, titles)}
+{_notebooks_section(folder, status, titles)}
 {_environment_section(status)}
 </main>
 </body>
@@ -490,9 +491,15 @@ def _mark(word: str) -> str:
     return f'<span class="mark {kind}"><span aria-hidden="true">{sign}</span> {word}</span>'
 
 
-def _notebooks_section(folder: Path, notebooks: dict, titles: dict) -> str:
+def over_budget(status: dict, entry: dict) -> str:
+    """What to say of a notebook that took longer than its profile allows; else nothing."""
+    budget = status.get("budget")
+    return f"over {budget} s" if budget and entry["seconds"] > budget else ""
+
+
+def _notebooks_section(folder: Path, status: dict, titles: dict) -> str:
     rows = []
-    for name, entry in sorted(notebooks.items()):
+    for name, entry in sorted(status["notebooks"].items()):
         title = escape(titles[name])
         if (folder / f"{name}.html").exists():
             title = f'<a href="{quote(name)}.html">{title}</a>'
@@ -501,10 +508,12 @@ def _notebooks_section(folder: Path, notebooks: dict, titles: dict) -> str:
             files.insert(0, f'<a href="{quote(name)}.ipynb">notebook</a>')
         given = ", ".join(f"{k} = {v!r}" for k, v in entry["parameters"].items())
         error = f'<div class="soft">{escape(entry["error"])}</div>' if entry["error"] else ""
+        over = over_budget(status, entry)
+        over = over and f' <span class="mark open">{over}</span>'
         rows.append(
             f'<tbody><tr><td>{title}<div class="soft">{escape(given)}</div></td>'
             f"<td>{_mark(entry['status'])}{error}</td>"
-            f'<td class="number" data-label="Seconds">{entry["seconds"]:.1f}</td>'
+            f'<td class="number" data-label="Seconds">{entry["seconds"]:.1f}{over}</td>'
             f'<td data-label="Files">{", ".join(files)}</td></tr></tbody>'
         )
     heads = _heads("Notebook", "Status", "Seconds", "Files")
