@@ -341,6 +341,8 @@ def test_what_flips_a_verdict_does():
     open_part = part(exactly(0.3, 1.0, 6), "entropy", "open")
     n = evidence.seeds_needed(open_part)
     assert flip(open_part, large)[1].startswith(f"about {n:.0f} seeds, if")
+    never = part(exactly(1.0, 1.0, 4), "entropy", test_over_train=1 / 3)
+    assert flip(never)[1].startswith("no number of seeds up to 10,000, if")
     published = flip(open_part, claim="B5", scope="published tables, pairs of CIFAR-100")
     assert published[1].startswith(f"about {n:.0f} pairs of networks, if")
     assert "varies between seeds" in flip(part([1.0], "entropy"))[1]

@@ -198,8 +198,9 @@ def what_flips(claim_id: str, parts: Sequence[dict], scope: str, decides: bool =
         needed = [seeds_needed(part) for part in parts]
         if any(map(math.isnan, needed)):
             return f"to know how much the difference varies between {runs}"
-        number = "no number up to 10,000 of" if math.inf in needed else f"about {max(needed):,.0f}"
-        return f"{number} {runs}, if difference and spread stay as they are"
+        enough = f"about {max(needed):,.0f} {runs}"
+        enough = f"no number of {runs} up to 10,000" if math.inf in needed else enough
+        return f"{enough}, if difference and spread stay as they are"
 
     def room(part: dict) -> float:
         """How far the interval is from another verdict, in the quantity's unit."""
