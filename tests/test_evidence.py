@@ -492,8 +492,20 @@ def test_the_plan_s_table_counts_once_it_is_there(tmp_path):
     assert evidence.place(scope) == "CIFAR-100, short schedule"
 
 
-def test_a_kept_table_that_is_none_is_left_out_and_named(tmp_path):
-    (tmp_path / "cifar100-2x2.csv").write_text("key\n")
+def test_a_plan_that_has_just_begun_says_what_it_can(tmp_path):
+    path = tmp_path / "cifar100-2x2.csv"
+    plan_table(seeds=1).to_csv(path, index=False)
+    found = [one for one in kept.entries(tmp_path) if one["scope"].startswith("CIFAR-100")]
+    assert {one["verdict"] for one in found} == {"not decided"}  # one seed has no interval
+    table = plan_table()
+    table[table["arm"].isin(["CE", "WTTM, wd 5e-5"])].to_csv(path, index=False)
+    assert kept.entries(tmp_path) == kept.published()
+
+
+@pytest.mark.parametrize("wrong", ["key\n", "twice"])
+def test_a_kept_table_that_is_none_is_left_out_and_named(tmp_path, wrong):
+    twice = pd.concat([plan_table(), plan_table()]).to_csv(index=False)
+    (tmp_path / "cifar100-2x2.csv").write_text(twice if wrong == "twice" else wrong)
     (tmp_path / "cifar100_gpu.csv").write_bytes(b"\xff\x00")
     with pytest.warns(UserWarning, match="is left out") as told:
         assert kept.entries(tmp_path) == kept.published()

@@ -124,7 +124,9 @@ def tables(folder: str | Path | None = None) -> list[Kept]:
     for name, read in (("cifar100_gpu.csv", read_gpu), ("cifar100-2x2.csv", read_plan)):
         if (folder / name).exists():
             try:
-                found.append(read(folder / name))
+                table = read(folder / name)
+                judge(table)
+                found.append(table)
             except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 told = f"{type(error).__name__}: {error}"
                 warnings.warn(f"{folder / name} is left out ({told})", stacklevel=2)
@@ -220,15 +222,15 @@ def judged(table: Kept) -> pd.DataFrame:
             differences[name] = wide[measure][more].mean(axis=1) - wide[measure][less].mean(axis=1)
             quantity = next(q for q in evidence.QUANTITIES if q in measure)
             rows.append({"claim": claim, "quantity": quantity})
-    return contrasts(differences).join(pd.DataFrame(rows))
+    return contrasts(differences).join(pd.DataFrame(rows, columns=["claim", "quantity"]))
 
 
 def judge(table: Kept) -> list[dict]:
     """The entries of a table: one a claim, of all its contrasts."""
-    found = judged(table).query("claim != ''")
     return [
         evidence.entry(claim, rows, **table.words)
-        for claim, rows in found.groupby("claim", sort=False)
+        for claim, rows in judged(table).groupby("claim", sort=False)
+        if claim
     ]
 
 
