@@ -18,7 +18,7 @@ def methods(text: str) -> list[tuple[str, str, int]]:
 
 def draw(rows: list[tuple[str, str, int]]):
     """A row of the picture for each kind, the years from left to right."""
-    figure, ax = figures.plt.subplots(figsize=(10, 5.2))
+    figure, ax = figures.plt.subplots(figsize=(7.6, 6.4))
     y, ticks = 0.0, {}
     for kind in dict.fromkeys(kind for kind, _, _ in rows):
         ends: list[float] = []  # where the labels of each line of this kind end
@@ -26,19 +26,19 @@ def draw(rows: list[tuple[str, str, int]]):
         for _, method, year in sorted((row for row in rows if row[0] == kind), key=lambda r: r[2]):
             x = START - 1 if year == EARLY else year
             line = next((k for k, end in enumerate(ends) if end <= x), len(ends))
-            ends[line : line + 1] = [x + 0.45 + 0.145 * len(method)]
+            ends[line : line + 1] = [x + 0.6 + 0.2 * len(method)]
             ours = method.startswith("TTM")
             color = figures.OKABE_ITO["red" if ours else "blue"]
             ax.plot(x, y - line, marker="D" if ours else "o", markersize=8, color=color)
             weight = "bold" if ours else "normal"
-            ax.text(x + 0.18, y - line, method, va="center", color=color, fontweight=weight)
+            ax.text(x + 0.25, y - line, method, va="center", color=color, fontweight=weight)
         y -= len(ends)
         ticks[kind] = (top + y + 1) / 2
         ax.axhline(y + 0.5, color="#cccccc", linewidth=1, linestyle="-")
     years = range(START, max(year for _, _, year in rows) + 1)
-    ax.set_xticks([START - 1, *years], [EARLY, *years])
+    ax.set_xticks([START - 1, *years], [f"{year % 100:02}" for year in (EARLY, *years)])
     ax.set_yticks(list(ticks.values()), ticks, fontweight="bold")
-    ax.set(xlim=(START - 1.3, years[-1] + 1.9), ylim=(y + 0.5, 0.6))
+    ax.set(xlabel="year, 20..", xlim=(START - 1.3, years[-1] + 3.1), ylim=(y + 0.5, 0.6))
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False)
     return figure

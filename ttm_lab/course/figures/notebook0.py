@@ -16,14 +16,14 @@ def whole_idea(image, p, p_t, q, q_t, label: str) -> Figure:
     ``image`` (C, H, W); ``p``, ``p_t`` and ``q``, ``q_t`` (K,): what teacher and student say of it,
     as they are and softened. The student's softening, which TTM leaves out, is crossed out.
     """
-    figure = plt.figure(figsize=(8.8, 4.4), layout="none")
+    figure = plt.figure(figsize=(7.4, 4.2), layout="none")
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 100), ylim=(0, 50))
     ax.axis("off")
     draw_picture(figure.add_axes((0.015, 0.4, 0.1, 0.2)), image)
     ax.text(6.5, 18, "a picture\n(or a text)", ha="center", va="top")
 
-    _box(ax, 24, 38, 14, 14, "teacher\n\nlarge, trained,\nleft as it is", OKABE_ITO["black"])
+    _box(ax, 24, 38, 14, 14, "teacher\n\nlarge,\ntrained, fixed", OKABE_ITO["black"])
     _box(ax, 24, 15, 9, 8, "student\nsmall", METHOD_STYLE["TTM"]["color"])
     _bars(figure, 39, 38, p, "$p$", METHOD_STYLE["teacher"]["color"])
     _bars(figure, 39, 15, q, "$q$", METHOD_STYLE["TTM"]["color"])
@@ -31,7 +31,7 @@ def whole_idea(image, p, p_t, q, q_t, label: str) -> Figure:
     _box(ax, 55, 15, 11, 7, "soften\nby $T$", _DARK)
     _bars(figure, 71, 38, p_t, "$p_T$", METHOD_STYLE["teacher"]["color"])
     _bars(figure, 71, 15, q_t, "$q_T$: KD only", METHOD_STYLE["KD"]["color"])
-    _box(ax, 91, 26.5, 15, 9, "teacher's loss\nhow far from $p_T$?", OKABE_ITO["green"])
+    _box(ax, 91, 26.5, 15, 12, "teacher's loss:\nhow far\nfrom $p_T$?", OKABE_ITO["green"])
     _box(ax, 91, 4.5, 15, 6, "label's loss", OKABE_ITO["green"])
     ax.text(6.5, 4.5, f"its label: {plain(label)}", ha="center", va="center")
 
@@ -79,10 +79,10 @@ def answers_below(images, answers, right: str) -> Figure:
 
     ``answers`` maps a network's name to N class names; those equal to ``right`` stand in a box.
     """
-    figure = plt.figure(figsize=(8.8, 0.95 + 0.5 * len(answers)), layout="none")
+    figure = plt.figure(figsize=(7.2, 0.95 + 0.5 * len(answers)), layout="none")
     ax = figure.add_axes((0, 0, 1, 1))
     rows, count = len(answers), len(images)
-    ax.set(xlim=(-2.2, count), ylim=(-rows, 1.9))
+    ax.set(xlim=(-2.3, count), ylim=(-rows, 1.9))
     ax.axis("off")
     for k, image in enumerate(images):
         left, bottom = ax.transAxes.inverted().transform(ax.transData.transform((k + 0.08, 0.2)))
@@ -90,7 +90,7 @@ def answers_below(images, answers, right: str) -> Figure:
         draw_picture(figure.add_axes((left, bottom, right_end - left, top - bottom)), image)
     for row, (name, said) in enumerate(answers.items()):
         y = -row - 0.45
-        ax.text(-2.1, y, plain(name), va="center", fontweight="bold")
+        ax.text(-2.25, y, plain(name), va="center", fontweight="bold")
         for k, answer in enumerate(said):
             box = {"boxstyle": "round,pad=0.3", "facecolor": "#d9f2e6", "edgecolor": _DARK}
             look = {"bbox": box, "fontweight": "bold"} if answer == right else {"color": _DARK}
