@@ -1,13 +1,16 @@
 """The pages of docs/: what they say about notebooks, code and commands is so."""
 
+import importlib.util
 import inspect
 import json
 import re
 import shlex
 
+import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 
-from ttm_lab import analysis, cli, data, losses, probability, training
+from ttm_lab import analysis, cli, data, losses, paper, probability, training
 from ttm_lab.course import explore
 from ttm_lab.files import find_root
 
@@ -110,3 +113,90 @@ def test_teaching_names_sections_explorers_and_commands_that_exist():
         assert title in [re.sub(r"^\d+\. ", "", heading) for heading in headings], title
     for line in re.findall(r"^ttm-lab (.+)$", text, re.MULTILINE):
         assert cli._parser().parse_args(shlex.split(line, comments=True)).command
+
+
+# References and landscape -----------------------------------------------------------------------
+
+REFERENCES = re.findall(r"^## (.+ \d{4})$", PAGES["references"], re.MULTILINE)
+
+
+def cited():
+    """The keys of the papers that pages and notebooks link to."""
+    texts = [text for name, text in PAGES.items() if name != "references"]
+    texts += [
+        path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *NOTEBOOKS.values()]
+    ]
+    return set(re.findall(r"references\.md#([\w-]+)", "\n".join(texts)))
+
+
+def test_references_are_in_order_and_each_leads_to_its_paper():
+    assert sorted(set(REFERENCES)) == REFERENCES
+    entries = re.split(r"^## .+$", PAGES["references"], flags=re.MULTILINE)[1:]
+    assert len(entries) == len(REFERENCES) > 25
+    for name, entry in zip(REFERENCES, entries, strict=True):
+        assert re.search(r"\[arXiv (\S+)\]\(https://arxiv\.org/abs/\1\)", entry) or re.search(
+            r"\[doi (\S+)\]\(https://doi\.org/\1\)", entry
+        ), name
+
+
+def test_every_citation_has_its_reference_and_every_reference_is_cited():
+    assert cited() == {name.lower().replace(" ", "-") for name in REFERENCES}
+
+
+def test_a_method_stands_in_the_year_of_its_paper():
+    for _, method, year, *_ in rows("landscape", "One table"):
+        assert method.endswith(f"-{year})"), method
+
+
+def test_the_picture_of_the_landscape_names_every_method_at_its_year():
+    spec = importlib.util.spec_from_file_location("landscape", ROOT / "docs" / "landscape.py")
+    landscape = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(landscape)
+    table = [row[1:3] for row in rows("landscape", "One table")]
+    named = [(re.match(r"\[(.+)\]", method)[1], int(year)) for method, year in table]
+    ax = landscape.draw(landscape.methods(PAGES["landscape"])).axes[0]
+    places = {text.get_text(): round(text.get_position()[0]) for text in ax.texts}
+    assert places == {name: max(year, landscape.START - 1) for name, year in named}
+    plt.close(ax.figure)
+
+
+def test_the_advice_quotes_the_measured_differences():
+    arms = {
+        "KD minus labels alone": ("kd", "ce"),
+        "KD: $T=4$ minus $T=1$": ("kd", "kd, T = 1"),
+        "TTM minus KD, at one gradient scale": ("ttm", "kd"),
+        "WTTM minus TTM, both at ten times that scale": ("wttm, decay / 10", "ttm, decay / 10"),
+        "KD at ten times the scale minus KD": ("kd, decay / 10", "kd"),
+        "TTM at ten times the scale minus TTM": ("ttm, decay / 10", "ttm"),
+    }
+    runs = pd.read_csv(ROOT / "data" / "results" / "cifar100_gpu.csv")
+    last = runs[runs["epoch"] == runs["epoch"].max()].set_index(["seed", "arm"])
+    accuracy = 100 * last["validation_accuracy"].unstack()
+    quoted = {row[0]: row[1:] for row in rows("landscape", "Which should I use?")}
+    assert set(quoted) == set(arms)
+    for name, (first, second) in arms.items():
+        found = analysis.paired_interval(accuracy[first] - accuracy[second], contrasts=len(arms))
+        mean, low, high = (f"{number:+.1f}" for number in found)
+        assert quoted[name] == [mean, f"{low} to {high}"], name
+    means = last.groupby("arm")[["validation_entropy", "validation_nll"]].mean()
+    for arm in ("kd", "ttm", "ce"):
+        entropy, nll = means.loc[arm]
+        assert f"{entropy:.2f} and {nll:.2f}" in PAGES["landscape"], arm
+
+
+def test_the_landscape_counts_pairs_and_ranges_as_the_paper_s_tables_do():
+    table = paper.results().query("dataset == 'CIFAR-100'")
+    top1 = table.pivot_table(index=["teacher", "student"], columns="method", values="top1")
+    text = PAGES["landscape"]
+    for method in ("DKD", "DIST", "CRD", "ITRD"):
+        both = top1[["WTTM", method]].dropna()
+        won, count = (both["WTTM"] > both[method]).sum(), len(both)
+        assert re.search(rf"above {method} in {won}\b( of (the )?{count})?", text), method
+    tuned = paper.hyperparameters().set_index(["dataset", "method"])
+    ttm, wttm = tuned.loc[("CIFAR-100", "TTM")], tuned.loc[("ImageNet", "WTTM")]
+    said = "$T$ from {:g} to {:g} and $\\beta$ from {:g} to {:g} on CIFAR-100".format(
+        *ttm["temperature"].agg(["min", "max"]), *ttm["distill_weight"].agg(["min", "max"])
+    )
+    assert said in text
+    low, high = wttm["temperature"].agg(["min", "max"])
+    assert f"$T$ from {low:.2f} to {high:.2f} on ImageNet" in text

@@ -13,7 +13,7 @@ from PIL import Image
 from ttm_lab.analysis import Outputs
 from ttm_lab.course import evidence, figures
 from ttm_lab.course.exercises import Unsolved, check
-from ttm_lab.course.figures import notebook7, notebook9
+from ttm_lab.course.figures import notebook0, notebook7, notebook9
 
 PNG = b"\x89PNG"
 
@@ -55,6 +55,22 @@ def test_methods_differ_in_more_than_colour():
         styles = [style[key] for style in figures.METHOD_STYLE.values()]
         assert len(set(styles)) == len(styles)
     assert figures.method_style("TTM, tuned") == figures.METHOD_STYLE["TTM"]
+
+
+def test_the_plan_of_distillation_shows_the_probabilities_it_is_given():
+    given = np.random.default_rng(0).dirichlet(np.ones(10), size=4)  # p, p_T, q, q_T
+    figure = notebook0.whole_idea(np.zeros((1, 8, 8)), *given, label="9")
+    shown = [[bar.get_height() for bar in ax.patches] for ax in figure.axes if ax.get_title()]
+    assert sorted(shown) == sorted(given.tolist())
+    figures.plt.close(figure)
+
+
+def test_only_right_answers_stand_in_a_box():
+    said = {"first": ["2", "3", "5"], "second": ["3", "3", "8"]}
+    figure = notebook0.answers_below(np.zeros((3, 1, 8, 8)), said, right="3")
+    boxed = [text.get_text() for text in figure.axes[0].texts if text.get_bbox_patch()]
+    assert boxed == ["3"] * 3
+    figures.plt.close(figure)
 
 
 def test_pictures_are_shown_unchanged_and_named():
