@@ -3,81 +3,31 @@
     python benchmarks/cifar100_teacher.py --root DIR          train, or go on where it stopped
     python benchmarks/cifar100_teacher.py --root DIR --keep   write what was reached to data/results
 
-DIR holds ``train/<class>/*.png`` and ``test/<class>/*.png`` of all of CIFAR-100, whose checksum is
-held against the original's. Held out for validation are the 50 pictures of each class whose SHA-256
-(label byte, then 3,072 bytes row by row) is smallest: ``data/cifar100_validation.txt`` lists the
-first 16 digits of each, so any source of the pictures, in any order, gives the same parts.
+DIR holds ``train/<class>/*.png`` and ``test/<class>/*.png`` of all of CIFAR-100, or torchvision's
+files. Held out for validation are the 5,000 pictures that ``data/cifar100_validation.txt`` lists,
+from any source the same. The order of training pictures is that of their files, so that a run goes
+on with the source that it started from.
 
 ``--keep`` writes weights and momentum in float16 (two files of under 1 MiB) and the history. A
 machine without a run goes on from them: not bit for bit, since float16 rounds.
 """
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from machine import machine
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ttm_lab import training
 from ttm_lab.analysis import evaluate
-from ttm_lab.data import Dataset, Split
-from ttm_lab.data.sources import CIFAR100_SCALE
+from ttm_lab.data import load_dataset
 from ttm_lab.files import atomic_write, find_root, read_table, runs_folder
 from ttm_lab.training import Settings, train_teacher
 
-# The sum over pictures of that SHA-256, modulo 2**256: no order of files changes it.
-CHECKSUMS = {
-    "train": "7afde546adf0eaaf90d6a187a2f5bb05da66a26562c7fc2b39ac30cd18ecb7ba",
-    "test": "e0dae92f17b2a82c4cb016b063db8906fb6e78ba24005027b71b4ef45d97d9a6",
-}
 KEPT = find_root(__file__) / "data" / "results" / "cifar100_teacher"
-LISTED = find_root(__file__) / "data" / "cifar100_validation.txt"
-
-
-def read_part(folder):
-    """Images (N, 3, 32, 32) uint8, labels (N,), digests (N,) and class names, by file name."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    images, labels, digests = [], [], []
-    for label, name in enumerate(names):
-        for file in sorted((folder / name).glob("*.png")):
-            pixels = np.asarray(Image.open(file).convert("RGB"))
-            images.append(pixels)
-            labels.append(label)
-            digests.append(hashlib.sha256(bytes([label]) + pixels.tobytes()).hexdigest())
-    total = sum(int(digest, 16) for digest in digests) % 2**256
-    if f"{total:064x}" != CHECKSUMS[folder.name]:
-        raise SystemExit(f"{folder} does not hold exactly CIFAR-100's pictures")
-    images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(labels), np.array(digests), tuple(names)
-
-
-def load(root):
-    """CIFAR-100 with 45,000 pictures to train on and the listed 5,000 to validate on."""
-    images, labels, digests, names = read_part(root / "train")
-    held_out = []
-    for label in range(len(names)):
-        of_class = np.flatnonzero(labels.numpy() == label)
-        held_out.append(of_class[np.argsort(digests[of_class], kind="stable")[:50]])
-    held_out = np.sort(np.concatenate(held_out))
-    if sorted(digest[:16] for digest in digests[held_out]) != LISTED.read_text().split():
-        raise SystemExit(f"the held-out pictures are not those of {LISTED}")
-    kept = np.setdiff1d(np.arange(len(labels)), held_out)
-    test_images, test_labels, _, _ = read_part(root / "test")
-    return Dataset(
-        "cifar100",
-        0,
-        names,
-        Split(images[kept], labels[kept], **CIFAR100_SCALE),
-        Split(images[held_out], labels[held_out], **CIFAR100_SCALE),
-        Split(test_images, test_labels, **CIFAR100_SCALE),
-        indices={"train": kept, "validation": held_out, "test": np.arange(len(test_labels))},
-    )
 
 
 def student_of(settings, data, folder):
@@ -144,7 +94,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
-    data = load(options.root)
+    data = load_dataset("cifar100", root=options.root, validation="listed")
     settings = Settings(options.model, epochs=options.epochs, augmentation="crop-flip")
     folder = runs_folder("cifar100-teacher")
     student = student_of(settings, data, folder)

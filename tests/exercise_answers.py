@@ -1559,3 +1559,246 @@ WRONG["08", 4] = {
         ("pixels", "result", "(w * h)[(w <= width) & (h <= height)].mean()"),
     )
 }
+
+EFFECTS = """
+def effects(kd, kd_scaled, ttm, ttm_scaled):
+    entropy = {entropy}
+    scale = {scale}
+    return entropy, scale, {interaction}
+"""
+SQUARE = {
+    "entropy": "((ttm - kd) + (ttm_scaled - kd_scaled)) / 2",
+    "scale": "((kd_scaled - kd) + (ttm_scaled - ttm)) / 2",
+    "interaction": "(ttm_scaled - kd_scaled) - (ttm - kd)",
+}
+RIGHT["09", 1] = {
+    "means of rows": """
+def effects(kd, kd_scaled, ttm, ttm_scaled):
+    square = np.array([[kd, kd_scaled], [ttm, ttm_scaled]], dtype=np.float32)
+    rows, columns = square.mean(axis=1), square.mean(axis=0)
+    return rows[1] - rows[0], columns[1] - columns[0], np.diff(np.diff(square, axis=0))[0, 0]
+""",
+    "regression": """
+def effects(kd, kd_scaled, ttm, ttm_scaled):
+    y = torch.tensor([kd, kd_scaled, ttm, ttm_scaled], dtype=torch.float64)
+    a = torch.tensor([-1.0, -1, 1, 1], dtype=torch.float64) / 2
+    b = torch.tensor([-1.0, 1, -1, 1], dtype=torch.float64) / 2
+    return a @ y, b @ y, 4 * (a * b) @ y
+""",
+    "scale as the rest": """
+def effects(kd, kd_scaled, ttm, ttm_scaled):
+    small, large = ttm - kd, ttm_scaled - kd_scaled
+    entropy = (small + large) / 2
+    return [entropy, ttm_scaled - kd - entropy, large - small]
+""",
+}
+WRONG["09", 1] = {
+    name: EFFECTS.format(**SQUARE | {key: value})
+    for name, key, value in (
+        ("at KD's scale only", "entropy", "ttm - kd"),
+        ("at TTM's scale only", "entropy", "ttm_scaled - kd_scaled"),
+        ("as published", "entropy", "ttm_scaled - kd"),
+        ("not halved", "entropy", "(ttm - kd) + (ttm_scaled - kd_scaled)"),
+        ("of KD only", "scale", "kd_scaled - kd"),
+        ("crossed", "scale", "((kd_scaled - kd) + (ttm - ttm_scaled)) / 2"),
+        ("sign", "scale", "((kd - kd_scaled) + (ttm - ttm_scaled)) / 2"),
+        ("interaction halved", "interaction", "((ttm_scaled - kd_scaled) - (ttm - kd)) / 2"),
+        ("interaction turned", "interaction", "(ttm - kd) - (ttm_scaled - kd_scaled)"),
+        ("no interaction", "interaction", "0.0"),
+    )
+}
+
+SAME = """
+def same_student(factor, rate, decay):
+    return {same}
+
+
+def factor_for(decay_ratio):
+    return {factor}
+"""
+KNOBS = {"same": "(factor * rate, decay / factor)", "factor": "1 / decay_ratio"}
+RIGHT["09", 2] = {
+    "list": SAME.format(same="[rate * factor, decay * factor**-1]", factor="decay_ratio**-1"),
+    "float32": SAME.format(
+        same="np.array([factor * rate, decay / factor], dtype=np.float32)",
+        factor="torch.tensor(1.0) / decay_ratio",
+    ),
+    "search": """
+def same_student(factor, rate, decay):
+    return factor * rate, decay / factor
+
+
+def factor_for(decay_ratio):
+    gap = lambda c: same_student(math.exp(c), 1.0, 1 / decay_ratio)[1] - 1
+    return math.exp(scipy.optimize.brentq(gap, -10, 10, xtol=1e-6))
+""",
+}
+WRONG["09", 2] = {
+    name: SAME.format(**KNOBS | {key: value})
+    for name, key, value in (
+        ("decay kept", "same", "(factor * rate, decay)"),
+        ("decay grows", "same", "(factor * rate, decay * factor)"),
+        ("rate kept", "same", "(rate, decay / factor)"),
+        ("rate falls", "same", "(rate / factor, decay / factor)"),
+        ("momentum too", "same", "(factor * rate / (1 - 0.9), decay / factor)"),
+        ("turned round", "factor", "decay_ratio"),
+        ("nothing", "factor", "1.0"),
+        ("root", "factor", "decay_ratio**-0.5"),
+    )
+}
+
+ALARM = """
+def false_alarm(contrasts, level=0.05):
+    return {alarm}
+
+
+def level_each(contrasts, together=0.05):
+    return {each}
+"""
+LOOKS = {"alarm": "1 - (1 - level) ** contrasts", "each": "together / contrasts"}
+RIGHT["09", 3] = {
+    "logarithms": ALARM.format(
+        alarm="-math.expm1(contrasts * math.log1p(-level))", each="together * contrasts**-1"
+    ),
+    "binomial": ALARM.format(
+        alarm="scipy.stats.binom.sf(0, contrasts, level)",
+        each="np.float32(together) / np.float32(contrasts)",
+    ),
+    "loops": """
+def false_alarm(contrasts, level=0.05):
+    none = torch.tensor(1.0)
+    for _ in range(contrasts):
+        none = none * (1 - level)
+    return 1 - none
+
+
+def level_each(contrasts, together=0.05):
+    return torch.tensor(together) / contrasts
+""",
+    "simulated": ALARM.format(
+        alarm="(np.random.default_rng(5).uniform(size=(100_000, contrasts)) < level)"
+        ".any(axis=1).mean()",
+        each="together / contrasts",
+    ),
+}
+WRONG["09", 3] = {
+    name: ALARM.format(**LOOKS | {key: value})
+    for name, key, value in (
+        ("added up", "alarm", "contrasts * level"),
+        ("all of them", "alarm", "level**contrasts"),
+        ("none of them", "alarm", "(1 - level) ** contrasts"),
+        ("one only", "alarm", "level"),
+        ("exactly one", "alarm", "contrasts * level * (1 - level) ** (contrasts - 1)"),
+        ("5 % each", "each", "together"),
+        ("Sidak", "each", "1 - (1 - together) ** (1 / contrasts)"),
+        ("two-sided twice", "each", "together / 2 / contrasts"),
+        ("root", "each", "together / contrasts**0.5"),
+    )
+}
+
+POWER = """
+def power(effect, seeds, contrasts=1, trials=20_000):
+    d = np.random.default_rng(1).normal(effect, 1, (trials, seeds))
+    t = {t}
+    half = t * d.std(axis=1, ddof={ddof}) / {root}
+    return {result}
+"""
+SEEDS = {
+    "t": "scipy.stats.t.isf(0.025 / contrasts, seeds - 1)",
+    "ddof": "1",
+    "root": "seeds**0.5",
+    "result": "(d.mean(axis=1) - half > 0).mean()",
+}
+RIGHT["09", 4] = {
+    "exact": """
+def power(effect, seeds, contrasts=1, trials=0):
+    t = scipy.stats.t.ppf(1 - 0.025 / contrasts, seeds - 1)
+    return 1 - scipy.stats.nct.cdf(t, seeds - 1, effect * math.sqrt(seeds))
+""",
+    "tensors, float32": """
+def power(effect, seeds, contrasts=1, trials=20_000):
+    d = effect + torch.randn(trials, seeds, generator=torch.Generator().manual_seed(0))
+    t = d.mean(1) / d.std(1) * seeds**0.5
+    return (t > float(scipy.stats.t.isf(0.025 / contrasts, seeds - 1))).float().mean()
+""",
+    "loops, the package's interval": """
+from ttm_lab.analysis import paired_interval
+def power(effect, seeds, contrasts=1, trials=4000):
+    random = np.random.default_rng(2)
+    above = 0
+    for _ in range(trials):
+        d = [random.normal(effect, 1) for _ in range(seeds)]
+        above += paired_interval(d, contrasts=contrasts)[1] > 0
+    return above / trials
+""",
+    "numpy": POWER.format(**SEEDS),
+}
+WRONG["09", 4] = {
+    name: POWER.format(**SEEDS | {key: value})
+    for name, key, value in (
+        ("Bonferroni forgotten", "t", "scipy.stats.t.isf(0.025, seeds - 1)"),
+        ("5 % above", "t", "scipy.stats.t.isf(0.05 / contrasts, seeds - 1)"),
+        ("normal quantile", "t", "scipy.stats.norm.isf(0.025 / contrasts)"),
+        ("t times contrasts", "t", "contrasts * scipy.stats.t.isf(0.025, seeds - 1)"),
+        ("n in the deviation", "ddof", "0"),
+        ("root of n forgotten", "root", "1"),
+        ("n for its root", "root", "seeds"),
+        ("mean above zero", "result", "(d.mean(axis=1) > 0).mean()"),
+        ("upper end", "result", "(d.mean(axis=1) + half > 0).mean()"),
+        ("missed", "result", "(d.mean(axis=1) < half).mean()"),
+        ("per cent", "result", "100 * (d.mean(axis=1) > half).mean()"),
+    )
+}
+
+HOLM = """
+def holm(p):
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p)
+    raised = {raised}
+    adjusted = np.empty(len(p))
+    adjusted[order] = {adjusted}
+    return adjusted
+"""
+STEPS = {
+    "raised": "np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))",
+    "adjusted": "np.minimum(raised, 1)",
+}
+RIGHT["09", 5] = {
+    "loops": """
+def holm(p):
+    found, largest = [None] * len(p), 0
+    for rank, k in enumerate(sorted(range(len(p)), key=lambda k: p[k])):
+        largest = max(largest, p[k] * (len(p) - rank))
+        found[k] = min(largest, 1)
+    return found
+""",
+    "tensors, float32": """
+def holm(p):
+    p, order = torch.tensor(p, dtype=torch.float32).sort()
+    raised = (p * torch.arange(len(p), 0, -1)).cummax(0).values.clamp(max=1)
+    return raised[order.argsort()]
+""",
+    "no sorting": """
+def holm(p):
+    p = np.asarray(p)
+    steps = [p[k] * (p >= p[k]).sum() for k in range(len(p))]
+    return [min(1, max(s for s, x in zip(steps, p) if x <= p[k])) for k in range(len(p))]
+""",
+}
+WRONG["09", 5] = {
+    name: HOLM.format(**STEPS | {key: value})
+    for name, key, value in (
+        ("Bonferroni", "raised", "p[order] * len(p)"),
+        ("no running maximum", "raised", "p[order] * np.arange(len(p), 0, -1)"),
+        ("counted up", "raised", "np.maximum.accumulate(p[order] * np.arange(1, len(p) + 1))"),
+        (
+            "false discoveries",
+            "raised",
+            "np.minimum.accumulate((p[order] * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1]",
+        ),
+        ("above 1", "adjusted", "raised"),
+    )
+} | {
+    "sorted": "def holm(p):\n    p = np.sort(p)\n"
+    "    return np.minimum(np.maximum.accumulate(p * np.arange(len(p), 0, -1)), 1)"
+}

@@ -24,7 +24,7 @@ from torchvision import datasets
 from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2 import functional
 
-from ttm_lab.data import Dataset, FileSplit, Split, load_dataset
+from ttm_lab.data import Dataset, FileSplit, Split, cifar100, load_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -948,7 +948,160 @@ def test_imagenet_reads_files_and_leaves_the_unlabelled_test_folder_alone(tmp_pa
     assert labels.tolist() == [0] * 4 + [1] * 4
 
 
-# Real pictures, where there are any: the folder may hold some of these three files.
+# CIFAR-100 as class folders
+
+
+def sum_of_digests(pictures):
+    """The published checksum, written out: pictures are (label, pixels (32, 32, 3)) pairs."""
+    digests = [hashlib.sha256(bytes([k]) + pixels.tobytes()).hexdigest() for k, pixels in pictures]
+    return f"{sum(int(digest, 16) for digest in digests) % 2**256:064x}"
+
+
+@pytest.fixture
+def cifar100_folders(tmp_path, monkeypatch):
+    """100 classes with two pictures to train on and one to test, that count as CIFAR-100."""
+    generator, saved, names = np.random.default_rng(0), {}, [f"class {k:02}" for k in range(100)]
+    for part, count in (("train", 2), ("test", 1)):
+        pictures = []
+        for label, name in enumerate(names):
+            for k in range(count):
+                path = f"{part}/{name}/{generator.integers(10**9)}-{k}.png"
+                pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                saved[path] = save(tmp_path / "mirror" / path, pixels)
+                pictures.append((label, pixels))
+        monkeypatch.setitem(cifar100.CHECKSUMS, part, sum_of_digests(pictures))
+        monkeypatch.setitem(cifar100.COUNTS, part, len(pictures))
+    return tmp_path / "mirror", saved
+
+
+def test_class_folders_are_known_as_cifar100_by_their_pictures(cifar100_folders):
+    root, saved = cifar100_folders
+    data = load_dataset("cifar100", root=root, validation=0.5)
+    assert (data.name, data.num_classes, data.class_names[3]) == ("cifar100", 100, "class 03")
+    assert data.train.mean == (0.5071, 0.4867, 0.4408)
+    for part, source in (("train", "train"), ("validation", "train"), ("test", "test")):
+        split, paths = getattr(data, part), sorted(path for path in saved if source in path)
+        wanted = [saved[paths[k]] for k in data.indices[part]]
+        assert np.array_equal(split.images.permute(0, 2, 3, 1), wanted)
+        assert split.labels.tolist() == [
+            int(paths[k].split("/")[1][-2:]) for k in data.indices[part]
+        ]
+    assert sorted([*data.indices["train"], *data.indices["validation"]]) == list(range(200))
+    # As for torchvision's files, pictures of another size on request.
+    wanted = functional.resize(data.test.images, [16, 16], antialias=True)
+    again = load_dataset("cifar100", root=root, validation=0.5, size=16)
+    assert torch.equal(again.test.images, wanted)
+
+
+def test_the_second_time_nothing_is_decoded_unless_something_changed(
+    cifar100_folders, downloads, monkeypatch
+):
+    root, saved = cifar100_folders
+    load = functools.partial(load_dataset, "cifar100", root=root, validation=0)
+    whole, decoded = load().fingerprint, []
+    (kept,) = downloads.iterdir()
+    read = Image.open
+    monkeypatch.setattr(Image, "open", lambda file: decoded.append(file) or read(file))
+    assert load().fingerprint == whole
+    assert not decoded
+    # A kept file that is cut, foreign or changed is not believed, and is made anew.
+    body = kept.read_bytes()
+    changed = body[:300_000] + bytes([body[300_000] ^ 1]) + body[300_001:]
+    images = np.load(kept)
+    for damage in (body[:-100], b"", b"something else", changed, "another picture"):
+        if damage == "another picture":
+            np.savez(kept, **{**images, "train": images["train"][::-1]})
+        else:
+            kept.write_bytes(damage)
+        assert load().fingerprint == whole
+        assert len(decoded) == 300
+        decoded.clear()
+        assert load().fingerprint == whole
+        assert not decoded
+    # What changes in the folders is seen: the pictures are no longer CIFAR-100's.
+    save(root / next(iter(saved)), seed=1, size=(32, 32))
+    with pytest.warns(UserWarning, match="not hold exactly CIFAR-100's pictures.*as a folder"):
+        data = load()
+    assert data.name == "folder"
+
+
+def test_folders_of_other_pictures_are_a_folder(cifar100_folders, recwarn):
+    root, saved = cifar100_folders
+    path = next(iter(saved))
+    broken = (root / path).read_bytes()[:-40]
+    for change in ("one value", "one more", "another label", "broken"):
+        if change == "one value":
+            save(root / path, saved[path] ^ (np.arange(3072).reshape(32, 32, 3) == 7))
+        if change == "one more":
+            save(root / path, saved[path])
+            save(root / "train/class 07/more.png", size=(32, 32))
+        if change == "another label":
+            (root / "train/class 07/more.png").unlink()
+            (root / path).rename(root / "train/class 50/moved.png")
+        if change == "broken":
+            (root / "train/class 50/moved.png").rename(root / path)
+            (root / path).write_bytes(broken)
+            with pytest.raises(ValueError, match=f"{path} cannot be decoded"):
+                load_dataset("cifar100", root=root, validation=0)
+        with pytest.warns(UserWarning, match="exactly CIFAR-100's") as caught:
+            data = load_dataset("cifar100", root=root, validation=0, skip_corrupt=True)
+        assert {warning.filename for warning in caught} == {__file__}
+        assert data.name == "folder"
+        assert data.train.mean != (0.5071, 0.4867, 0.4408)
+        with pytest.raises(ValueError, match=r"exactly CIFAR-100's pictures.*'listed'"):
+            load_dataset("cifar100", root=root, validation="listed", skip_corrupt=True)
+
+
+def test_a_disk_that_takes_no_kept_file_costs_time_only(cifar100_folders, downloads):
+    downloads.write_bytes(b"a file, where the folder should be")
+    with pytest.warns(UserWarning, match=r"decoded again next time: .*downloads") as caught:
+        data = load_dataset("cifar100", root=cifar100_folders[0], validation=0)
+    assert (data.name, len(data.train)) == ("cifar100", 200)
+    assert caught[0].filename == __file__
+
+
+def test_the_listed_pictures_are_held_out_whatever_their_order(server, tmp_path, monkeypatch):
+    count, names = 5200, [f"class {k}" for k in range(100)]
+    pixels, labels = noise(count), np.arange(count) % 100
+    rows = pixels.transpose(0, 2, 3, 1)
+    checksum = sum_of_digests(zip(labels.tolist(), rows, strict=True))
+    wanted = set()
+    for k in range(100):
+        own = [hashlib.sha256(bytes([k]) + row.tobytes()).hexdigest() for row in rows[k::100]]
+        wanted |= set(sorted(own)[:50])
+    for seed in range(2):
+        order = np.random.default_rng(seed).permutation(count)
+        train = pixels[order], labels[order]
+        archive, checksums = cifar_archive(train, (pixels[:9], labels[:9]), names)
+        offer_cifar100(monkeypatch, server[0], archive, checksums, server[1])
+        load = functools.partial(load_dataset, "cifar100", root=tmp_path / str(seed))
+        with pytest.raises(ValueError, match=r"these 5,200 are not exactly those"):
+            load(validation="listed")
+        with monkeypatch.context() as patch:
+            patch.setitem(cifar100.CHECKSUMS, "train", checksum)
+            data = load(validation="listed", seed=seed)
+        held_out = data.indices["validation"]
+        assert len(held_out) == 5000
+        found = zip(data.validation.labels, data.validation.images, strict=True)
+        digests = {
+            hashlib.sha256(bytes([k]) + x.permute(1, 2, 0).numpy().tobytes()).hexdigest()
+            for k, x in found
+        }
+        assert digests == wanted
+        # Neither part is reordered.
+        assert held_out.tolist() == sorted(held_out)
+        assert data.indices["train"].tolist() == sorted(set(range(count)) - set(held_out))
+        assert np.array_equal(data.train.images, train[0][data.indices["train"]])
+
+
+def test_only_cifar100_has_listed_pictures():
+    with pytest.raises(ValueError, match=r"'listed' names pictures of cifar100, not of cifar10"):
+        load_dataset("cifar10", validation="listed")
+    with pytest.raises(ValueError, match=r"validation='some' must be a share.*or 'listed'"):
+        load_dataset("cifar100", validation="some")
+
+
+# Real pictures, where there are any: the folder may hold some of these four files.
 
 
 def shared(name):
@@ -995,6 +1148,26 @@ def test_real_cifar100_pictures_are_pixel_exact(server, monkeypatch):
     # The published constants are those of the whole set: these thousand come close to them.
     assert images.mean((0, 2, 3)).abs().max() < 0.05
     assert (images.std((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+@pytest.mark.slow
+def test_all_real_cifar100_pictures_from_folders_with_the_listed_ones_held_out(tmp_path):
+    with tarfile.open(shared("cifar100-png.tar.xz"), "r|xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    data = load_dataset("cifar100", root=tmp_path, validation="listed")
+    assert data.name == "cifar100"
+    assert (len(data.train), len(data.validation), len(data.test)) == (45_000, 5000, 10_000)
+    listed = Path(__file__).parents[1] / "data" / "cifar100_validation.txt"
+    digests = sorted(
+        hashlib.sha256(bytes([k]) + image.permute(1, 2, 0).numpy().tobytes()).hexdigest()[:16]
+        for k, image in zip(data.validation.labels, data.validation.images, strict=True)
+    )
+    assert digests == listed.read_text().split()
+    # The parts of the course's experiments, in their order: its kept runs are known by it.
+    assert data.fingerprint.startswith("eb0352ece99f2598")
+    assert load_dataset("cifar100", root=tmp_path, validation="listed").fingerprint == (
+        data.fingerprint
+    )
 
 
 def test_real_imagenet_pictures_through_the_real_loader(tmp_path):

@@ -8,10 +8,11 @@ import torch
 from scipy import stats
 
 from ttm_lab import analysis, paper
-from ttm_lab.course import evidence
+from ttm_lab.course import evidence, kept
 from ttm_lab.files import find_root
 
 NOTEBOOKS = find_root(__file__) / "notebooks"
+KEPT = find_root(__file__) / "data" / "results"
 
 
 @pytest.fixture
@@ -168,6 +169,9 @@ def test_what_is_no_record_is_skipped_and_named(results):
             {"note": "half a character, \ud800"},
             {"contrasts": [{"name": "a", "difference": {}, "tolerance": 1}]},
             {"contrasts": [{"name": "a", "difference": 10**400, "tolerance": 1}]},
+            {"teachers": "two"},
+            {"command": 1},
+            {"contrasts": [content["contrasts"][0] | {"seeds": "five"}]},
             {"contrasts": [{"name": "a", "difference": 1, "tolerance": 1, "quantity": "mood"}]},
             {
                 "contrasts": [
@@ -260,6 +264,264 @@ def test_holm_is_r_s_p_adjust_over_a_scope(results):
             ("B5", "CIFAR-10", "a"): 0.03,
         }
     )
+
+
+def part(d, quantity="accuracy", name="a", **judged):
+    """One contrast as a record keeps it, from the differences of its seeds."""
+    row = analysis.contrasts({name: d}, **judged).iloc[0].to_dict()
+    return row | {"quantity": quantity}
+
+
+def exactly(mean, deviation, seeds):
+    """Differences with just this mean and deviation."""
+    d = np.random.default_rng(seeds).normal(size=seeds)
+    return mean + deviation * (d - d.mean()) / d.std(ddof=1)
+
+
+def test_the_plain_interval_is_scipys_however_much_the_judged_one_is_widened():
+    d = exactly(0.4, 1.0, 6)
+    expected = stats.ttest_1samp(d, 0).confidence_interval(0.95)
+    for judged in ({}, {"contrasts": 9}, {"contrasts": 9, "test_over_train": 1 / 3}):
+        assert evidence.interval_alone(part(d, **judged)) == pytest.approx(tuple(expected))
+    assert np.isnan(evidence.interval_alone(part([0.4]))).all()
+
+
+def test_the_smallest_effect_is_decided_in_four_cases_of_five():
+    # stated before any run: five pairs, about 1.7 deviations for one contrast, 3.2 for ten
+    for contrasts, stated in ((1, 1.7), (10, 3.2)):
+        found = evidence.smallest_effect(part(exactly(0, 2.0, 5), contrasts=contrasts))
+        assert found / 2 == pytest.approx(stated, abs=0.06)
+    random = np.random.default_rng(7)
+    for seeds, contrasts in ((5, 17), (12, 4)):
+        given = part(exactly(0.1, 1.0, seeds), contrasts=contrasts)
+        effect = evidence.smallest_effect(given)
+        d = random.normal(effect, 1.0, (seeds, 20_000))
+        low = stats.ttest_1samp(d, 0).confidence_interval(1 - 0.05 / contrasts).low
+        assert (low > 0).mean() == pytest.approx(0.8, abs=0.012)  # four standard errors
+    plain, shared = (
+        evidence.smallest_effect(part(exactly(0, 1.0, 8), test_over_train=r)) for r in (0, 1 / 3)
+    )
+    assert shared / plain == pytest.approx(np.sqrt(1 + 8 / 3))
+    assert np.isnan(evidence.smallest_effect(part([0.4])))
+
+
+def test_as_many_seeds_as_needed_decide_and_one_fewer_does_not():
+    for mean, judged in (
+        (1.1, {"contrasts": 17}),
+        (-0.6, {"contrasts": 3}),
+        (0.05, {}),  # to negligible
+        (2.0, {"contrasts": 14, "test_over_train": 1 / 3}),
+    ):
+        n = int(evidence.seeds_needed(part(exactly(mean, 1.0, 4), **judged)))
+        ends = [
+            tuple(part(exactly(mean, 1.0, k), **judged)[end] for end in ("low", "high"))
+            for k in (n - 1, n)
+        ]
+        fewer, enough = (evidence.direction_verdict(*both, 0.3) for both in ends)
+        assert (fewer, enough != "not decided") == ("not decided", True)
+    never = part(exactly(1.0, 1.0, 4), test_over_train=1 / 3)
+    assert evidence.seeds_needed(never) == np.inf  # an error of 0.58 deviations is shared
+    assert np.isnan(evidence.seeds_needed(part([1.0])))
+
+
+def test_what_flips_a_verdict_does():
+    def flip(*parts, claim="B4", scope="digits", **more):
+        verdict, _ = evidence.claim_verdict(claim, parts, scope, **more)
+        return verdict, evidence.what_flips(claim, parts, scope, **more)
+
+    small, large = (part(exactly(mean, 0.2, 6), "entropy", f"{mean}") for mean in (0.5, 2.0))
+    moved = f"the interval of “0.5” {small['low']:.2g} nats further towards zero"
+    assert flip(small, large) == ("holds", moved)
+    down, lower = (part(exactly(mean, 0.2, 6), "entropy", f"{mean}") for mean in (-0.5, -2.0))
+    verdict, told = flip(down, lower)  # one of the two would be enough to keep it
+    assert (verdict, told.split("”")[0]) == ("does not hold", "the interval of “-2.0")
+    tiny = part(exactly(0.01, 0.01, 6), "entropy", "tiny")
+    room = f"the interval of “tiny” {0.05 - tiny['high']:.2g} nats further from zero"
+    assert flip(tiny, large) == ("negligible", room)
+    open_part = part(exactly(0.3, 1.0, 6), "entropy", "open")
+    n = evidence.seeds_needed(open_part)
+    assert flip(open_part, large)[1].startswith(f"about {n:.0f} seeds, if")
+    never = part(exactly(1.0, 1.0, 4), "entropy", test_over_train=1 / 3)
+    assert flip(never)[1].startswith("no number of seeds up to 10,000, if")
+    published = flip(open_part, claim="B5", scope="published tables, pairs of CIFAR-100")
+    assert published[1].startswith(f"about {n:.0f} pairs of networks, if")
+    assert "varies between seeds" in flip(part([1.0], "entropy"))[1]
+    for where in ({"claim": "B1"}, {"decides": False}):  # B1 is about CIFAR-100, these are digits
+        assert flip(open_part, **where)[1].startswith("other data or another measure")
+    assert evidence.what_flips("A1", [{"difference": 0.0, "tolerance": 1.0}], "float64") == ""
+
+
+def test_the_matrix_has_one_verdict_a_place_and_a_pair_judges_only_its_place(results):
+    high, low = (table(("a", *ends), quantity="accuracy") for ends in ((1, 2), (-2, -1)))
+    evidence.record("B1", high, scope="CIFAR-100, vgg13 to vgg8, 5 seeds")
+    evidence.record("B1", high, scope="CIFAR-100, resnet32 to resnet8, 5 seeds, 15 epochs")
+    evidence.record("B1", low, scope="CIFAR-100, resnet56 to resnet20, 5 seeds, 10 epochs")
+    evidence.record("B1", high, scope="digits, 8 seeds")
+    evidence.record("B4", high.assign(quantity="entropy"), scope="CIFAR-10, a to b")
+    evidence.record("B4", high.assign(quantity="entropy"), scope="Imagenette, a to b")
+    evidence.record("A1", 0.0, tolerance=1.0, scope="float64")
+    found = evidence.matrix(evidence.collect())
+    assert list(found.index) == [f"B{k}" for k in range(1, 15)]
+    assert list(found.columns) == list(evidence.PLACES)
+    assert found.loc["B1"].tolist() == [
+        *("not run", "not decided", "not run", "does not hold", "holds", "not run", "not run")
+    ]
+    assert found.loc["B4", "CIFAR-10 JPEG"] == "holds"
+    assert (found != "not run").sum().sum() == 4
+
+
+def test_published_tables_are_judged_over_their_pairs():
+    by_claim = {(one["claim"], one["scope"]): one for one in kept.published()}
+    cifar = paper.results().query("dataset == 'CIFAR-100'")
+    top1 = cifar.pivot(index=["teacher", "student"], columns="method", values="top1")
+    one = by_claim["B1", "published tables, pairs of CIFAR-100"]
+    test = stats.ttest_rel(top1["TTM"], top1["KD"])
+    (contrast,) = one["contrasts"]
+    judged = tuple(test.confidence_interval(1 - 0.05 / 8))  # eight contrasts in these tables
+    assert (contrast["low"], contrast["high"]) == pytest.approx(judged)
+    assert contrast["p"] == pytest.approx(test.pvalue)
+    assert (one["verdict"], contrast["seeds"]) == ("holds", 13)
+    # WTTM minus TTM: by hand from the tables' spreads, +0.113 +- 0.043
+    rows = cifar.set_index(["teacher", "student", "method"])[["top1", "std", "runs"]].unstack()
+    d = rows["top1", "WTTM"] - rows["top1", "TTM"]
+    weight = 1 / sum(rows["std", m] ** 2 / rows["runs", m] for m in ("TTM", "WTTM"))
+    mean, error = (weight * d).sum() / weight.sum(), weight.sum() ** -0.5
+    assert (mean, error) == pytest.approx((0.113, 0.043), abs=0.001)
+    one = by_claim["B2", "published tables, pairs of CIFAR-100"]
+    pooled = {c["name"]: c for c in one["contrasts"]}["WTTM minus TTM, pooled by inverse variance"]
+    half = stats.norm.ppf(1 - 0.05 / 8 / 2) * error
+    assert (pooled["low"], pooled["high"]) == pytest.approx((mean - half, mean + half))
+    assert one["verdict"] == "negligible"  # real, perhaps, and below 0.3 points
+    assert "positive in 10 of 13" in one["note"]
+    for claim in ("B9", "B11"):  # numbers without a spread
+        assert by_claim[claim, "published tables, ImageNet"]["verdict"] == "not decided"
+
+
+def test_kept_runs_on_cifar_100_are_judged_as_their_table_says():
+    table = pd.read_csv(KEPT / "cifar100_gpu.csv")
+    last = table[table["epoch"] == 10].pivot(index="seed", columns="arm")
+    late = table[table["epoch"] > 6].groupby(["seed", "arm"])["validation_entropy"].mean().unstack()
+    scope = "CIFAR-100, resnet56 to resnet20, 5 seeds, 10 epochs, validation part"
+    found = {one["claim"]: one for one in kept.entries(KEPT) if one["scope"] == scope}
+    assert set(found) == {"B1", "B2", "B4", "B6", "B8", "B12", "B13"}
+    contrasts = {c["name"]: c for one in found.values() for c in one["contrasts"]}
+    accuracy = 100 * last["validation_accuracy"]
+    for name, more, less in (
+        ("TTM minus KD, as published", accuracy["ttm, decay / 10"], accuracy["kd"]),
+        ("U minus U shuffled", accuracy["U"], accuracy["U shuffled"]),
+        ("WTTM minus TTM, late epochs", late["wttm, decay / 10"], late["ttm, decay / 10"]),
+        (
+            "entropy term",
+            accuracy[["ttm", "ttm, decay / 10"]].mean(axis=1),
+            accuracy[["kd", "kd, decay / 10"]].mean(axis=1),
+        ),
+    ):
+        test = stats.ttest_rel(more, less)
+        expected = tuple(test.confidence_interval(1 - 0.05 / 17))
+        assert (contrasts[name]["low"], contrasts[name]["high"]) == pytest.approx(expected)
+    assert {claim: one["verdict"] for claim, one in found.items()} == {
+        **dict.fromkeys(("B1", "B2", "B6", "B8", "B12", "B13"), "not decided"),
+        "B4": "holds",
+    }
+    for one in found.values():
+        for limit in ("bfloat16", "all 50,000 training pictures", "the test part was not looked"):
+            assert limit in one["note"]
+        assert "the same validation pictures, with 1 other seed" in one["settings"]
+        assert one["command"].startswith("python benchmarks/gpu.py train")
+
+
+def test_notebook_9_judges_the_same_contrasts_in_the_same_scope():
+    cells = json.loads((NOTEBOOKS / "09_does_it_hold.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = {cell["id"]: "".join(cell["source"]) for cell in cells}
+    space = {"pair": ("resnet56", "resnet20"), "seeds": 5, "epochs": 10}
+    exec(code["list-accuracy"] + "\n" + code["list-entropy"], space)
+    (table,) = (one for one in kept.tables(KEPT) if one.pair == space["pair"])
+    judged = kept.judged(table)["name"]
+    assert {name: kept.CONTRASTS[name] for name in judged} == space["CONTRASTS"]
+    exec(code["verdicts"].partition("\n")[0], space)
+    assert table.words["scope"] == space["scope"]  # so that the kept entry stands for its record
+
+
+def plan_table(seeds=3):
+    """Rows as the plan cifar100-2x2 leaves them, with numbers of our own."""
+    random, rows = np.random.default_rng(3), []
+    arms = ("CE", "KD, wd 5e-4", "KD, wd 5e-5", "TTM, wd 5e-4", "TTM, wd 5e-5", "WTTM, wd 5e-5")
+    for seed in range(seeds):
+        for k, arm in enumerate(arms):
+            row = {"key": f"{seed}{k}", "pair": "resnet32:resnet8", "arm": arm, "seed": seed}
+            row |= {"part": "test", "epochs": 15, "precision": "float32", "weight_decay": 5e-4}
+            row |= {"command": "ttm-lab plan cifar100-2x2 --execute", "date": "2026-12-01"}
+            row |= {"hardware": "a processor", "diverged": np.nan}
+            names = ["accuracy", "nll", "entropy", "train_accuracy", "train_nll"]
+            names += ["rescaled_nll", "rescaled_train_nll"]
+            row |= dict(zip(names, 0.4 + 0.05 * k + random.normal(0, 0.01, 7), strict=True))
+            course = k + random.normal(0, 0.1, 15)
+            rows.append(row | {"entropy_by_epoch": " ".join(f"{h:.5g}" for h in course)})
+    return pd.DataFrame(rows)
+
+
+def test_the_plan_s_table_counts_once_it_is_there(tmp_path):
+    assert not kept.tables(tmp_path)
+    rows = plan_table().to_dict("records")
+    rows.append(rows[0] | {"seed": 3})  # a seed without all its arms
+    rows.append(rows[1] | {"seed": 4, "accuracy": np.nan, "diverged": "at step 9"})
+    pd.DataFrame(rows).to_csv(tmp_path / "cifar100-2x2.csv", index=False)
+    scope = "CIFAR-100, resnet32 to resnet8, 3 seeds, 15 epochs, test part"
+    found = {one["claim"]: one for one in kept.entries(tmp_path) if one["scope"] == scope}
+    assert set(found) == {"B1", "B2", "B4", "B7", "B13"}
+    wide = plan_table().pivot(index="seed", columns="arm")
+    kd, ttm = (wide.xs(arm, axis=1, level="arm") for arm in ("KD, wd 5e-4", "TTM, wd 5e-5"))
+
+    def interval(d):
+        return tuple(stats.ttest_1samp(d, 0).confidence_interval(1 - 0.05 / 12))
+
+    gap = [100 * (x["train_accuracy"] - x["accuracy"]) for x in (kd, ttm)]
+    contrasts = {c["name"]: c for one in found.values() for c in one["contrasts"]}
+    assert {c["contrasts"] for c in contrasts.values()} == {12}
+    found_gap = contrasts["accuracy gap, KD minus TTM"]
+    assert (found_gap["low"], found_gap["high"]) == pytest.approx(interval(gap[0] - gap[1]))
+    nll = [x["rescaled_nll"] - x["rescaled_train_nll"] for x in (kd, ttm)]
+    found_nll = contrasts["rescaled NLL gap, KD minus TTM"]
+    assert (found_nll["low"], found_nll["high"]) == pytest.approx(interval(nll[0] - nll[1]))
+    late = [
+        x["entropy_by_epoch"].map(lambda text: np.mean([float(h) for h in text.split()[9:]]))
+        for x in (kd, ttm)
+    ]  # the rate first falls after 150 of 240, here after 9 of 15 epochs
+    found_late = contrasts["TTM minus KD, late epochs"]
+    assert (found_late["low"], found_late["high"]) == pytest.approx(interval(late[1] - late[0]))
+    assert evidence.place(scope) == "CIFAR-100, short schedule"
+
+
+def test_a_plan_that_has_just_begun_says_what_it_can(tmp_path):
+    path = tmp_path / "cifar100-2x2.csv"
+    plan_table(seeds=1).to_csv(path, index=False)
+    found = [one for one in kept.entries(tmp_path) if one["scope"].startswith("CIFAR-100")]
+    assert {one["verdict"] for one in found} == {"not decided"}  # one seed has no interval
+    table = plan_table()
+    table[table["arm"].isin(["CE", "WTTM, wd 5e-5"])].to_csv(path, index=False)
+    assert kept.entries(tmp_path) == kept.published()
+
+
+@pytest.mark.parametrize("wrong", ["key\n", "twice"])
+def test_a_kept_table_that_is_none_is_left_out_and_named(tmp_path, wrong):
+    twice = pd.concat([plan_table(), plan_table()]).to_csv(index=False)
+    (tmp_path / "cifar100-2x2.csv").write_text(twice if wrong == "twice" else wrong)
+    (tmp_path / "cifar100_gpu.csv").write_bytes(b"\xff\x00")
+    with pytest.warns(UserWarning, match="is left out") as told:
+        assert kept.entries(tmp_path) == kept.published()
+    assert {str(w.message).split(" is left")[0].rsplit("/", 1)[-1] for w in told} == {
+        *("cifar100-2x2.csv", "cifar100_gpu.csv")
+    }
+
+
+def test_a_kept_entry_stands_for_a_notebook_s_record_of_the_same_scope(results):
+    mine = analysis.contrasts({"a": exactly(0.5, 0.1, 5)}).assign(quantity="entropy")
+    evidence.record("B4", table(*ENTROPY), scope="digits")
+    one = evidence.entry("B4", mine, scope="digits", command="the command", teachers=2)
+    rows = evidence.collect(kept=[one]).query("id == 'B4'")
+    assert rows[["measure", "command", "teachers"]].values.tolist() == [["a", "the command", 2]]
+    plain = stats.ttest_1samp(exactly(0.5, 0.1, 5), 0).confidence_interval(0.95)
+    assert tuple(rows[["alone_low", "alone_high"]].iloc[0]) == pytest.approx(tuple(plain))
 
 
 @pytest.mark.parametrize(

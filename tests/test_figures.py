@@ -11,9 +11,9 @@ from IPython.utils.capture import capture_output
 from PIL import Image
 
 from ttm_lab.analysis import Outputs
-from ttm_lab.course import figures
+from ttm_lab.course import evidence, figures
 from ttm_lab.course.exercises import Unsolved, check
-from ttm_lab.course.figures import notebook0, notebook7
+from ttm_lab.course.figures import notebook0, notebook7, notebook9
 
 PNG = b"\x89PNG"
 
@@ -154,3 +154,37 @@ def test_pictures_of_outputs_are_those_of_their_labels(tmp_path):
     for wrong in (places + 12, places[::-1].copy()):
         with pytest.raises(ValueError, match="its labels are others"):
             notebook7.read_pictures(replace(outputs, pictures=wrong), tmp_path)
+
+
+def test_a_forest_shows_both_intervals_the_smallest_effect_and_the_verdict():
+    table = pd.DataFrame(
+        {
+            "name": ["first", "second"],
+            "difference": [1.0, -0.5],
+            "low": [0.2, -2.0],
+            "high": [1.8, 1.0],
+            "alone_low": [0.6, -1.2],
+            "alone_high": [1.4, 0.2],
+            "smallest": [1.1, 2.5],
+            "verdict": ["holds", "not decided"],
+        }
+    )
+    ax = notebook9.forest(table, xlabel="points", margin=0.3)
+    at = {y: [] for y in (0, 1)}
+    for line in ax.lines:
+        if set(line.get_ydata()) in ({0}, {1}) and line.get_transform() == ax.transData:
+            at[line.get_ydata()[0]] += list(line.get_xdata())
+    for y, row in zip((1, 0), table.to_dict("records"), strict=True):  # the first one on top
+        wanted = [row[k] for k in ("low", "high", "alone_low", "alone_high", "difference")]
+        assert sorted(at[y]) == sorted(wanted)
+        texts = {t.get_text(): t.get_position()[0] for t in ax.texts if t.get_position()[1] == y}
+        assert (texts["["], texts["]"]) == (-row["smallest"], row["smallest"])
+        assert row["verdict"] in texts
+    low, high = ax.get_xlim()
+    assert low < -2.5
+    assert high > 2.5
+    figures.plt.close(ax.figure)
+    looks = [notebook9.VERDICT_STYLE[verdict] for verdict in evidence.VERDICTS]
+    assert len({look["color"] for look in looks}) == len(looks)
+    kinds = {(look["marker"], look["markerfacecolor"]) for look in looks}
+    assert len(kinds) == len(looks), "no verdict rests on colour alone"

@@ -1,6 +1,7 @@
 """The course's notebooks: how they are committed, and that they run in every profile."""
 
 import ast
+import base64
 import os
 import re
 from html.parser import HTMLParser
@@ -10,11 +11,13 @@ from unittest import mock
 
 import nbformat
 import numpy as np
+import pandas as pd
 import papermill
 import pytest
 import torch
 from PIL import Image
 
+from ttm_lab.course import plans
 from ttm_lab.course.execute import execute, export_html
 from ttm_lab.data import load_dataset
 from ttm_lab.files import find_root
@@ -141,6 +144,50 @@ def test_the_price_of_notebook_7_leaves_out_the_first_slow_step():
     for batches in (1, 2, 3):
         clock[0] = 0.0
         assert here["pictures_a_second"]("cnn_small", 10, batches=batches) == 10
+
+
+def test_notebook_9_shows_the_plans_test_part_where_it_is(tmp_path, capsys):
+    (path,) = [path for path in NOTEBOOKS if path.stem.startswith("09")]
+    cells = {cell.id: cell.source for cell in code_cells(read(path))}
+    here, shown = {"display": lambda table: shown.append(table.data)}, []
+    setup = ("parameters", "setup", "setup-course", "list-accuracy", "smallest")
+    for name in (*setup, "verdicts-by-rule", "contrast-table", "judge", "judge-show"):
+        exec(cells[name], here)
+    capsys.readouterr()
+    parts = ("test-part", "test-part-table", "test-part-square", "test-part-pictures")
+
+    def run_parts(file):
+        here["plan_table"] = str(file)
+        with mock.patch.object(here["figures"], "show", lambda ax, alt: shown.append(ax)):
+            for name in parts:
+                exec(cells[name], here)
+        return capsys.readouterr().out
+
+    assert "has no two whole seeds yet" in run_parts(tmp_path / "absent.csv")
+    random, labels, rows = np.random.default_rng(0), [a.label for a in plans.arms()], []
+    for seed, label in [(s, a) for s in range(3) for a in labels][:-1]:  # one run is missing
+        correct = random.random(40) < 0.5 + labels.index(label) / 20
+        row = {"pair": "resnet32:resnet8", "arm": label, "seed": seed, "hardware": "a machine"}
+        row |= {"correct": base64.b64encode(np.packbits(correct)).decode(), "pictures": 40}
+        numbers = ["nll", "brier", "ece", "entropy", "fitted_temperature"]
+        row |= dict.fromkeys(numbers + [f"rescaled_{name}" for name in numbers], 0.5)
+        rows.append(row | {"accuracy": correct.mean()})
+    table = pd.DataFrame(rows)
+    table.to_csv(tmp_path / "rows.csv", index=False)
+    table[table["seed"] < 1].to_csv(tmp_path / "one_seed.csv", index=False)
+    assert "has no two whole seeds yet" in run_parts(tmp_path / "one_seed.csv")
+    assert not shown
+    said_here = run_parts(tmp_path / "rows.csv")
+    assert "resnet32:resnet8, 2 seeds, a machine" in said_here
+    whole = table[table["seed"] < 2].pivot(index="seed", columns="arm", values="accuracy")
+    assert shown[0].loc["KD x 10", "accuracy"] == pytest.approx(whole["KD, wd 5e-5"].mean())
+    gaps = here["on_test"].set_index("name")["difference"]
+    wanted = 100 * (whole["TTM, wd 5e-5"] - whole["KD, wd 5e-4"]).mean()
+    assert gaps["TTM minus KD, as published"] == pytest.approx(wanted)
+    assert len(gaps) == 6
+    first = [np.unpackbits(np.frombuffer(base64.b64decode(r["correct"]), np.uint8)) for r in rows]
+    kd, ttm = (first[labels.index(name)] for name in ("KD, wd 5e-4", "TTM, wd 5e-5"))
+    assert f"differ in {np.mean(kd != ttm):.1%} of 40 pictures" in said_here
 
 
 # Executed notebooks, their trainings cut short

@@ -376,7 +376,8 @@ def contrasts(
 
     ``differences`` maps a contrast's name to its differences, one a seed. ``contrasts`` is the
     number of all contrasts that are judged together, by default those given here. Returns name,
-    difference, low, high, p (two-sided, of this contrast alone) and the number of seeds.
+    difference, low, high, p (two-sided, of this contrast alone), the number of seeds, their
+    deviation (of the differences) and the number of contrasts.
     """
     many = len(differences) if contrasts is None else contrasts
     if many < len(differences):
@@ -391,8 +392,10 @@ def contrasts(
         if len(d) > 1 and d.std() > 0:
             error = d.std(ddof=1) * np.sqrt(1 / len(d) + test_over_train)
             p = 2 * stats.t.sf(abs(d.mean()) / error, len(d) - 1)
-        rows.append((name, *interval, p, len(d)))
-    return pd.DataFrame(rows, columns=["name", "difference", "low", "high", "p", "seeds"])
+        deviation = d.std(ddof=1) if len(d) > 1 else np.nan
+        rows.append((name, *interval, p, len(d), deviation, many))
+    names = ["name", "difference", "low", "high", "p", "seeds", "deviation", "contrasts"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def compare_seeds(

@@ -470,7 +470,7 @@ def _load_data(options, models):
     # one process downloads, the others then find the files
     with distributed.first_process_first():
         data = load_dataset(name, **values)
-    if name != "folder":
+    if data.name != "folder":
         return data
     name = Path(options.root).resolve().name
     # a folder that happens to be called cifar100 is still not that data set

@@ -1,7 +1,8 @@
-"""Evidence: the claims under test, and what each notebook measured for them.
+"""Evidence: the claims under test, what was measured for them, and the one rule that judges it.
 
 A claim is a row of ``claims.csv``. A notebook *records* a measurement; one record is one small
 JSON file, so that a batch killed half-way loses nothing and reports are built from files alone.
+Kept results and the paper's tables give entries of the same kind (``kept.py``).
 """
 
 import csv
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import optimize, stats
 
 from ttm_lab.files import atomic_write, find_root, user_path
 
@@ -35,10 +37,18 @@ QUANTITIES = {
     "entropy": ("nats", 0.05),
     "ece": ("", 0.01),
 }
+# Where a claim may be tried: the columns of the matrix.
+PLACES = (
+    *("published tables", "digits", "CIFAR-10 JPEG", "CIFAR-100, short schedule"),
+    *("CIFAR-100, the paper's recipe", "ImageNet", "sequences"),
+)
+# What an entry says of how its numbers came about, beside the scope.
+ABOUT = ("note", "notebook", "command", "settings", "teachers")
 COLUMNS = [
     *("id", "kind", "statement", "where", "expected", "paper_value", "source"),
-    *("measure", "measured", "low", "high", "unit", "holm", "verdict", "because", "scope"),
-    *("verdict_in_scope", "note", "notebook"),
+    *("measure", "measured", "low", "high", "alone_low", "alone_high", "unit", "margin", "seeds"),
+    *("contrasts", "smallest", "holm", "tolerance", "verdict", "because", "flip", "scope"),
+    *("verdict_in_scope", *ABOUT),
 ]
 
 
@@ -95,19 +105,143 @@ def claim_verdict(claim_id: str, parts: Sequence[dict], scope: str, decides: boo
     ``VERDICTS``. Nothing is decided on data other than those the claim is about (digits say
     nothing about CIFAR-100), nor by a measure that is not the claim's own (``decides=False``).
     """
-    about = claims()[claim_id]["decided_by"]
-    if not decides or (about and scope.split(",")[0].strip().lower() != about.lower()):
+    if not _can_decide(claim_id, scope, decides):
         return "not decided", ""
-    words = []
-    for part in parts:
-        if "tolerance" in part:
-            words.append(exact_verdict(_unknown(part["difference"]), part["tolerance"]))
-        else:
-            ends = _unknown(part["low"]), _unknown(part["high"])
-            words.append(direction_verdict(*ends, QUANTITIES[part["quantity"]][1]))
+    words = [_part_verdict(part) for part in parts]
     worst = min(words, key=VERDICTS.index)
     names = [part["name"] for part, word in zip(parts, words, strict=True) if word == worst]
     return worst, "" if len(names) == len(parts) else ", ".join(names)
+
+
+def _can_decide(claim_id: str, scope: str, decides: bool) -> bool:
+    about, data = claims()[claim_id]["decided_by"].lower(), scope.split(",")[0].strip().lower()
+    return decides and (not about or data in (about, PLACES[0]))
+
+
+def _part_verdict(part: dict) -> str:
+    if "tolerance" in part:
+        return exact_verdict(_unknown(part["difference"]), part["tolerance"])
+    ends = _unknown(part["low"]), _unknown(part["high"])
+    return direction_verdict(*ends, QUANTITIES[part["quantity"]][1])
+
+
+def _spread(part: dict) -> tuple[float, float, float, float] | None:
+    """Seeds, t of the interval, standard error and deviation; None where one is unknown."""
+    known = [_unknown(part.get(key)) for key in ("seeds", "contrasts", "deviation", "low", "high")]
+    if not np.isfinite(known).all() or known[0] < 2 or not known[2] > 0:
+        return None
+    seeds, contrasts, deviation, low, high = known
+    t = stats.t.isf(0.025 / contrasts, seeds - 1)
+    return seeds, t, (high - low) / 2 / t, deviation
+
+
+def interval_alone(part: dict) -> tuple[float, float]:
+    """The plain 95 % t interval of a contrast: alone, and with seeds that share no picture.
+
+    NaN where the record does not say how many seeds there are and how much they differ.
+    """
+    if (spread := _spread(part)) is None:
+        return math.nan, math.nan
+    seeds, _, _, deviation = spread
+    half = stats.t.isf(0.025, seeds - 1) * deviation / seeds**0.5
+    return part["difference"] - half, part["difference"] + half
+
+
+def smallest_effect(part: dict, power: float = 0.8) -> float:
+    """The true difference whose interval lies above zero with probability ``power``.
+
+    For as many seeds and contrasts as the part has, at its standard error, with the noncentral
+    t distribution. NaN where the record does not say enough.
+    """
+    if (spread := _spread(part)) is None:
+        return math.nan
+    seeds, t, error, _ = spread
+
+    def missing(effect: float) -> float:
+        return stats.nct.sf(t, seeds - 1, effect) - power
+
+    end = 1.0
+    while missing(end) < 0:
+        end *= 2
+        if end > 1e6:
+            return math.nan
+    return optimize.brentq(missing, 0, end) * error
+
+
+def seeds_needed(part: dict) -> float:
+    """How many seeds would decide a contrast, were difference and deviation to stay as they are.
+
+    Decided includes negligible. Infinite where no number up to 10,000 does: seeds that share
+    pictures leave an error that their number does not lower. NaN where too little is recorded.
+    """
+    if (spread := _spread(part)) is None:
+        return math.nan
+    seeds, _, error, deviation = spread
+    n, margin = np.arange(2, 10_001), QUANTITIES[part["quantity"]][1]
+    shared = max((error / deviation) ** 2 - 1 / seeds, 0)
+    half = stats.t.isf(0.025 / part["contrasts"], n - 1) * deviation * np.sqrt(1 / n + shared)
+    size = abs(part["difference"])
+    decided = (half < size) | (size + half <= margin)
+    return float(n[decided.argmax()]) if decided.any() else math.inf
+
+
+def what_flips(claim_id: str, parts: Sequence[dict], scope: str, decides: bool = True) -> str:
+    """What would change ``claim_verdict`` of the same arguments, in words; ``""`` where exact."""
+    if any("tolerance" in part for part in parts):
+        return ""
+    if not _can_decide(claim_id, scope, decides):
+        return "other data or another measure: these decide nothing about the claim"
+    verdict, _ = claim_verdict(claim_id, parts, scope, decides)
+    parts = [part for part in parts if _part_verdict(part) == verdict]
+    if verdict == "not decided":
+        runs = "pairs of networks" if place(scope) == PLACES[0] else "seeds"
+        needed = [seeds_needed(part) for part in parts]
+        if any(map(math.isnan, needed)):
+            return f"to know how much the difference varies between {runs}"
+        enough = f"about {max(needed):,.0f} {runs}"
+        enough = f"no number of {runs} up to 10,000" if math.inf in needed else enough
+        return f"{enough}, if difference and spread stay as they are"
+
+    def room(part: dict) -> float:
+        """How far the interval is from another verdict, in the quantity's unit."""
+        low, high = part["low"], part["high"]
+        if verdict == "negligible":
+            return QUANTITIES[part["quantity"]][1] - max(-low, high)
+        return low if verdict == "holds" else -high
+
+    # one part that no longer holds is enough; any other verdict stands while one part has it
+    choose = min if verdict == "holds" else max
+    part = choose(parts, key=lambda part: room(part) / (part["high"] - part["low"]))
+    size = f"{room(part):.2g} {QUANTITIES[part['quantity']][0]}".strip()
+    way = "from zero" if verdict == "negligible" else "towards zero"
+    return f"the interval of “{part['name']}” {size} further {way}"
+
+
+def place(scope: str) -> str:
+    """The column of the matrix that a scope belongs to, one of ``PLACES``, or ``""``.
+
+    A scope on CIFAR-100 that names its epochs is a short schedule; one that does not is the
+    paper's recipe.
+    """
+    data = scope.split(",")[0].strip().lower()
+    if data == "cifar-100":
+        return PLACES[3] if re.search(r"\bepochs?\b", scope) else PLACES[4]
+    data = {"cifar-10": "cifar-10 jpeg"}.get(data, data)
+    return next((name for name in PLACES if name.lower() == data), "")
+
+
+def matrix(table: pd.DataFrame) -> pd.DataFrame:
+    """One verdict a claim and place: empirical claims by ``PLACES``, from what ``collect`` gives.
+
+    Where a place has several scopes, such as pairs, the one that speaks most against the claim
+    decides (``VERDICTS``).
+    """
+    found = table[(table["kind"] == "empirical") & (table["verdict"] != "not run")]
+    ranks = found["verdict"].map(VERDICTS.index).groupby([found["id"], found["scope"].map(place)])
+    wide = ranks.min().unstack()
+    names = [claim_id for claim_id, claim in claims().items() if claim["kind"] == "empirical"]
+    wide = wide.reindex(index=names, columns=PLACES)
+    return wide.map(lambda rank: "not run" if pd.isna(rank) else VERDICTS[int(rank)])
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -120,7 +254,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def record(
+def entry(
     claim_id: str,
     measured: float | pd.DataFrame,
     *,
@@ -129,9 +263,12 @@ def record(
     measure: str = "",
     decides: bool = True,
     note: str = "",
-    notebook: str | None = None,
-) -> str:
-    """Write what was measured for a claim into the results folder and return the verdict.
+    notebook: str = "",
+    command: str = "",
+    settings: str = "",
+    teachers: int | None = None,
+) -> dict:
+    """What was measured for a claim, checked, in values that JSON knows, with its verdict.
 
     For an exact claim ``measured`` is a residual, ``tolerance`` its bound and ``measure`` says in
     words what was measured. For an empirical one it is a table of **all** its contrasts, each
@@ -140,38 +277,45 @@ def record(
     given.
 
     ``scope`` says where the verdict is valid (``"float64"``; data, pair and seeds otherwise:
-    ``"CIFAR-100, resnet56 to resnet20, 5 seeds"``) and is always shown beside it. Claim, scope,
-    measure and notebook together name the record: recording again replaces it. ``notebook`` is
-    the name of the notebook without suffix; left out, it is the one that is running.
-    ``decides=False`` where the measure is not the claim's own: shown, and not judged.
+    ``"CIFAR-100, resnet56 to resnet20, 5 seeds"``, with the epochs where they are not the paper's)
+    and is always shown beside it. ``decides=False`` where the measure is not the claim's own:
+    shown, and not judged. ``settings`` says whether they were tuned or fixed, ``teachers`` how
+    many there were; both, ``note``, ``notebook`` and ``command`` are only shown.
 
-    The folder is the environment variable ``TTM_LAB_RESULTS`` or ``runs/results`` in the
-    checkout. Raises ``ValueError`` for an unknown claim, a scope that is empty or names no pair
-    where the claim is about pairs, and numbers that do not fit together.
+    Raises ``ValueError`` for an unknown claim, a scope that is empty or names no pair where the
+    claim is about pairs, and numbers that do not fit together.
     """
     parts = _parts(claim_id, measured, tolerance, measure)
     _check_scope(claim_id, scope)
+    verdict, because = claim_verdict(claim_id, parts, scope, decides)
+    content = {"claim": claim_id, "verdict": verdict, "because": because, "scope": scope}
+    content |= {"decides": decides, "contrasts": parts, "note": note, "notebook": notebook}
+    return content | {"command": command, "settings": settings, "teachers": teachers}
+
+
+def record(
+    claim_id: str, measured: float | pd.DataFrame, *, notebook: str | None = None, **words
+) -> str:
+    """Write an ``entry`` into the results folder and return its verdict.
+
+    Claim, scope, measure and notebook together name the record: recording again replaces it.
+    ``notebook`` is the name of the notebook without suffix; left out, it is the one that is
+    running. ``words`` are the other arguments of ``entry``, which says what is refused. The folder
+    is the environment variable ``TTM_LAB_RESULTS`` or ``runs/results`` in the checkout.
+    """
     if notebook is None:
         # Jupyter sets JPY_SESSION_NAME to the path of the running notebook, the batch the other.
         running = os.environ.get("TTM_LAB_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME", "")
         notebook = Path(running).stem
-    verdict, because = claim_verdict(claim_id, parts, scope, decides)
-    content = {
-        "claim": claim_id,
-        "verdict": verdict,
-        "because": because,
-        "scope": scope,
-        "decides": decides,
-        "contrasts": parts,
-        "note": note,
-        "notebook": notebook,
-        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    words = re.sub(r"[^A-Za-z0-9]+", "-", measure or scope).strip("-")[:40]
+    content = entry(claim_id, measured, notebook=notebook, **words)
+    content["recorded"] = datetime.now(UTC).isoformat(timespec="seconds")
+    scope, measure = content["scope"], words.get("measure", "")
+    name = re.sub(r"[^A-Za-z0-9]+", "-", measure or scope).strip("-")[:40]
     key = hashlib.sha256(f"{scope}\n{measure}\n{notebook}".encode()).hexdigest()[:8]
-    path = results_folder() / "-".join(filter(None, [claim_id, words, f"{key}.json"]))
+    path = results_folder() / "-".join(filter(None, [claim_id, name, f"{key}.json"]))
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     atomic_write(path, text + "\n")
+    verdict, because = content["verdict"], content["because"]
     return f"{verdict}, by {because}" if because else verdict
 
 
@@ -181,41 +325,45 @@ def results_folder() -> Path:
     return user_path(given) if given else find_root() / "runs" / "results"
 
 
-def collect(folder: str | Path | None = None) -> pd.DataFrame:
+def collect(folder: str | Path | None = None, kept: Sequence[dict] = ()) -> pd.DataFrame:
     """All claims with what was recorded for them under ``folder``, as a pandas frame.
+
+    ``kept`` are further entries (``kept.entries``), which replace records of their claim and scope.
 
     One row a contrast, at least one a claim: a claim without a record reads "not run". Records in
     folders below ``folder`` count too. Records of one claim and scope share one verdict, computed
-    anew from all their contrasts; ``because`` names the contrasts it rests on and
-    ``verdict_in_scope`` is the wording to show. ``holm`` is Holm's p over the contrasts of a
-    scope: shown, and deciding nothing. A file that is no record is skipped with a warning.
+    anew from all their contrasts; ``because`` names the contrasts it rests on, ``flip`` says what
+    would change it and ``verdict_in_scope`` is the wording to show. ``alone_low`` and
+    ``alone_high`` are ``interval_alone``, ``smallest`` is ``smallest_effect``. ``holm`` is Holm's p
+    over the contrasts of a scope: shown, and deciding nothing. A file that is no record is skipped
+    with a warning.
     """
     folder = results_folder() if folder is None else user_path(folder)
     found: dict[tuple, list[dict]] = {}
     for path in sorted(folder.rglob("*.json")):
-        if entry := _read(path):
-            found.setdefault((entry["claim"], entry["scope"]), []).append(entry)
+        if one := _read(path):
+            found.setdefault((one["claim"], one["scope"]), []).append(one)
+    found |= {(one["claim"], one["scope"]): [one] for one in kept}
     rows = []
     for (claim_id, scope), entries in sorted(found.items(), key=lambda item: item[0][1]):
-        entries.sort(key=lambda entry: entry["notebook"])
-        parts = [part for entry in entries for part in entry["contrasts"]]
-        decides = all(entry["decides"] for entry in entries)
+        entries.sort(key=lambda one: one["notebook"])
+        parts = [part for one in entries for part in one["contrasts"]]
+        decides = all(one["decides"] for one in entries)
         verdict, because = claim_verdict(claim_id, parts, scope, decides)
         shared = {"id": claim_id, "verdict": verdict, "because": because, "scope": scope}
         shared["verdict_in_scope"] = in_scope(claim_id, verdict, scope)
-        for entry in entries:
-            for part in entry["contrasts"]:
-                row = {"measure": part["name"], "measured": part["difference"]}
-                row |= {key: part.get(key) for key in ("low", "high", "p")}
-                row["unit"] = QUANTITIES[part["quantity"]][0] if "quantity" in part else ""
-                rows.append(shared | row | {key: entry[key] for key in ("note", "notebook")})
+        shared["flip"] = what_flips(claim_id, parts, scope, decides)
+        for one in entries:
+            about = {key: one[key] for key in ABOUT}
+            rows += [shared | _shown(part) | about for part in one["contrasts"]]
     measured = pd.DataFrame(rows, columns=["id", "p", *COLUMNS[7:]])
-    numbers = ["measured", "low", "high", "p", "holm"]
+    numbers = ["measured", "low", "high", "p", "holm", "alone_low", "alone_high", "smallest"]
+    numbers += ["margin", "seeds", "contrasts", "tolerance", "teachers"]
     measured[numbers] = measured[numbers].astype(float)
     for _, rows in measured.groupby("scope"):
         measured.loc[rows.index, "holm"] = holm(rows["p"])
     table = pd.DataFrame(claims().values()).merge(measured, on="id", how="left", sort=False)
-    text = [*("measure", "unit", "because", "scope", "note", "notebook")]
+    text = [*("measure", "unit", "because", "flip", "scope"), *ABOUT[:-1]]
     table[text] = table[text].fillna("")
     words = ["verdict", "verdict_in_scope"]
     table[words] = table[words].fillna("not run")
@@ -226,6 +374,17 @@ def in_scope(claim_id: str, verdict: str, scope: str) -> str:
     """A verdict with its scope in words: ``"holds on digits"``, ``"holds (float64)"``."""
     exact = claims()[claim_id]["kind"] == "exact"
     return f"{verdict} ({scope})" if exact else f"{verdict} on {scope}"
+
+
+def _shown(part: dict) -> dict:
+    """A contrast's columns in what ``collect`` returns."""
+    row = {"measure": part["name"], "measured": part["difference"]}
+    row |= {key: part.get(key) for key in ("low", "high", "p", "seeds", "contrasts", "tolerance")}
+    if "quantity" not in part:
+        return row | {"unit": ""}
+    row["alone_low"], row["alone_high"] = interval_alone(part)
+    unit, margin = QUANTITIES[part["quantity"]]
+    return row | {"smallest": smallest_effect(part), "unit": unit, "margin": margin}
 
 
 def _parts(claim_id: str, measured, tolerance: float | None, measure: str) -> list[dict]:
@@ -246,7 +405,8 @@ def _parts(claim_id: str, measured, tolerance: float | None, measure: str) -> li
     if missing := set(keys) - set(measured.columns):
         raise ValueError(f"{claim_id}: the contrasts lack the columns {sorted(missing)}")
     parts = []
-    for row in measured[keys].to_dict("records"):
+    spread = [key for key in ("seeds", "deviation", "contrasts") if key in measured]
+    for row in measured[keys + spread].to_dict("records"):
         if row["quantity"] not in QUANTITIES:
             raise ValueError(f"quantity={row['quantity']!r} must be one of {list(QUANTITIES)}")
         if row["low"] > row["difference"] or row["difference"] > row["high"]:
@@ -254,7 +414,8 @@ def _parts(claim_id: str, measured, tolerance: float | None, measure: str) -> li
                 f"{row['name']}: {row['difference']} lies outside its own interval, "
                 f"{row['low']} to {row['high']}"
             )
-        parts.append(row | {key: _number(row[key]) for key in ("difference", "low", "high", "p")})
+        numbers = ["difference", "low", "high", "p", *spread]
+        parts.append(row | {key: _number(row[key]) for key in numbers})
     return parts
 
 
@@ -273,17 +434,23 @@ def _read(path: Path) -> dict | None:
     """One record, or None with a warning where the file is none."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = {"command": "", "settings": "", "teachers": None} | entry
         json.dumps(entry, ensure_ascii=False).encode()  # half a character cannot be shown
-        words = [entry[key] for key in ("claim", "scope", "note", "notebook")]
+        words = [entry[key] for key in ("claim", "scope", *ABOUT[:-1])]
+        float(_unknown(entry["teachers"]))
         for part in entry["contrasts"]:
             words.append(part["name"])
-            for key in ("difference", "low", "high", "p"):
+            for key in ("difference", "low", "high", "p", "seeds", "deviation", "contrasts"):
                 float(_unknown(part.get(key)))
             if "quantity" in part:
                 QUANTITIES[part["quantity"]]
         if not all(isinstance(word, str) for word in words):
             raise TypeError("a name or text in it is no text")
-        claim_verdict(entry["claim"], entry["contrasts"], entry["scope"], entry["decides"])
+        what = entry["claim"], entry["contrasts"], entry["scope"], entry["decides"]
+        claim_verdict(*what)
+        what_flips(*what)
+        for part in entry["contrasts"]:
+            _shown(part)
         return entry
     except Exception as error:  # of JSON of any shape, any may come: OverflowError too
         told = f"{type(error).__name__}: {error}"

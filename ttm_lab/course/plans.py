@@ -15,9 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from ttm_lab.data import Dataset, Split, load_dataset
+from ttm_lab.data import Dataset, load_dataset
 from ttm_lab.experiments import Plan, Run
 from ttm_lab.files import find_root
 from ttm_lab.paper import KD_WEIGHT, TEMPERATURE, TTM_WEIGHT, load_teacher
@@ -65,7 +63,7 @@ def kept_cifar100(folder: Path, pair: str, seed: int, root: str | None) -> tuple
     """The teacher in ``folder``/results, and CIFAR-100 with the 5,000 pictures held out for it.
 
     Raises ``ValueError`` where that teacher's training is not finished, or where ``root`` does not
-    hold the pictures that ``folder``/cifar100_validation.txt lists.
+    hold exactly CIFAR-100's pictures.
     """
     note = json.loads((folder / "results" / "cifar100_teacher.json").read_text(encoding="utf-8"))
     if note["model"] != pair.split(":")[0]:
@@ -75,30 +73,7 @@ def kept_cifar100(folder: Path, pair: str, seed: int, root: str | None) -> tuple
             f"the kept {note['model']} is at step {note['steps']:,} of {note['of']:,}: finish it "
             "with python benchmarks/cifar100_teacher.py --root DIR"
         )
-    data = load_dataset("cifar100", root=root, validation=0)
-    pixels = data.train.images.permute(0, 2, 3, 1).contiguous().numpy()
-    listed = set((folder / "cifar100_validation.txt").read_text(encoding="utf-8").split())
-    digests = (
-        hashlib.sha256(bytes([label]) + picture.tobytes()).hexdigest()[:16]
-        for label, picture in zip(data.train.labels.tolist(), pixels, strict=True)
-    )
-    is_held = np.array([digest in listed for digest in digests])
-    if is_held.sum() != len(listed):
-        raise ValueError(
-            f"only {is_held.sum():,} of the {len(listed):,} pictures listed for validation are in "
-            "these data: give a --root with all of CIFAR-100, not coded anew"
-        )
-    parts = {
-        part: Split(
-            data.train.images[where],
-            data.train.labels[where],
-            mean=data.train.mean,
-            std=data.train.std,
-        )
-        for part, where in (("train", ~is_held), ("validation", is_held))
-    }
-    indices = {"train": np.flatnonzero(~is_held), "validation": np.flatnonzero(is_held)}
-    data = replace(data, **parts, indices=data.indices | indices)
+    data = load_dataset("cifar100", root=root, validation="listed")
     weights = folder / "results" / "cifar100_teacher_weights.safetensors"
     return load_teacher(note["model"], weights, data.num_classes), data
 

@@ -47,8 +47,8 @@ def load_folder(
 ) -> Dataset:
     """The data set in folder ``root``; arguments as ``load_dataset`` describes them."""
     root = user_path(root).absolute()
-    sources = _find_parts(name, root)
-    class_names, files, ignored = _list_pictures(name, root, sources)
+    sources = find_parts(name, root)
+    class_names, files, ignored = list_pictures(name, root, sources)
     if ignored:
         warnings.warn(f"{root}: left out {ignored}", stacklevel=3)
     if name == "imagenet" and len(class_names) != 1000:
@@ -68,10 +68,8 @@ def load_folder(
         kept[part] = np.arange(len(paths))
         if in_memory or skip_corrupt:
             wanted = shape if in_memory else None
-            found = _read_all(
-                root, paths, wanted, skip_corrupt, threads=not small, part=part, bits=bits
-            )
-            pictures[part], kept[part] = found
+            options = {"part": part, "threads": not small, "bits": bits}
+            pictures[part], kept[part] = read_all(root, paths, wanted, skip_corrupt, **options)
             lost += [paths[i] for i in np.setdiff1d(np.arange(len(paths)), kept[part])]
     labels = {part: torch.from_numpy(files[part][1][k]) for part, k in kept.items()}
     if lost:
@@ -110,7 +108,7 @@ def layout(name: str, root: str | os.PathLike = "root") -> str:
     )
 
 
-def _find_parts(name: str, root: Path) -> dict[str, str]:
+def find_parts(name: str, root: Path) -> dict[str, str]:
     """Which folder under ``root`` each part comes from."""
     wanted = layout(name, root)
     if not root.is_dir():
@@ -131,7 +129,7 @@ def _find_parts(name: str, root: Path) -> dict[str, str]:
     return {"train": "train", "test": (there - {"train"}).pop()}
 
 
-def _list_pictures(
+def list_pictures(
     name: str, root: Path, sources: dict[str, str]
 ) -> tuple[tuple[str, ...], dict[str, tuple[list[str], np.ndarray]], str]:
     """Class names, per part the pictures' paths relative to ``root`` with their labels, and a word
@@ -260,15 +258,15 @@ def _look_at_some(root: Path, paths: list[str]) -> tuple[tuple[int, int], int]:
     return tuple(shape.tolist()), sorted(bits or [16])[-2:][0]
 
 
-def _read_all(
+def read_all(
     root: Path,
     paths: list[str],
     shape: tuple[int, int] | None,
     skip_corrupt: bool,
     *,
-    threads: bool,
     part: str,
-    bits: int,
+    threads: bool = False,
+    bits: int = 16,
 ) -> tuple[Tensor | None, np.ndarray]:
     """Decode every file: the pictures, and the positions in ``paths`` of those that could be.
 

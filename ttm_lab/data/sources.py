@@ -2,6 +2,7 @@
 
 import os
 import socket
+import warnings
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ttm_lab.data import cifar100
 from ttm_lab.data.folders import layout, load_folder
 from ttm_lab.data.splits import Dataset, Split, carve, normalisation
 from ttm_lab.files import FileLock, downloads_folder, user_path
@@ -27,7 +29,7 @@ def load_dataset(
     *,
     seed: int = 0,
     root: str | os.PathLike | None = None,
-    validation: float = 0.1,
+    validation: float | str = 0.1,
     size: int | None = None,
     skip_corrupt: bool = False,
     workers: int | None = None,
@@ -47,6 +49,12 @@ def load_dataset(
     standard deviation of the pictures trained on (a channel that hardly varies by the largest of
     the others); CIFAR-100 by the published recipe's constants.
 
+    ``"cifar100"`` also takes class folders, ``root/train/<class>/`` and ``root/test/<class>/``,
+    such as those of the public repository cyizhuo/CIFAR-100-dataset. It knows CIFAR-100 by a
+    checksum of pictures and labels; folders that hold others are loaded as ``"folder"``, with a
+    warning. What was decoded is kept in the data folder and verified, so that the second time
+    takes seconds.
+
     ``"folder"`` is any collection of pictures in ``root/train/<class>/`` and ``root/test/<class>/``
     or ``root/val/<class>/``; with all three, ``val`` is the validation part. Files of any size and
     mode become RGB: upright as EXIF says, transparent pixels on white, grey ones with more than 8
@@ -65,6 +73,8 @@ def load_dataset(
     validation: share of the training pictures that becomes the validation part, with the classes
         in equal shares; 0 leaves it empty. The test part is never touched. The digits have their
         fixed shares, and a folder with ``val`` and ``test`` has its own validation part.
+        ``"listed"`` holds out, of CIFAR-100 alone, the same 5,000 pictures whatever their source
+        and the seed: the 50 of each class whose SHA-256 (label byte, then pixels) is smallest.
     skip_corrupt: leave out and count files that cannot be decoded; otherwise the first is named in
         a ``ValueError`` (here if in memory, else when its batch comes). ``Dataset.skipped`` counts
         them; of pictures that stay in files, each is decoded once for it.
@@ -76,8 +86,12 @@ def load_dataset(
     """
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r} must be a whole number from 0 to 4294967295")
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation={validation!r} must be a share from 0 to below 1")
+    if validation == "listed" and name != "cifar100":
+        raise ValueError(f"validation='listed' names pictures of cifar100, not of {name}")
+    if validation != "listed" and (isinstance(validation, str) or not 0 <= validation < 1):
+        raise ValueError(
+            f"validation={validation!r} must be a share from 0 to below 1, or 'listed' for cifar100"
+        )
     for option, value, least in (("size", size, 1), ("workers", workers, 0)):
         if value is not None and (not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{option}={value!r} must be a whole number from {least}, or None")
@@ -89,8 +103,19 @@ def load_dataset(
             )
         return _digits(int(seed), size)
     if name in DOWNLOADS:
-        folder = downloads_folder() if root is None else user_path(root)
-        return _downloaded(name, folder.absolute(), int(seed), validation, size)
+        root = (downloads_folder() if root is None else user_path(root)).absolute()
+        if name == "cifar100" and _has_class_folders(root):
+            parts = cifar100.from_folders(root, skip_corrupt)
+        else:
+            train, test = _fetch(name, root)
+            parts = tuple(train.classes), _tensors(train), _tensors(test)
+        if parts is not None:
+            return _in_memory(name, *parts, int(seed), validation, size)
+        problem = f"{root} does not hold exactly CIFAR-100's pictures"
+        if validation == "listed":
+            raise ValueError(f"{problem}, of which validation='listed' names 5,000")
+        warnings.warn(f"{problem}: they are loaded as a folder of pictures", stacklevel=2)
+        name = "folder"
     if name in ("folder", "imagenet"):
         if root is None:
             raise ValueError(f"load_dataset({name!r}) needs root=, the folder: {layout(name)}")
@@ -125,31 +150,52 @@ def _digits(seed: int, size: int | None) -> Dataset:
     return Dataset("digits", seed, tuple("0123456789"), **splits, indices=indices)
 
 
-def _downloaded(name: str, root: Path, seed: int, validation: float, size: int | None) -> Dataset:
-    train, test = _fetch(name, root)
-    images, labels = _tensors(train, size)
-    chosen, held_out = carve(labels, validation, seed, train.classes)
+def _has_class_folders(root: Path) -> bool:
+    """Whether CIFAR-100 lies in ``root`` as class folders, and not as torchvision unpacks it."""
+    return (root / "train").is_dir() and not (root / "cifar-100-python").exists()
+
+
+def _in_memory(
+    name: str,
+    class_names: tuple[str, ...],
+    train: tuple[torch.Tensor, torch.Tensor],
+    test: tuple[torch.Tensor, torch.Tensor],
+    seed: int,
+    validation: float | str,
+    size: int | None,
+) -> Dataset:
+    """A data set of both parts' pictures (N, C, H, W) uint8 and labels (N,) int64."""
+    images, labels = train
+    if validation == "listed":
+        chosen, held_out = cifar100.listed_validation(images, labels)
+    else:
+        chosen, held_out = carve(labels, validation, seed, class_names)
+    images, test_images = _resized(images, size), _resized(test[0], size)
     scale = CIFAR100_SCALE if name == "cifar100" else normalisation(images[chosen])
-    test_images, test_labels = _tensors(test, size)
     return Dataset(
         name,
         seed,
-        tuple(train.classes),
+        class_names,
         Split(images[chosen], labels[chosen], **scale),
         Split(images[held_out], labels[held_out], **scale),
-        Split(test_images, test_labels, **scale),
-        indices={"train": chosen, "validation": held_out, "test": np.arange(len(test_labels))},
+        Split(test_images, test[1], **scale),
+        indices={"train": chosen, "validation": held_out, "test": np.arange(len(test[1]))},
     )
 
 
-def _tensors(part, size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (N, C, H, W) uint8 and labels (N,) int64 of a torchvision data set."""
-    from torchvision.transforms.v2 import functional as v2
+def _resized(images: torch.Tensor, size: int | None) -> torch.Tensor:
+    if size is None:
+        return images
+    from torchvision.transforms.v2 import functional  # slow to import
 
+    images = functional.resize(images, [size, size], antialias=True)
+    return images.expand(-1, 3, -1, -1).contiguous()
+
+
+def _tensors(part) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures (N, C, H, W) uint8 and labels (N,) int64 of a torchvision data set."""
     images = torch.as_tensor(part.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    if size is not None:
-        images = v2.resize(images, [size, size], antialias=True).expand(-1, 3, -1, -1)
     return images.contiguous(), torch.as_tensor(part.targets, dtype=torch.int64)
 
 
@@ -169,16 +215,17 @@ def _fetch(name: str, root: Path) -> list:
         with FileLock(root / f".{name}.lock"):
             return _open(kind, root, download=True)
     except (RuntimeError, *_NO_CONNECTION, FileExistsError, NotADirectoryError) as error:
-        damaged, missing = _damaged(kind, root), _missing_files(kind, root)
+        damaged, missing = _what_is_wrong(kind, root)
         if not damaged and not missing:
             raise
-        reason = " ".join(str(error).split())
-        lines = [f"{name} cannot be read or downloaded: {reason}"]
+        lines = [f"{name} cannot be read or downloaded: {' '.join(str(error).split())}"]
         if damaged:
-            lines += ["Remove what was unpacked and is damaged, then load again:", *damaged]
+            lines.append("Remove what was unpacked and is damaged, then load again:")
+            lines += [f"  {path}" for path in damaged]
         if missing:
-            lines += ["Fetch by any other way, then load again:", *missing]
-        lines += ["Or run the same code without a download: load_dataset('digits', size=32)"]
+            lines.append("Fetch by any other way, then load again:")
+            lines += [f"  {source}" for source in missing]
+        lines.append("Or run the same code without a download: load_dataset('digits', size=32)")
         raise ConnectionError("\n".join(lines)) from error
     finally:
         socket.setdefaulttimeout(patience)
@@ -197,34 +244,29 @@ def _open(kind, root: Path, **options) -> list:
     return parts
 
 
-def _damaged(kind, root: Path) -> list[str]:
-    """What torchvision unpacked and cannot read: it unpacks again only what is not there."""
+def _what_is_wrong(kind, root: Path) -> tuple[list[Path], list[str]]:
+    """What torchvision unpacked and cannot read, for it unpacks again only what is not there; and
+    the archives that are missing or damaged, each with its address and where it belongs."""
     from torchvision.datasets.utils import check_integrity
 
     if hasattr(kind, "tgz_md5"):
         folder = root / kind.base_folder
         files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
         whole = all(check_integrity(folder / file, md5) for file, md5 in files)
-        return [f"  {folder}"] if folder.exists() and not whole else []
-    if (processed := root / kind.__name__ / "processed").is_dir():
-        return [f"  {processed}"]  # an old torchvision's, which is taken first
-    raw = root / kind.__name__ / "raw"  # without checksums: one of them is damaged if all are there
-    unpacked = [raw / file.removesuffix(".gz") for file, _ in kind.resources]
-    return [f"  {path}" for path in unpacked] if all(p.is_file() for p in unpacked) else []
-
-
-def _missing_files(kind, root: Path) -> list[str]:
-    """What of a torchvision data set lacks, as lines that say from where and whereto."""
-    from torchvision.datasets.utils import check_integrity
-
-    if hasattr(kind, "tgz_md5"):
+        damaged = [folder] if folder.exists() and not whole else []
         wanted = [(kind.url, root / kind.filename, kind.tgz_md5)]
-    else:
-        raw = root / kind.__name__ / "raw"
+    else:  # what it unpacks has no checksums: one of them is damaged if all are there
+        raw, processed = (root / kind.__name__ / name for name in ("raw", "processed"))
+        damaged = [raw / file.removesuffix(".gz") for file, _ in kind.resources]
+        if processed.is_dir():  # an old torchvision's, which is taken first
+            damaged = [processed]
+        elif not all(path.is_file() for path in damaged):
+            damaged = []
         wanted = [(kind.mirrors[0] + file, raw / file, md5) for file, md5 in kind.resources]
-    return [
-        f"  {url} to {path} (MD5 {md5}"
+    missing = [
+        f"{url} to {path} (MD5 {md5}"
         + ("; the file there is another or damaged)" if path.exists() else ")")
         for url, path, md5 in wanted
         if not check_integrity(path, md5)
     ]
+    return damaged, missing

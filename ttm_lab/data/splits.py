@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Batches = Iterator[tuple[Tensor, Tensor]]
-# Where Pillow finds an orientation (that of TIFF files, which are upright once loaded, aside).
-_ORIENTATION = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,14 +343,15 @@ def read_picture(path: Path, bits: int = 16):
     ``_eight_bits``. Raises ``ValueError`` naming a file that cannot be decoded to the end, and
     ``OSError`` for one that cannot be read at all.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     data = path.read_bytes()  # apart from decoding: a failing disk is no fault of the picture
     try:
         with Image.open(io.BytesIO(data)) as picture:
             packing = str([tile[3] for tile in picture.tile[:1]])  # gone once it is loaded
             picture.load()
-            _turn_upright(picture)
+            with contextlib.suppress(Exception):  # a damaged EXIF says nothing
+                ImageOps.exif_transpose(picture, in_place=True)
             if is_deep(picture):
                 picture = _eight_bits(picture, bits)
             elif re.search(";16[BLN]", packing) and np.asarray(picture.convert("RGB")).max() < 16:
@@ -382,16 +381,6 @@ def _shortened(picture):
     if max(picture.size) <= longest:
         return picture
     return functional.center_crop(picture, [min(side, longest) for side in picture.size[::-1]])
-
-
-def _turn_upright(picture) -> None:
-    """As the camera was held, by the file's EXIF orientation; a damaged EXIF says nothing."""
-    from PIL import ImageOps
-
-    if _ORIENTATION.isdisjoint(picture.info):  # looking closer takes a tenth of reading a small one
-        return
-    with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(picture, in_place=True)
 
 
 def is_deep(picture) -> bool:

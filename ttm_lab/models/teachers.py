@@ -11,7 +11,7 @@ from urllib.request import urlopen
 
 from tqdm.auto import tqdm
 
-from ttm_lab.files import FileLock, downloads_folder, user_path
+from ttm_lab.files import FileLock, atomic_write, downloads_folder, user_path
 from ttm_lab.models.weights import load_weights
 
 # scripts/fetch_pretrained_teachers.sh of github.com/HobbitLong/RepDistiller
@@ -46,9 +46,9 @@ def fetch_teacher(name: str, folder: str | Path | None = None, *, progress: bool
     ``ValueError`` for a teacher without a known address, for a file that is not that network, and
     for one that is not the recorded one. A file that is refused on its way in is not kept.
     """
-    from ttm_lab.models import _PAPER_SPELLINGS  # this module is part of that package
+    from ttm_lab.models import model_name  # this module is part of that package
 
-    name = _PAPER_SPELLINGS.get(name, name)
+    name = model_name(name)
     if name not in ADDRESSES:
         raise ValueError(
             f"no published teacher is known for {name!r}, only for {', '.join(ADDRESSES)}; "
@@ -112,8 +112,7 @@ def _copy(address: str, part: Path, name: str, progress: bool) -> None:
     # torch.hub's downloader waits for ever where a server falls silent, and takes a body that ends
     # before its Content-Length for a whole one
     with urlopen(address, timeout=_TIMEOUT) as response, open(part, "wb") as file:
-        size = response.headers["Content-Length"]
-        size = None if size is None else int(size)
+        size = response.length  # None where the server does not say
         with tqdm.wrapattr(response, "read", total=size, desc=name, disable=not progress) as body:
             shutil.copyfileobj(body, file)
         if size not in (None, file.tell()):
@@ -145,21 +144,16 @@ def _sha256(path: Path) -> str:
 def _checksums(folder: Path) -> dict[str, str]:
     path = folder / "checksums.json"
     try:
-        checksums = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(checksums, dict):
-            raise ValueError("not an object of names and checksums")
+        return {**json.loads(path.read_text(encoding="utf-8"))}
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # not JSON, or not an object
         raise ValueError(
             f"{path} is damaged ({error}); remove it, and the files beside it are trusted anew"
         ) from error
-    return checksums
 
 
 def _record(name: str, checksum: str, folder: Path) -> None:
-    from ttm_lab.files import atomic_write
-
     checksums = _checksums(folder) | {name: checksum}
     atomic_write(folder / "checksums.json", json.dumps(checksums, indent=1) + "\n")
 

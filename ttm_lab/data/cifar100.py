@@ -1,0 +1,120 @@
+"""CIFAR-100 (Krizhevsky 2009) from any source: known by its pictures, not by its files."""
+
+import hashlib
+import io
+import os
+import warnings
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttm_lab.data.folders import find_parts, list_pictures, read_all
+from ttm_lab.files import atomic_write, downloads_folder
+
+# The sum over a part's pictures of their SHA-256, modulo 2**256: no order of files changes it.
+CHECKSUMS = {
+    "train": "7afde546adf0eaaf90d6a187a2f5bb05da66a26562c7fc2b39ac30cd18ecb7ba",
+    "test": "e0dae92f17b2a82c4cb016b063db8906fb6e78ba24005027b71b4ef45d97d9a6",
+}
+COUNTS = {"train": 50_000, "test": 10_000}
+_VALIDATION = 50  # pictures of each class
+
+
+def picture_digests(images: Tensor, labels: Tensor) -> np.ndarray:
+    """The SHA-256 of each picture (N, 3, 32, 32) uint8 with its label, as 64 hexadecimal digits.
+
+    A picture is its label in one byte, then 3,072 bytes row by row, each pixel as RGB.
+    """
+    pixels = images.permute(0, 2, 3, 1).flatten(1)
+    rows = torch.cat([labels[:, None].to(torch.uint8), pixels], 1).numpy()
+    return np.array([hashlib.sha256(row).hexdigest() for row in rows])
+
+
+def is_original(part: str, digests: np.ndarray) -> bool:
+    """Whether these ``picture_digests`` are those of exactly CIFAR-100's "train" or "test"."""
+    return f"{sum(int(digest, 16) for digest in digests) % 2**256:064x}" == CHECKSUMS[part]
+
+
+def listed_validation(images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the 45,000 pictures to train on, and of the 5,000 to validate on.
+
+    Held out are the 50 pictures of each class whose SHA-256 is smallest, so that every source of
+    CIFAR-100 gives the same ones. Raises ``ValueError`` for other pictures than CIFAR-100's.
+    """
+    digests = picture_digests(images, labels)
+    if not is_original("train", digests):
+        raise ValueError(
+            f"validation='listed' names 5,000 of CIFAR-100's 50,000 training pictures; these "
+            f"{len(labels):,} are not exactly those: give a share such as validation=0.1"
+        )
+    by_class = np.lexsort((digests, labels)).reshape(100, -1)
+    held_out = np.sort(by_class[:, :_VALIDATION].flatten())
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def from_folders(root: Path, skip_corrupt: bool):
+    """CIFAR-100 from class folders, or None where the pictures are not exactly CIFAR-100's.
+
+    Gives the class names, then images (N, 3, 32, 32) uint8 and labels (N,) int64 of train and of
+    test, in the order of their paths. Decoded pictures are kept in ``cifar100-folders.npz`` in the
+    data folder. That file is believed while all picture files have the names, sizes and times that
+    it was made from, and its pictures have CIFAR-100's checksum.
+    """
+    class_names, files, _ = list_pictures("folder", root, find_parts("folder", root))
+    counts = {part: len(paths) for part, (paths, _) in files.items()}
+    if counts != COUNTS or len(class_names) != 100:
+        return None
+    labels = {part: torch.from_numpy(numbers) for part, (_, numbers) in files.items()}
+    file, listing = downloads_folder() / "cifar100-folders.npz", _listing(root, files)
+    images = _read_kept(file, listing)
+    believed = images is not None and _are_original(images, labels)
+    if not believed:
+        images = {}
+        for part, (paths, _) in files.items():
+            images[part], _ = read_all(root, paths, (32, 32), skip_corrupt, part=part)
+        if not _are_original(images, labels):
+            return None
+        _keep(file, listing, images)
+    return class_names, *((images[part], labels[part]) for part in ("train", "test"))
+
+
+def _are_original(images: dict[str, Tensor], labels: dict[str, Tensor]) -> bool:
+    return all(
+        images[part] is not None
+        and len(images[part]) == count
+        and is_original(part, picture_digests(images[part], labels[part]))
+        for part, count in COUNTS.items()
+    )
+
+
+def _listing(root: Path, files: dict[str, tuple[list[str], np.ndarray]]) -> str:
+    """A hash of every picture file's name, size and time of change."""
+    digest = hashlib.sha256()
+    for paths, _ in files.values():
+        for path in paths:
+            found = os.stat(root / path)
+            digest.update(os.fsencode(f"{path} {found.st_size} {found.st_mtime_ns}\n"))
+    return digest.hexdigest()
+
+
+def _keep(file: Path, listing: str, images: dict[str, Tensor]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, listing=listing, **{part: x.numpy() for part, x in images.items()})
+    try:
+        atomic_write(file, buffer.getbuffer())
+    except OSError as error:
+        warnings.warn(f"CIFAR-100 will be decoded again next time: {error}", stacklevel=4)
+
+
+def _read_kept(file: Path, listing: str) -> dict[str, Tensor] | None:
+    """The pictures decoded before, if the file is whole and made from these files."""
+    try:
+        with np.load(file) as kept:
+            if str(kept["listing"]) == listing:
+                return {part: torch.from_numpy(kept[part]) for part in COUNTS}
+    except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile):
+        pass  # missing or damaged: the picture files are read again
+    return None
