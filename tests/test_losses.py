@@ -406,6 +406,118 @@ def test_a_mask_of_the_smallest_number_is_a_class_left_out(name, dtype, temperat
     torch.testing.assert_close(in_transform, gradient)
 
 
+# Classes that are ruled out --------------------------------------------------------------------
+
+RULED_OUT = {  # by the teacher, by the student
+    "both": ([4], [4]),
+    "teacher": ([1, 4], []),
+    "some of the teacher's": ([0, 1, 4], [1, 4]),
+    "all but one": ([0, 1, 2, 3], [0, 1, 2]),
+    "student": ([4], [3, 4]),
+}
+
+
+def by_rows(name, student, teacher, T, labels):
+    """The losses of each row in plain float64 loops, with 0 log 0 = 0 and log 0 = -inf."""
+
+    def softmax(row, temperature):
+        powers = [math.exp((x - max(row)) / temperature) for x in row]
+        return [x / sum(powers) for x in powers]
+
+    def divergence(p, q):
+        return sum((a * math.log(a / b) if b else math.inf) for a, b in zip(p, q, strict=True) if a)
+
+    def renyi(q, order):
+        return math.log(sum(x**order for x in q if x)) / (1 - order)
+
+    def of_row(z, v, label):
+        p, q = softmax(v, T), softmax(z, T if name in ("kd", "dkd") else 1)
+        if name == "dkd":
+            p, q = ([x.pop(label), x] for x in (p, q))
+            target = divergence([p[0], sum(p[1])], [q[0], sum(q[1])])
+            shares = ([y / sum(x[1]) if sum(x[1]) else 0.0 for y in x[1]] for x in (p, q))
+            return T**2 * (target + 8 * divergence(*shares))
+        if name == "decompose":
+            total, kd = divergence(p, q), T * divergence(p, softmax(z, T))
+            entropy = -sum(x * math.log(x) for x in p if x)
+            return [kd, -(T - 1) * renyi(q, 1 / T), (T - 1) * entropy, total]
+        weights = {"kd": T**2, "ttm": 1, "wttm": sum(x ** (1 / T) for x in softmax(v, 1) if x)}
+        return weights[name] * divergence(p, q)
+
+    rows = zip(student.tolist(), teacher.tolist(), labels.tolist(), strict=True)
+    return torch.tensor([of_row(*row) for row in rows], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "dkd", "decompose"])
+@pytest.mark.parametrize("case", RULED_OUT)
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_class_of_minus_infinity_is_ruled_out(name, case, temperature, dtype):
+    z, v = pair(0, 5, dtype=dtype)
+    for logits, classes in zip((v, z), RULED_OUT[case], strict=True):
+        logits[:, classes] = -torch.inf
+    labels = torch.arange(6) % 5
+    functions = {k: lambda z, v, T, f=f: f(z, v, T, reduction="none") for k, f in LOSSES.items()}
+    functions["dkd"] = lambda z, v, T: dkd_loss(z, v, labels, T, reduction="none")
+    functions["decompose"] = lambda z, v, T: torch.stack(decompose_ttm(z, v, T), -1)
+
+    z.requires_grad_()
+    found = functions[name](z, v, temperature)
+    expected = by_rows(name, z.detach(), v, temperature, labels)
+    close = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {}
+    torch.testing.assert_close(found.detach(), expected.to(found.dtype), **close)
+    infinite = expected.isinf() if expected.ndim == 1 else expected.isinf().any(-1)
+    assert infinite.any() == (case == "student")
+
+    (gradient,) = torch.autograd.grad(found[~infinite].sum(), z)
+    assert gradient.isfinite().all()
+    assert not gradient[:, RULED_OUT[case][1]].any()
+    if name in LOSSES:  # the closed form, too, has 0 where the exponential of -inf stands
+        rows = [x.detach().double()[~infinite] for x in (z, v)]
+        p, q = (rows[1] / temperature).softmax(-1), rows[0].softmax(-1)
+        scale = torch.ones(1)
+        if name == "kd":
+            q, scale = (rows[0] / temperature).softmax(-1), temperature * scale
+        if name == "wttm":
+            scale = power_sum(rows[1].softmax(-1), 1 / temperature).unsqueeze(-1)
+        torch.testing.assert_close(gradient[~infinite].double(), scale * (q - p), **BOUNDS[dtype])
+        transformed = torch.func.grad(lambda x: functions[name](x, v, temperature).sum())(z)
+        torch.testing.assert_close(transformed[~infinite], gradient[~infinite])
+
+
+BOUNDS = {
+    torch.float64: {"rtol": 1e-11, "atol": 1e-13},
+    torch.float32: {"rtol": 5e-5, "atol": 1e-6},
+    torch.bfloat16: {"rtol": 8e-3, "atol": 1e-3},
+}
+
+
+def test_ruled_out_classes_agree_with_kl_div():
+    z, v = pair(0, 10, dtype=torch.float32)
+    z[:, 7:], v[:, 6:] = -torch.inf, -torch.inf
+    p, log_q = (v.double() / 4).softmax(-1), z.double().log_softmax(-1)
+    expected = F.kl_div(log_q[:, :7], p[:, :7], reduction="batchmean")
+    torch.testing.assert_close(ttm_loss(z, v, 4.0), expected.float())
+    z[:, 6] = -torch.inf
+    # a class that nobody allows has probability 0 on both sides, where there is nothing to match
+    both = [torch.cat([x[:, :6].softmax(-1), torch.zeros(6, 4)], 1) for x in (z / 4, v / 4)]
+    between = [stats.pearsonr(a, b).statistic for a, b in zip(both[1], both[0], strict=True)]
+    found = dist_loss(z.requires_grad_(), v, 4.0, within_weight=0)
+    assert found.item() == pytest.approx(16 * (1 - np.mean(between)), rel=1e-5)
+    assert torch.autograd.grad(found, z)[0].isfinite().all()
+
+
+def test_not_a_number_stays_one():
+    """Where classes are ruled out, a diverged model is not hidden."""
+    labels = torch.zeros(1, dtype=torch.int64)
+    for bad in (torch.nan, torch.inf):
+        z, v = torch.tensor([[0.0, bad, -torch.inf]]), torch.tensor([[0.0, 1.0, -torch.inf]])
+        for loss in (*LOSSES.values(), lambda z, v, T: dkd_loss(z, v, labels, T), dist_loss):
+            assert loss(z, v, 2.0).isnan()
+            assert loss(v, z, 2.0).isnan()
+        assert decompose_ttm(z, v, 2.0).total.isnan()
+
+
 @every_loss
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_a_loss_scale_above_the_largest_float16(name, reduction):
@@ -873,11 +985,20 @@ LABELS = torch.zeros(4, dtype=torch.int64)
         (lambda f: f(Z, Z, math.inf), ValueError, "got inf"),
         (lambda f: f(Z, Z, "4"), TypeError, "must be a number"),
         (lambda f: f(Z, Z, None), TypeError, "not NoneType"),
-        (lambda f: f(NAN, NAN * 0, 4.0, check_finite=True), ValueError, "student_logits hold 1"),
         (
-            lambda f: f(Z[:1], -1 / Z[:1], 4.0, check_finite=True),
+            lambda f: f(NAN, NAN * 0, 4.0, check_finite=True),
             ValueError,
-            "teacher_logits.*-1e4",
+            "student_logits hold 1 rows",
+        ),
+        (
+            lambda f: f(Z[:2], -1 / Z[:2], 4.0, check_finite=True),
+            ValueError,
+            "teacher_logits hold 2 rows .* nothing but -inf.*a finite logit",
+        ),
+        (
+            lambda f: f(Z, Z.softmax(-1), 4.0, check_finite=True),
+            ValueError,
+            "every row of teacher_logits sums to 1 .* log-probabilities",
         ),
     ],
 )
@@ -939,6 +1060,13 @@ def test_a_batch_of_none_has_a_sum_but_no_mean(name):
         total = loss(z, z, *labels, 4.0, reduction="sum")
         total.backward()
         assert total == 0
+
+
+def test_finite_check_lets_classes_be_ruled_out():
+    z, v = (F.pad(x, (0, 1), value=-torch.inf) for x in pair(0, 5))
+    assert kd_loss(z, v, 4.0, check_finite=True) == kd_loss(z, v, 4.0)
+    log_p = v.log_softmax(-1)
+    torch.testing.assert_close(kd_loss(z, log_p, 4.0, check_finite=True), kd_loss(z, v, 4.0))
 
 
 def test_finite_check_is_off_by_default_and_skipped_inside_transforms():

@@ -11,20 +11,27 @@ These are the distillation terms alone: add cross-entropy on the labels in the t
 Logits have shape (..., K), classes last; the leading shape is any, and a teacher may be shared by
 several students if its leading shape broadcasts against theirs. float16 and bfloat16 are computed
 in float32, and the loss is returned in float32 (float64 if either input is float64). The gradient
-goes to the student, in the student's dtype; the teacher gets none. Logits must be finite: to mask
-a class, give it a large negative logit such as -1e4 or `torch.finfo(dtype).min`, not -inf.
+goes to the student, in the student's dtype; the teacher gets none. A logit of -inf rules a class
+out: what the teacher rules out counts as probability 0, and a student that rules out what the
+teacher allows has an infinite loss. Log-probabilities are logits, probabilities are not.
 Sharded tensors (DTensor) work like whole ones, labels sharded over samples like the logits; only
 the gradient of `dist_loss` needs whole batches.
 """
 
 import inspect
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttm_lab.probability import check_positive, check_same_classes
+from ttm_lab.probability import (
+    check_no_probabilities,
+    check_positive,
+    check_same_classes,
+    everywhere,
+)
 
 __all__ = [
     "DISTLoss",
@@ -64,8 +71,9 @@ def kd_loss(
         temperature: T > 0.
         reduction: "none" gives one value per sample, shape (...); "sum" adds them up; "mean"
             divides the sum by the number of samples.
-        check_finite: look for NaN and infinite logits first. Off by default, because it costs
-            time; skipped inside torch.compile and torch.func transforms.
+        check_finite: look first for rows with NaN or inf, without a finite logit, or of
+            probabilities. Off by default, because it costs time; skipped inside torch.compile
+            and torch.func transforms.
 
     Returns:
         The loss in nats, float32 (float64 if either input is).
@@ -73,7 +81,7 @@ def kd_loss(
     Raises:
         TypeError: logits that are not floating point tensors, a temperature that is no number.
         ValueError: shapes that do not fit, T not positive and finite, an unknown reduction, the
-            mean of no samples, or (when checked) logits that are not finite.
+            mean of no samples, or (when checked) logits that are none.
         RuntimeError: a second derivative is taken by torch.autograd; torch.func supports it.
 
     Source: Hinton, Vinyals and Dean 2015, section 2; Zheng and Yang 2024, Eq. 1.
@@ -172,7 +180,7 @@ def decompose_ttm(
     terms = (
         T * _kl(log_p_T, log_q_T),
         -T * (log_q / T).logsumexp(-1),  # -(T - 1) * H_{1/T}(q), without 0 / 0 at T = 1
-        (1 - T) * (log_p_T.exp() * log_p_T).sum(-1),
+        (1 - T) * _kl(log_p_T, torch.zeros_like(log_p_T)),
         _kl(log_p_T, log_q),
     )
     return TTMDecomposition(*(term.to(student.dtype).to(student.device) for term in terms))
@@ -225,11 +233,14 @@ def dkd_loss(
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
         log_probabilities = _log_softmax(logits, temperature)
         others = log_probabilities.masked_fill(is_label, -torch.inf)
-        label = log_probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        label = log_probabilities.gather(-1, labels.unsqueeze(-1))
+        none = others.amax(-1, keepdim=True) == -torch.inf  # all classes but the label ruled out
+        others = others.masked_fill(none, 0.0)  # whose derivatives are no NaN
         # log P(label) and log P(not label): log(1 - p) would be -inf once p rounds to 1.
-        margin = label - others.logsumexp(-1)
-        binary = torch.stack([_log_sigmoid(margin), _log_sigmoid(-margin)], -1)
-        return binary, others.log_softmax(-1).masked_fill(is_label, 0.0)
+        margin = label - others.logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
+        binary = torch.cat([_log_sigmoid(margin), _log_sigmoid(-margin)], -1)
+        shares = others.log_softmax(-1).masked_fill(none, -torch.inf)
+        return binary, shares.masked_fill(is_label, 0.0)
 
     (binary_p, others_p), (binary_q, others_q) = split(teacher), split(student)
     loss = target_weight * _kl(binary_p, binary_q) + nontarget_weight * _kl(others_p, others_q)
@@ -454,15 +465,15 @@ def _divergence_terms(student, teacher, teacher_exponent, student_exponent, weig
     log_p.mul_(teacher_exponent)
     if student_exponent != 1:
         log_q.mul_(student_exponent)
-    if teacher_exponent > 1:  # see _log_softmax
-        log_p.clamp_(min=torch.finfo(log_p.dtype).min)
-        log_q.clamp_(min=torch.finfo(log_q.dtype).min)
-    p, q = log_p.exp(), log_q.exp()
+    log_ratio = log_p - log_q
+    p, q = log_p.exp_(), log_q.exp_()
     p_sum, q_sum = p.sum(-1, keepdim=True), q.sum(-1, keepdim=True)
     if weight is None:
         # U from logits: probabilities may underflow to 0, and a power cannot bring them back.
         weight = p_sum / full_sum**teacher_exponent
-    log_ratio = (log_p - log_q).mul_(p).sum(-1, keepdim=True)
+    # 0 * inf, where the teacher rules a class out. NaN in the logits is in the other sums, too.
+    log_ratio.mul_(p).nan_to_num_(nan=0.0, posinf=math.inf)
+    log_ratio = log_ratio.sum(-1, keepdim=True)
     loss = torch.addcdiv(q_sum.log() - p_sum.log(), log_ratio, p_sum)
     if isinstance(weight, Tensor) or weight != 1:
         loss = weight * loss
@@ -479,10 +490,7 @@ def _shift(logits: Tensor) -> Tensor:
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    scaled = _shift(logits) / temperature
-    if temperature < 1:  # a mask such as finfo.min would become -inf, and 0 * inf is NaN
-        scaled = scaled.clamp(min=torch.finfo(scaled.dtype).min)
-    return scaled.log_softmax(-1)
+    return (_shift(logits) / temperature).log_softmax(-1)
 
 
 def _log_sigmoid(x: Tensor) -> Tensor:
@@ -493,7 +501,8 @@ def _log_sigmoid(x: Tensor) -> Tensor:
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    p = log_p.exp()
+    return (p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(-1)  # what p rules out is 0, not NaN
 
 
 def _dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
@@ -528,12 +537,13 @@ def _check(student, teacher, temperature, reduction="none", check_finite=False) 
         )
     if check_finite and not _in_transform():
         for name, logits in (("student_logits", student), ("teacher_logits", teacher)):
-            bad = int(_everywhere((~logits.isfinite()).sum()))
+            bad = int(everywhere((~logits.amax(-1).isfinite()).sum()))
             if bad:
                 raise ValueError(
-                    f"{name} hold {bad} values that are NaN or infinite; look for a diverged "
-                    "model or a broken input, and mask classes with -1e4, not -inf"
+                    f"{name} hold {bad} rows with NaN, with inf or with nothing but -inf; look for "
+                    "a diverged model or a broken input, and leave every row a finite logit"
                 )
+            check_no_probabilities(name, logits)
     return temperature
 
 
@@ -567,17 +577,12 @@ def _check_labels(labels: Tensor, logits_shape: torch.Size) -> None:
     if _in_transform() or not labels.numel():
         return
     classes = logits_shape[-1]
-    low, high = int(_everywhere(labels.min())), int(_everywhere(labels.max()))
+    low, high = int(everywhere(labels.min())), int(everywhere(labels.max()))
     if not 0 <= low <= high < classes:
         raise ValueError(
             f"labels must lie between 0 and {classes - 1}, got {low} to {high}; "
             "drop ignored samples, and check that labels start at 0"
         )
-
-
-def _everywhere(value: Tensor) -> Tensor:
-    """A sharded tensor's value over all processes, where `int` would take this one's part."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value  # a DTensor
 
 
 def _in_transform() -> bool:

@@ -210,6 +210,17 @@ def check_floating(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_no_probabilities(name: str, logits: Tensor) -> None:
+    """Raise where every row of ``logits`` holds probabilities: no entry below 0, a sum of 1."""
+    sums, least = logits.sum(-1, dtype=torch.float32), logits.amin(-1)
+    probabilities = ((sums - 1).abs() < 0.01) & (least >= 0)
+    if logits.numel() and everywhere(probabilities.all()):
+        raise ValueError(
+            f"every row of {name} sums to 1 with nothing below 0, as probabilities do; pass logits "
+            "or log-probabilities, which are right as they are"
+        )
+
+
 def check_same_classes(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
     """Raise unless both are floating point tensors of K classes whose leading shapes broadcast."""
     check_floating(first_name, first)
@@ -228,6 +239,11 @@ def check_same_classes(first_name: str, first: Tensor, second_name: str, second:
         raise ValueError(
             f"{shapes} do not broadcast; give both the same leading shape (one row per sample)"
         ) from None
+
+
+def everywhere(value: Tensor) -> Tensor:
+    """A sharded tensor's value over all processes, where `int` would take this one's part."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # a DTensor
 
 
 def _prepare(name: str, tensor: Tensor) -> Tensor:
