@@ -10,6 +10,7 @@ import math
 import shutil
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -404,6 +405,120 @@ def test_a_mask_of_the_smallest_number_is_a_class_left_out(name, dtype, temperat
     assert not gradient[:, 4].any()
     in_transform = torch.func.grad(lambda x: functions[name](x, filled[1], temperature))(filled[0])
     torch.testing.assert_close(in_transform, gradient)
+
+
+# Samples that do not count, and where the classes are -----------------------------------------
+
+COUNTS = torch.tensor([[True, False, True], [False, True, True]])
+LABELLED = torch.tensor([[0, 1, 2], [3, 4, 0]])
+BAD = {"ordinary": 1.0, "nan": math.nan, "inf": math.inf, "ruled out": -math.inf}
+
+
+def all_losses(**options):
+    def dkd(z, v, labels=None, **more):
+        return dkd_loss(z, v, LABELLED if labels is None else labels, 4.0, **options | more)
+
+    def call(function):
+        return lambda z, v, **more: function(z, v, 4.0, **options | more)
+
+    return {k: call(f) for k, f in {**LOSSES, "dist": dist_loss}.items()} | {"dkd": dkd}
+
+
+@pytest.mark.parametrize("name", all_losses())
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_the_mask_leaves_out_is_as_if_it_were_not_there(name, bad, dtype):
+    z, v = (x.reshape(2, 3, 5) for x in pair(0, 5, dtype=dtype))
+    z[~COUNTS], v[~COUNTS] = z[~COUNTS] * BAD[bad], v[~COUNTS] * BAD[bad]
+    loss, left = all_losses()[name], {"labels": LABELLED[COUNTS]} if name == "dkd" else {}
+    for reduction in ("none", "sum", "mean") if name != "dist" else ("mean",):
+        options = {"reduction": reduction} if name != "dist" else {}
+        x, y = z.clone().requires_grad_(), z[COUNTS].requires_grad_()
+        found, expected = loss(x, v, mask=COUNTS, **options), loss(y, v[COUNTS], **left, **options)
+        found.sum().backward()
+        expected.sum().backward()
+        if reduction == "none":
+            assert not found[~COUNTS].any()
+            found = found[COUNTS]
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(x.grad[COUNTS], y.grad)
+        assert not x.grad[~COUNTS].any()  # not NaN, either
+        gradient = torch.func.grad(lambda x, f=loss, o=options: f(x, v, mask=COUNTS, **o).sum())(z)
+        torch.testing.assert_close(gradient, x.grad)
+
+
+@pytest.mark.parametrize("name", all_losses())
+def test_a_mask_that_leaves_nothing_gives_zero(name):
+    z, v = torch.full((2, 3, 5), math.nan, requires_grad=True), torch.full((2, 3, 5), math.nan)
+    loss = all_losses()[name](z, v, mask=torch.zeros(2, 3, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0
+    assert not z.grad.any()
+    assert all_losses()[name](z[:0], v[:0], mask=COUNTS[:0], **no_labels(name)) == 0
+
+
+def no_labels(name):
+    return {"labels": LABELLED[:0]} if name == "dkd" else {}
+
+
+@pytest.mark.parametrize("name", all_losses())
+def test_masks_broadcast_and_compile(name):
+    z, v = (x.reshape(2, 3, 5) for x in pair(0, 5, dtype=torch.float32))
+    torch._dynamo.reset()
+    compiled = torch.compile(all_losses()[name], fullgraph=True, backend="aot_eager")
+    for student, teacher in ((z, v), (z, v[:1]), (z[:1], v)):
+        whole = all_losses()[name](*torch.broadcast_tensors(student, teacher), mask=COUNTS)
+        torch.testing.assert_close(all_losses()[name](student, teacher, mask=COUNTS), whole)
+    torch.testing.assert_close(
+        gradient_of(lambda x: compiled(x, v, mask=COUNTS), z),
+        gradient_of(lambda x: all_losses()[name](x, v, mask=COUNTS), z),
+    )
+
+
+def test_labels_of_minus_hundred_do_not_count():
+    z, v = (x.reshape(2, 3, 5) for x in pair(0, 5))
+    labels = LABELLED.masked_fill(~COUNTS, -100)
+    expected = dkd_reference(z[COUNTS], v[COUNTS], LABELLED[COUNTS], 4.0)
+    each = dkd_loss(z, v, labels, 4.0, reduction="none")
+    torch.testing.assert_close(each[COUNTS], expected)
+    assert not each[~COUNTS].any()
+    torch.testing.assert_close(dkd_loss(z, v, labels, 4.0), expected.mean())
+    mask = torch.ones_like(COUNTS).index_fill(0, torch.tensor(1), False)  # both leave some out
+    first = dkd_loss(z, v, labels, 4.0, mask=mask)
+    torch.testing.assert_close(first, expected[:2].mean())
+    assert dkd_loss(z, v, torch.full_like(labels, -100), 4.0) == 0
+    mapped = torch.func.vmap(lambda x: dkd_loss(x, v, labels, 4.0))(torch.stack([z, z]))
+    torch.testing.assert_close(mapped, expected.mean().expand(2))
+
+
+@pytest.mark.parametrize("name", all_losses())
+def test_classes_may_lie_in_another_dimension(name):
+    z, v = (x.reshape(2, 3, 5) for x in pair(0, 5))
+    loss = all_losses()[name]
+    images = [x.movedim(-1, 1).contiguous() for x in (z, v)]
+    for options in ({}, {"mask": COUNTS}):
+        found = loss(*images, class_dim=1, **options)
+        torch.testing.assert_close(found, loss(z, v, **options))
+        gradient = gradient_of(lambda x, o=options: loss(x, images[1], class_dim=1, **o), images[0])
+        expected = gradient_of(lambda x, o=options: loss(x, v, **o), z)
+        torch.testing.assert_close(gradient, expected.movedim(-1, 1))
+
+
+def test_modules_take_masks():
+    z, v = (x.reshape(2, 3, 5) for x in pair(0, 5))
+    v[~COUNTS] = math.nan
+    assert torch.equal(WTTMLoss(4)(z, v, COUNTS), wttm_loss(z, v, 4, mask=COUNTS))
+    assert torch.equal(DISTLoss(4)(z, v, mask=COUNTS), dist_loss(z, v, 4, mask=COUNTS))
+    expected = dkd_loss(z, v, LABELLED, 4, mask=COUNTS)
+    assert torch.equal(DKDLoss(4)(z, v, LABELLED, COUNTS), expected)
+
+    loss, whole = StandardizedLoss(KDLoss(4)), StandardizedLoss(KDLoss(4, class_dim=1))
+    z.requires_grad_()
+    found = loss(z, v, mask=COUNTS)
+    torch.testing.assert_close(found, loss(z[COUNTS], v[COUNTS]))
+    found.backward()
+    assert not z.grad[~COUNTS].any()
+    torch.testing.assert_close(whole(z.movedim(-1, 1), v.movedim(-1, 1), mask=COUNTS), found)
 
 
 # Classes that are ruled out --------------------------------------------------------------------
@@ -950,10 +1065,14 @@ def test_modules_call_their_functions():
 def test_a_module_shows_and_takes_the_settings_of_its_function(loss, function):
     parameters = inspect.signature(function).parameters
     settings = list(parameters)[list(parameters).index("temperature") :]
+    settings.remove("mask")  # of a batch, not of a loss
     assert list(inspect.signature(loss).parameters) == settings
     made = loss(temperature=2.0)
-    for name in settings[1:]:  # those not given are shown as well: a run is known by them
-        assert f"{name}={parameters[name].default!r}" in repr(made)
+    # those not given are shown as well, since a run is known by them; but not those that came later
+    for name in settings[1:]:
+        shown = f"{name}={parameters[name].default!r}" in repr(made)
+        assert shown == (name != "class_dim")
+    assert "class_dim=1" in repr(loss(2.0, class_dim=1))
     with pytest.raises(TypeError, match="'gamma'"):
         loss(2.0, gamma=0.5)
 
@@ -1031,6 +1150,20 @@ def test_bad_logits_and_temperatures(name, call, error, message):
         (lambda: dkd_loss(Z, Z, LABELS[:2], 4.0), ValueError, r"shape \(2,\).*shape \(4,\)"),
         (lambda: dkd_loss(Z, Z, [0, 0, 0, 0], 4.0), TypeError, r"torch.as_tensor\(labels\)"),
         (lambda: decompose_ttm(Z, Z, 0.0), ValueError, "temperature"),
+        (lambda: kd_loss(Z, Z, 4.0, mask=LABELS), TypeError, r"torch.int64.*\.bool\(\)"),
+        (lambda: kd_loss(Z, Z, 4.0, mask=[True] * 4), TypeError, "got list"),
+        (lambda: kd_loss(Z, Z, 4.0, mask=Z > 0), ValueError, r"shape \(4, 3\).* shape \(4,\)"),
+        (lambda: kd_loss(SimpleNamespace(logits=Z), Z, 4.0), TypeError, r"pass its \.logits"),
+        (
+            lambda: ttm_loss(Z, torch.zeros(4, 8), 4.0),
+            ValueError,
+            r"If only padding follows the first 3 .* slice teacher_logits\[\.\.\., :3\]",
+        ),
+        (
+            lambda: ttm_loss(torch.zeros(4, 8), Z, 4.0),
+            ValueError,
+            r"slice student_logits\[\.\.\., :3\]",
+        ),
     ],
 )
 def test_other_bad_input(call, error, message):
