@@ -210,5 +210,5 @@ def test_losses_of_sharded_logits_are_those_of_whole_ones(tmp_path):
     for name, (whole, parts) in found.items():
         torch.testing.assert_close(parts, list(whole), rtol=1e-5, atol=1e-6, msg=name)
     # both processes refuse, and both see what lies in the other's part
-    assert done.stdout.count("student_logits hold 1 values that are NaN") == 6
+    assert done.stdout.count("student_logits hold 1 rows with NaN") == 6
     assert done.stdout.count("labels must lie between 0 and 4, got 1 to 5") == 6

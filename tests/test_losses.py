@@ -10,6 +10,7 @@ import math
 import shutil
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -404,6 +405,232 @@ def test_a_mask_of_the_smallest_number_is_a_class_left_out(name, dtype, temperat
     assert not gradient[:, 4].any()
     in_transform = torch.func.grad(lambda x: functions[name](x, filled[1], temperature))(filled[0])
     torch.testing.assert_close(in_transform, gradient)
+
+
+# Samples that do not count, and where the classes are -----------------------------------------
+
+COUNTS = torch.tensor([[True, False, True], [False, True, True]])
+LABELLED = torch.tensor([[0, 1, 2], [3, 4, 0]])
+BAD = {"ordinary": 1.0, "nan": math.nan, "inf": math.inf, "ruled out": -math.inf}
+
+
+def all_losses(**options):
+    def dkd(z, v, labels=None, **more):
+        return dkd_loss(z, v, LABELLED if labels is None else labels, 4.0, **options | more)
+
+    def call(function):
+        return lambda z, v, **more: function(z, v, 4.0, **options | more)
+
+    return {k: call(f) for k, f in {**LOSSES, "dist": dist_loss}.items()} | {"dkd": dkd}
+
+
+@pytest.mark.parametrize("name", all_losses())
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_the_mask_leaves_out_is_as_if_it_were_not_there(name, bad, dtype):
+    z, v = (x.reshape(2, 3, 5) for x in pair(0, 5, dtype=dtype))
+    z[~COUNTS], v[~COUNTS] = z[~COUNTS] * BAD[bad], v[~COUNTS] * BAD[bad]
+    loss, left = all_losses()[name], {"labels": LABELLED[COUNTS]} if name == "dkd" else {}
+    for reduction in ("none", "sum", "mean") if name != "dist" else ("mean",):
+        options = {"reduction": reduction} if name != "dist" else {}
+        x, y = z.clone().requires_grad_(), z[COUNTS].requires_grad_()
+        found, expected = loss(x, v, mask=COUNTS, **options), loss(y, v[COUNTS], **left, **options)
+        found.sum().backward()
+        expected.sum().backward()
+        if reduction == "none":
+            assert not found[~COUNTS].any()
+            found = found[COUNTS]
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(x.grad[COUNTS], y.grad)
+        assert not x.grad[~COUNTS].any()  # not NaN, either
+        gradient = torch.func.grad(lambda x, f=loss, o=options: f(x, v, mask=COUNTS, **o).sum())(z)
+        torch.testing.assert_close(gradient, x.grad)
+
+
+@pytest.mark.parametrize("name", all_losses())
+def test_a_mask_that_leaves_nothing_gives_zero(name):
+    z, v = torch.full((2, 3, 5), math.nan, requires_grad=True), torch.full((2, 3, 5), math.nan)
+    loss = all_losses()[name](z, v, mask=torch.zeros(2, 3, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0
+    assert not z.grad.any()
+    assert all_losses()[name](z[:0], v[:0], mask=COUNTS[:0], **no_labels(name)) == 0
+
+
+def no_labels(name):
+    return {"labels": LABELLED[:0]} if name == "dkd" else {}
+
+
+@pytest.mark.parametrize("name", all_losses())
+def test_masks_broadcast_and_compile(name):
+    z, v = (x.reshape(2, 3, 5) for x in pair(0, 5, dtype=torch.float32))
+    torch._dynamo.reset()
+    compiled = torch.compile(all_losses()[name], fullgraph=True, backend="aot_eager")
+    for student, teacher in ((z, v), (z, v[:1]), (z[:1], v)):
+        whole = all_losses()[name](*torch.broadcast_tensors(student, teacher), mask=COUNTS)
+        torch.testing.assert_close(all_losses()[name](student, teacher, mask=COUNTS), whole)
+    torch.testing.assert_close(
+        gradient_of(lambda x: compiled(x, v, mask=COUNTS), z),
+        gradient_of(lambda x: all_losses()[name](x, v, mask=COUNTS), z),
+    )
+
+
+def test_labels_of_minus_hundred_do_not_count():
+    z, v = (x.reshape(2, 3, 5) for x in pair(0, 5))
+    labels = LABELLED.masked_fill(~COUNTS, -100)
+    expected = dkd_reference(z[COUNTS], v[COUNTS], LABELLED[COUNTS], 4.0)
+    each = dkd_loss(z, v, labels, 4.0, reduction="none")
+    torch.testing.assert_close(each[COUNTS], expected)
+    assert not each[~COUNTS].any()
+    torch.testing.assert_close(dkd_loss(z, v, labels, 4.0), expected.mean())
+    mask = torch.ones_like(COUNTS).index_fill(0, torch.tensor(1), False)  # both leave some out
+    first = dkd_loss(z, v, labels, 4.0, mask=mask)
+    torch.testing.assert_close(first, expected[:2].mean())
+    assert dkd_loss(z, v, torch.full_like(labels, -100), 4.0) == 0
+    mapped = torch.func.vmap(lambda x: dkd_loss(x, v, labels, 4.0))(torch.stack([z, z]))
+    torch.testing.assert_close(mapped, expected.mean().expand(2))
+
+
+@pytest.mark.parametrize("name", all_losses())
+def test_classes_may_lie_in_another_dimension(name):
+    z, v = (x.reshape(2, 3, 5) for x in pair(0, 5))
+    loss = all_losses()[name]
+    images = [x.movedim(-1, 1).contiguous() for x in (z, v)]
+    for options in ({}, {"mask": COUNTS}):
+        found = loss(*images, class_dim=1, **options)
+        torch.testing.assert_close(found, loss(z, v, **options))
+        gradient = gradient_of(lambda x, o=options: loss(x, images[1], class_dim=1, **o), images[0])
+        expected = gradient_of(lambda x, o=options: loss(x, v, **o), z)
+        torch.testing.assert_close(gradient, expected.movedim(-1, 1))
+
+
+def test_modules_take_masks():
+    z, v = (x.reshape(2, 3, 5) for x in pair(0, 5))
+    v[~COUNTS] = math.nan
+    assert torch.equal(WTTMLoss(4)(z, v, COUNTS), wttm_loss(z, v, 4, mask=COUNTS))
+    assert torch.equal(DISTLoss(4)(z, v, mask=COUNTS), dist_loss(z, v, 4, mask=COUNTS))
+    expected = dkd_loss(z, v, LABELLED, 4, mask=COUNTS)
+    assert torch.equal(DKDLoss(4)(z, v, LABELLED, COUNTS), expected)
+
+    loss, whole = StandardizedLoss(KDLoss(4)), StandardizedLoss(KDLoss(4, class_dim=1))
+    z.requires_grad_()
+    found = loss(z, v, mask=COUNTS)
+    torch.testing.assert_close(found, loss(z[COUNTS], v[COUNTS]))
+    found.backward()
+    assert not z.grad[~COUNTS].any()
+    torch.testing.assert_close(whole(z.movedim(-1, 1), v.movedim(-1, 1), mask=COUNTS), found)
+
+
+# Classes that are ruled out --------------------------------------------------------------------
+
+RULED_OUT = {  # by the teacher, by the student
+    "both": ([4], [4]),
+    "teacher": ([1, 4], []),
+    "some of the teacher's": ([0, 1, 4], [1, 4]),
+    "all but one": ([0, 1, 2, 3], [0, 1, 2]),
+    "student": ([4], [3, 4]),
+}
+
+
+def by_rows(name, student, teacher, T, labels):
+    """The losses of each row in plain float64 loops, with 0 log 0 = 0 and log 0 = -inf."""
+
+    def softmax(row, temperature):
+        powers = [math.exp((x - max(row)) / temperature) for x in row]
+        return [x / sum(powers) for x in powers]
+
+    def divergence(p, q):
+        return sum((a * math.log(a / b) if b else math.inf) for a, b in zip(p, q, strict=True) if a)
+
+    def renyi(q, order):
+        return math.log(sum(x**order for x in q if x)) / (1 - order)
+
+    def of_row(z, v, label):
+        p, q = softmax(v, T), softmax(z, T if name in ("kd", "dkd") else 1)
+        if name == "dkd":
+            p, q = ([x.pop(label), x] for x in (p, q))
+            target = divergence([p[0], sum(p[1])], [q[0], sum(q[1])])
+            shares = ([y / sum(x[1]) if sum(x[1]) else 0.0 for y in x[1]] for x in (p, q))
+            return T**2 * (target + 8 * divergence(*shares))
+        if name == "decompose":
+            total, kd = divergence(p, q), T * divergence(p, softmax(z, T))
+            entropy = -sum(x * math.log(x) for x in p if x)
+            return [kd, -(T - 1) * renyi(q, 1 / T), (T - 1) * entropy, total]
+        weights = {"kd": T**2, "ttm": 1, "wttm": sum(x ** (1 / T) for x in softmax(v, 1) if x)}
+        return weights[name] * divergence(p, q)
+
+    rows = zip(student.tolist(), teacher.tolist(), labels.tolist(), strict=True)
+    return torch.tensor([of_row(*row) for row in rows], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "dkd", "decompose"])
+@pytest.mark.parametrize("case", RULED_OUT)
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_class_of_minus_infinity_is_ruled_out(name, case, temperature, dtype):
+    z, v = pair(0, 5, dtype=dtype)
+    for logits, classes in zip((v, z), RULED_OUT[case], strict=True):
+        logits[:, classes] = -torch.inf
+    labels = torch.arange(6) % 5
+    functions = {k: lambda z, v, T, f=f: f(z, v, T, reduction="none") for k, f in LOSSES.items()}
+    functions["dkd"] = lambda z, v, T: dkd_loss(z, v, labels, T, reduction="none")
+    functions["decompose"] = lambda z, v, T: torch.stack(decompose_ttm(z, v, T), -1)
+
+    z.requires_grad_()
+    found = functions[name](z, v, temperature)
+    expected = by_rows(name, z.detach(), v, temperature, labels)
+    close = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {}
+    torch.testing.assert_close(found.detach(), expected.to(found.dtype), **close)
+    infinite = expected.isinf() if expected.ndim == 1 else expected.isinf().any(-1)
+    assert infinite.any() == (case == "student")
+
+    (gradient,) = torch.autograd.grad(found[~infinite].sum(), z)
+    assert gradient.isfinite().all()
+    assert not gradient[:, RULED_OUT[case][1]].any()
+    if name in LOSSES:  # the closed form, too, has 0 where the exponential of -inf stands
+        rows = [x.detach().double()[~infinite] for x in (z, v)]
+        p, q = (rows[1] / temperature).softmax(-1), rows[0].softmax(-1)
+        scale = torch.ones(1)
+        if name == "kd":
+            q, scale = (rows[0] / temperature).softmax(-1), temperature * scale
+        if name == "wttm":
+            scale = power_sum(rows[1].softmax(-1), 1 / temperature).unsqueeze(-1)
+        torch.testing.assert_close(gradient[~infinite].double(), scale * (q - p), **BOUNDS[dtype])
+        transformed = torch.func.grad(lambda x: functions[name](x, v, temperature).sum())(z)
+        torch.testing.assert_close(transformed[~infinite], gradient[~infinite])
+
+
+BOUNDS = {
+    torch.float64: {"rtol": 1e-11, "atol": 1e-13},
+    torch.float32: {"rtol": 5e-5, "atol": 1e-6},
+    torch.bfloat16: {"rtol": 8e-3, "atol": 1e-3},
+}
+
+
+def test_ruled_out_classes_agree_with_kl_div():
+    z, v = pair(0, 10, dtype=torch.float32)
+    z[:, 7:], v[:, 6:] = -torch.inf, -torch.inf
+    p, log_q = (v.double() / 4).softmax(-1), z.double().log_softmax(-1)
+    expected = F.kl_div(log_q[:, :7], p[:, :7], reduction="batchmean")
+    torch.testing.assert_close(ttm_loss(z, v, 4.0), expected.float())
+    z[:, 6] = -torch.inf
+    # a class that nobody allows has probability 0 on both sides, where there is nothing to match
+    both = [torch.cat([x[:, :6].softmax(-1), torch.zeros(6, 4)], 1) for x in (z / 4, v / 4)]
+    between = [stats.pearsonr(a, b).statistic for a, b in zip(both[1], both[0], strict=True)]
+    found = dist_loss(z.requires_grad_(), v, 4.0, within_weight=0)
+    assert found.item() == pytest.approx(16 * (1 - np.mean(between)), rel=1e-5)
+    assert torch.autograd.grad(found, z)[0].isfinite().all()
+
+
+def test_not_a_number_stays_one():
+    """Where classes are ruled out, a diverged model is not hidden."""
+    labels = torch.zeros(1, dtype=torch.int64)
+    for bad in (torch.nan, torch.inf):
+        z, v = torch.tensor([[0.0, bad, -torch.inf]]), torch.tensor([[0.0, 1.0, -torch.inf]])
+        for loss in (*LOSSES.values(), lambda z, v, T: dkd_loss(z, v, labels, T), dist_loss):
+            assert loss(z, v, 2.0).isnan()
+            assert loss(v, z, 2.0).isnan()
+        assert decompose_ttm(z, v, 2.0).total.isnan()
 
 
 @every_loss
@@ -838,10 +1065,14 @@ def test_modules_call_their_functions():
 def test_a_module_shows_and_takes_the_settings_of_its_function(loss, function):
     parameters = inspect.signature(function).parameters
     settings = list(parameters)[list(parameters).index("temperature") :]
+    settings.remove("mask")  # of a batch, not of a loss
     assert list(inspect.signature(loss).parameters) == settings
     made = loss(temperature=2.0)
-    for name in settings[1:]:  # those not given are shown as well: a run is known by them
-        assert f"{name}={parameters[name].default!r}" in repr(made)
+    # those not given are shown as well, since a run is known by them; but not those that came later
+    for name in settings[1:]:
+        shown = f"{name}={parameters[name].default!r}" in repr(made)
+        assert shown == (name != "class_dim")
+    assert "class_dim=1" in repr(loss(2.0, class_dim=1))
     with pytest.raises(TypeError, match="'gamma'"):
         loss(2.0, gamma=0.5)
 
@@ -873,11 +1104,20 @@ LABELS = torch.zeros(4, dtype=torch.int64)
         (lambda f: f(Z, Z, math.inf), ValueError, "got inf"),
         (lambda f: f(Z, Z, "4"), TypeError, "must be a number"),
         (lambda f: f(Z, Z, None), TypeError, "not NoneType"),
-        (lambda f: f(NAN, NAN * 0, 4.0, check_finite=True), ValueError, "student_logits hold 1"),
         (
-            lambda f: f(Z[:1], -1 / Z[:1], 4.0, check_finite=True),
+            lambda f: f(NAN, NAN * 0, 4.0, check_finite=True),
             ValueError,
-            "teacher_logits.*-1e4",
+            "student_logits hold 1 rows",
+        ),
+        (
+            lambda f: f(Z[:2], -1 / Z[:2], 4.0, check_finite=True),
+            ValueError,
+            "teacher_logits hold 2 rows .* nothing but -inf.*a finite logit",
+        ),
+        (
+            lambda f: f(Z, Z.softmax(-1), 4.0, check_finite=True),
+            ValueError,
+            "every row of teacher_logits sums to 1 .* log-probabilities",
         ),
     ],
 )
@@ -910,6 +1150,20 @@ def test_bad_logits_and_temperatures(name, call, error, message):
         (lambda: dkd_loss(Z, Z, LABELS[:2], 4.0), ValueError, r"shape \(2,\).*shape \(4,\)"),
         (lambda: dkd_loss(Z, Z, [0, 0, 0, 0], 4.0), TypeError, r"torch.as_tensor\(labels\)"),
         (lambda: decompose_ttm(Z, Z, 0.0), ValueError, "temperature"),
+        (lambda: kd_loss(Z, Z, 4.0, mask=LABELS), TypeError, r"torch.int64.*\.bool\(\)"),
+        (lambda: kd_loss(Z, Z, 4.0, mask=[True] * 4), TypeError, "got list"),
+        (lambda: kd_loss(Z, Z, 4.0, mask=Z > 0), ValueError, r"shape \(4, 3\).* shape \(4,\)"),
+        (lambda: kd_loss(SimpleNamespace(logits=Z), Z, 4.0), TypeError, r"pass its \.logits"),
+        (
+            lambda: ttm_loss(Z, torch.zeros(4, 8), 4.0),
+            ValueError,
+            r"If only padding follows the first 3 .* slice teacher_logits\[\.\.\., :3\]",
+        ),
+        (
+            lambda: ttm_loss(torch.zeros(4, 8), Z, 4.0),
+            ValueError,
+            r"slice student_logits\[\.\.\., :3\]",
+        ),
     ],
 )
 def test_other_bad_input(call, error, message):
@@ -939,6 +1193,13 @@ def test_a_batch_of_none_has_a_sum_but_no_mean(name):
         total = loss(z, z, *labels, 4.0, reduction="sum")
         total.backward()
         assert total == 0
+
+
+def test_finite_check_lets_classes_be_ruled_out():
+    z, v = (F.pad(x, (0, 1), value=-torch.inf) for x in pair(0, 5))
+    assert kd_loss(z, v, 4.0, check_finite=True) == kd_loss(z, v, 4.0)
+    log_p = v.log_softmax(-1)
+    torch.testing.assert_close(kd_loss(z, log_p, 4.0, check_finite=True), kd_loss(z, v, 4.0))
 
 
 def test_finite_check_is_off_by_default_and_skipped_inside_transforms():

@@ -175,6 +175,20 @@ def test_zero_probabilities():
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1, 4])
+def test_a_logit_of_minus_infinity_has_probability_zero(temperature):
+    v = torch.cat([logits(0, 5, 2.0), torch.full((4, 1), -torch.inf).double()], 1)
+    v.requires_grad_()
+    p = temperature_softmax(v, temperature)
+    np.testing.assert_allclose(
+        p.detach(), special.softmax(v.detach().numpy() / temperature, axis=-1), rtol=1e-12
+    )
+    for function in (shannon_entropy, lambda x: power_sum(x, 0.5), lambda x: renyi_entropy(x, 0.5)):
+        (gradient,) = torch.autograd.grad(function(p).sum(), v, retain_graph=True)
+        assert gradient.isfinite().all()
+        assert not gradient[:, 5].any()
+
+
 def test_large_exponents_and_orders_do_not_underflow():
     p = torch.full((1000,), 1e-3)
     torch.testing.assert_close(power_transform(p, 40.0), p)

@@ -11,20 +11,27 @@ These are the distillation terms alone: add cross-entropy on the labels in the t
 Logits have shape (..., K), classes last; the leading shape is any, and a teacher may be shared by
 several students if its leading shape broadcasts against theirs. float16 and bfloat16 are computed
 in float32, and the loss is returned in float32 (float64 if either input is float64). The gradient
-goes to the student, in the student's dtype; the teacher gets none. Logits must be finite: to mask
-a class, give it a large negative logit such as -1e4 or `torch.finfo(dtype).min`, not -inf.
+goes to the student, in the student's dtype; the teacher gets none. A logit of -inf rules a class
+out: what the teacher rules out counts as probability 0, and a student that rules out what the
+teacher allows has an infinite loss. Log-probabilities are logits, probabilities are not.
 Sharded tensors (DTensor) work like whole ones, labels sharded over samples like the logits; only
 the gradient of `dist_loss` needs whole batches.
 """
 
 import inspect
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttm_lab.probability import check_positive, check_same_classes
+from ttm_lab.probability import (
+    check_no_probabilities,
+    check_positive,
+    check_same_classes,
+    everywhere,
+)
 
 __all__ = [
     "DISTLoss",
@@ -51,6 +58,8 @@ def kd_loss(
     teacher_logits: Tensor,
     temperature: float,
     *,
+    mask: Tensor | None = None,
+    class_dim: int = -1,
     reduction: str = "mean",
     check_finite: bool = False,
 ) -> Tensor:
@@ -62,26 +71,32 @@ def kd_loss(
         student_logits, teacher_logits: floating point, (..., K) with K >= 2; leading shapes
             broadcast.
         temperature: T > 0.
+        mask: bool, of the broadcast leading shape (...): which samples count, by default all.
+            Another has value 0 and gradient 0, even where its logits are NaN or infinite.
+        class_dim: where the classes are, if not last: 1 for images of classes, (N, K, H, W).
         reduction: "none" gives one value per sample, shape (...); "sum" adds them up; "mean"
-            divides the sum by the number of samples.
-        check_finite: look for NaN and infinite logits first. Off by default, because it costs
-            time; skipped inside torch.compile and torch.func transforms.
+            divides the sum by the number of samples that count, and is 0 where the mask leaves
+            none.
+        check_finite: look first for rows with NaN or inf, without a finite logit, or of
+            probabilities. Off by default, because it costs time; skipped inside torch.compile
+            and torch.func transforms.
 
     Returns:
         The loss in nats, float32 (float64 if either input is).
 
     Raises:
-        TypeError: logits that are not floating point tensors, a temperature that is no number.
+        TypeError: logits that are not floating point tensors, a temperature that is no number, a
+            mask that is not bool.
         ValueError: shapes that do not fit, T not positive and finite, an unknown reduction, the
-            mean of no samples, or (when checked) logits that are not finite.
+            mean of an empty batch, or (when checked) logits that are none.
         RuntimeError: a second derivative is taken by torch.autograd; torch.func supports it.
 
     Source: Hinton, Vinyals and Dean 2015, section 2; Zheng and Yang 2024, Eq. 1.
     """
-    T = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
-    return _divergence(
-        student_logits, teacher_logits, reduction, 1 / T, student_exponent=1 / T, weight=T**2
+    T, *rows = _check(
+        student_logits, teacher_logits, temperature, reduction, check_finite, mask, class_dim
     )
+    return _divergence(*rows, reduction, 1 / T, student_exponent=1 / T, weight=T**2)
 
 
 def ttm_loss(
@@ -89,6 +104,8 @@ def ttm_loss(
     teacher_logits: Tensor,
     temperature: float,
     *,
+    mask: Tensor | None = None,
+    class_dim: int = -1,
     reduction: str = "mean",
     check_finite: bool = False,
 ) -> Tensor:
@@ -101,8 +118,10 @@ def ttm_loss(
 
     Source: Zheng and Yang 2024, Eq. 2.
     """
-    T = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
-    return _divergence(student_logits, teacher_logits, reduction, 1 / T)
+    T, *rows = _check(
+        student_logits, teacher_logits, temperature, reduction, check_finite, mask, class_dim
+    )
+    return _divergence(*rows, reduction, 1 / T)
 
 
 def wttm_loss(
@@ -110,6 +129,8 @@ def wttm_loss(
     teacher_logits: Tensor,
     temperature: float,
     *,
+    mask: Tensor | None = None,
+    class_dim: int = -1,
     reduction: str = "mean",
     check_finite: bool = False,
 ) -> Tensor:
@@ -122,8 +143,10 @@ def wttm_loss(
 
     Source: Zheng and Yang 2024, section 4.
     """
-    T = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
-    return _divergence(student_logits, teacher_logits, reduction, 1 / T, weight=None)
+    T, *rows = _check(
+        student_logits, teacher_logits, temperature, reduction, check_finite, mask, class_dim
+    )
+    return _divergence(*rows, reduction, 1 / T, weight=None)
 
 
 class TTMDecomposition(NamedTuple):
@@ -160,8 +183,8 @@ def decompose_ttm(
 
     Source: Zheng and Yang 2024, Eq. 15.
     """
-    T = _check(student_logits, teacher_logits, temperature)
-    student, teacher = _broadcast(student_logits, teacher_logits)
+    T, *rows = _check(student_logits, teacher_logits, temperature)
+    student, teacher = _broadcast(*rows)
 
     def exact(logits: Tensor, temperature: float) -> Tensor:
         if logits.dtype != torch.float64:
@@ -172,7 +195,7 @@ def decompose_ttm(
     terms = (
         T * _kl(log_p_T, log_q_T),
         -T * (log_q / T).logsumexp(-1),  # -(T - 1) * H_{1/T}(q), without 0 / 0 at T = 1
-        (1 - T) * (log_p_T.exp() * log_p_T).sum(-1),
+        (1 - T) * _kl(log_p_T, torch.zeros_like(log_p_T)),
         _kl(log_p_T, log_q),
     )
     return TTMDecomposition(*(term.to(student.dtype).to(student.device) for term in terms))
@@ -189,6 +212,8 @@ def dkd_loss(
     *,
     target_weight: float = 1.0,
     nontarget_weight: float = 8.0,
+    mask: Tensor | None = None,
+    class_dim: int = -1,
     reduction: str = "mean",
     check_finite: bool = False,
 ) -> Tensor:
@@ -201,10 +226,11 @@ def dkd_loss(
     Args:
         student_logits, teacher_logits: floating point, (..., K) with K >= 2; leading shapes
             broadcast.
-        labels: int64 classes from 0 to K - 1, of the logits' broadcast leading shape.
+        labels: int64 classes from 0 to K - 1, of the logits' broadcast leading shape. A sample
+            with the label -100 does not count, as in `torch.nn.functional.cross_entropy`.
         temperature: T > 0.
         target_weight, nontarget_weight: the paper's alpha and beta, at least 0.
-        reduction, check_finite: as in `kd_loss`.
+        mask, class_dim, reduction, check_finite: as in `kd_loss`.
 
     Returns:
         The loss in nats, float32 (float64 if either input is).
@@ -215,25 +241,30 @@ def dkd_loss(
 
     Source: Zhao, Cui, Song, Qiu and Liang 2022, Eq. 7.
     """
-    temperature = _check(student_logits, teacher_logits, temperature, reduction, check_finite)
+    T, student, teacher, mask = _check(
+        student_logits, teacher_logits, temperature, reduction, check_finite, mask, class_dim
+    )
     _check_weights(target_weight=target_weight, nontarget_weight=nontarget_weight)
-    student, teacher = _broadcast(student_logits, teacher_logits)
-    _check_labels(labels, student.shape)
+    labels, mask = _check_labels(labels, mask, student, teacher)
+    student, teacher = _broadcast(student, teacher, mask)
     # made from the logits, so that it is sharded where they are
     is_label = torch.zeros_like(student, dtype=torch.bool).scatter(-1, labels.unsqueeze(-1), True)
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
-        log_probabilities = _log_softmax(logits, temperature)
+        log_probabilities = _log_softmax(logits, T)
         others = log_probabilities.masked_fill(is_label, -torch.inf)
-        label = log_probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        label = log_probabilities.gather(-1, labels.unsqueeze(-1))
+        none = others.amax(-1, keepdim=True) == -torch.inf  # all classes but the label ruled out
+        others = others.masked_fill(none, 0.0)  # whose derivatives are no NaN
         # log P(label) and log P(not label): log(1 - p) would be -inf once p rounds to 1.
-        margin = label - others.logsumexp(-1)
-        binary = torch.stack([_log_sigmoid(margin), _log_sigmoid(-margin)], -1)
-        return binary, others.log_softmax(-1).masked_fill(is_label, 0.0)
+        margin = label - others.logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
+        binary = torch.cat([_log_sigmoid(margin), _log_sigmoid(-margin)], -1)
+        shares = others.log_softmax(-1).masked_fill(none, -torch.inf)
+        return binary, shares.masked_fill(is_label, 0.0)
 
     (binary_p, others_p), (binary_q, others_q) = split(teacher), split(student)
     loss = target_weight * _kl(binary_p, binary_q) + nontarget_weight * _kl(others_p, others_q)
-    return _reduce(temperature**2 * loss, reduction)
+    return _reduce(T**2 * loss, reduction, mask)
 
 
 def dist_loss(
@@ -243,6 +274,8 @@ def dist_loss(
     *,
     between_weight: float = 1.0,
     within_weight: float = 1.0,
+    mask: Tensor | None = None,
+    class_dim: int = -1,
     check_finite: bool = False,
 ) -> Tensor:
     """DIST, a baseline: match correlations of the tempered probabilities, not their values.
@@ -259,7 +292,7 @@ def dist_loss(
         temperature: T > 0, the paper's tau.
         between_weight, within_weight: the paper's weights of the inter-class and the intra-class
             relation, at least 0.
-        check_finite: as in `kd_loss`.
+        mask, class_dim, check_finite: as in `kd_loss`.
 
     Returns:
         The loss, a scalar, float32 (float64 if either input is).
@@ -270,19 +303,30 @@ def dist_loss(
     Source: Huang, You, Wang, Qian and Xu 2022, section 4; the factor T**2 and the 1e-8 added to
     each denominator are from the authors' code.
     """
-    temperature = _check(student_logits, teacher_logits, temperature, "mean", check_finite)
+    T, *rows = _check(
+        student_logits, teacher_logits, temperature, "mean", check_finite, mask, class_dim
+    )
     _check_weights(between_weight=between_weight, within_weight=within_weight)
     q, p = (
-        _log_softmax(logits, temperature).exp().reshape(-1, logits.shape[-1])
-        for logits in _broadcast(student_logits, teacher_logits)
+        _log_softmax(logits, T).exp().reshape(-1, logits.shape[-1]) for logits in _broadcast(*rows)
     )
+    counts = None if mask is None else mask.reshape(-1, 1)
+
+    def centred(x: Tensor, dim: int) -> Tensor:
+        if counts is None:
+            return x - x.mean(dim, keepdim=True)
+        mean = x.mean(-1, keepdim=True)
+        if dim == 0:
+            mean = (x * counts).sum(0) / counts.sum().clamp(min=1)
+        return (x - mean) * counts
 
     def correlation(dim: int) -> Tensor:
-        a, b = p - p.mean(dim, keepdim=True), q - q.mean(dim, keepdim=True)
-        return ((a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + 1e-8)).mean()
+        a, b = centred(p, dim), centred(q, dim)
+        each = (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + 1e-8)
+        return _reduce(each, "mean", counts if dim == -1 else None)
 
     loss = between_weight * (1 - correlation(-1)) + within_weight * (1 - correlation(0))
-    return temperature**2 * loss
+    return T**2 * (loss if counts is None else loss * counts.any())
 
 
 # Modules ------------------------------------------------------------------------------------------
@@ -294,7 +338,11 @@ class _LogitLoss(nn.Module):
     def __init_subclass__(cls) -> None:
         # temperature and options as the function has them: what help, tooltips and calls go by
         parameters = inspect.signature(cls.function).parameters.values()
-        settings = [p for p in parameters if p.name == "temperature" or p.kind == p.KEYWORD_ONLY]
+        settings = [
+            p
+            for p in parameters
+            if p.name == "temperature" or (p.kind == p.KEYWORD_ONLY and p.name != "mask")
+        ]
         cls.__signature__ = inspect.Signature(settings)
 
     def __init__(self, temperature: float, **options) -> None:
@@ -306,43 +354,58 @@ class _LogitLoss(nn.Module):
         _check_reduction(self.options.get("reduction", "mean"))
         _check_weights(**{name: x for name, x in self.options.items() if "weight" in name})
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        return self.function(student_logits, teacher_logits, self.temperature, **self.options)
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        logits = student_logits, teacher_logits
+        return self.function(*logits, self.temperature, mask=mask, **self.options)
 
     def extra_repr(self) -> str:
         settings = {"temperature": self.temperature, **self.options}
+        if settings["class_dim"] == -1:  # runs are known by this line, and older ones lack it
+            del settings["class_dim"]
         return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 class KDLoss(_LogitLoss):
-    """`kd_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
+    """`kd_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
 
     function = staticmethod(kd_loss)
 
 
 class TTMLoss(_LogitLoss):
-    """`ttm_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
+    """`ttm_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
 
     function = staticmethod(ttm_loss)
 
 
 class WTTMLoss(_LogitLoss):
-    """`wttm_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
+    """`wttm_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
 
     function = staticmethod(wttm_loss)
 
 
 class DKDLoss(_LogitLoss):
-    """`dkd_loss` with its settings fixed: `loss(student_logits, teacher_logits, labels)`."""
+    """`dkd_loss` with its settings fixed: `loss(student_logits, teacher_logits, labels)`.
+
+    A mask may follow.
+    """
 
     function = staticmethod(dkd_loss)
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        return dkd_loss(student_logits, teacher_logits, labels, self.temperature, **self.options)
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        logits = student_logits, teacher_logits
+        return dkd_loss(*logits, labels, self.temperature, mask=mask, **self.options)
 
 
 class DISTLoss(_LogitLoss):
-    """`dist_loss` with its settings fixed: `loss(student_logits, teacher_logits)`."""
+    """`dist_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
 
     function = staticmethod(dist_loss)
 
@@ -366,11 +429,19 @@ class StandardizedLoss(nn.Module):
         super().__init__()
         self.loss = loss
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, *labels: Tensor) -> Tensor:
-        check_same_classes("student_logits", student_logits, "teacher_logits", teacher_logits)
-        logits = (x.to(_dtype(x, x)) for x in (student_logits, teacher_logits))
+    def forward(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        *labels: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        dim = getattr(self.loss, "options", {}).get("class_dim", -1)
+        _, *logits, mask = _check(student_logits, teacher_logits, 1.0, mask=mask, class_dim=dim)
+        logits = _fill(*(x.to(_dtype(x, x)) for x in logits), mask)
         rows = ((x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-7) for x in logits)
-        return self.loss(*rows, *labels)
+        rows = (x.movedim(-1, dim) for x in rows)
+        return self.loss(*rows, *labels, **({} if mask is None else {"mask": mask}))
 
 
 # The computation ----------------------------------------------------------------------------------
@@ -379,6 +450,7 @@ class StandardizedLoss(nn.Module):
 def _divergence(
     student: Tensor,
     teacher: Tensor,
+    mask: Tensor | None,
     reduction: str,
     teacher_exponent: float,
     *,
@@ -391,12 +463,15 @@ def _divergence(
     """
     if student.shape != teacher.shape:
         student = student.expand(torch.broadcast_shapes(student.shape, teacher.shape))
+    student, teacher = _fill(student, teacher, mask)
     exponents = teacher_exponent, student_exponent
     # torch has no public question for "inside vmap, grad, ...?"; autograd.Function asks this one.
     in_transform = torch._C._are_functorch_transforms_active()
     if student.requires_grad and torch.is_grad_enabled() and not in_transform:
-        return _DivergenceNode.apply(student, teacher.detach(), reduction, *exponents, weight)[0]
-    return _reduce(_divergence_terms(student, teacher.detach(), *exponents, weight)[0], reduction)
+        node = _DivergenceNode.apply
+        return node(student, teacher.detach(), mask, reduction, *exponents, weight)[0]
+    loss = _divergence_terms(student, teacher.detach(), *exponents, weight)[0]
+    return _reduce(loss, reduction, mask)
 
 
 class _DivergenceNode(torch.autograd.Function):
@@ -411,7 +486,7 @@ class _DivergenceNode(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, student, teacher, reduction, teacher_exponent, student_exponent, weight):
+    def forward(ctx, student, teacher, mask, reduction, teacher_exponent, student_exponent, weight):
         loss, weight, p, p_sum, q, q_sum = _divergence_terms(
             student, teacher, teacher_exponent, student_exponent, weight
         )
@@ -420,10 +495,10 @@ class _DivergenceNode(torch.autograd.Function):
         if isinstance(scale, Tensor) or scale != 1:
             slope.mul_(scale)
         slope = slope.to(student.dtype)
-        ctx.save_for_backward(slope)
+        ctx.save_for_backward(slope, mask)
         ctx.set_materialize_grads(False)
-        ctx.reduction, ctx.samples = reduction, loss.numel()
-        return _reduce(loss, reduction), slope
+        ctx.reduction = reduction
+        return _reduce(loss, reduction, mask), slope
 
     @staticmethod
     def backward(ctx, grad_loss, grad_slope):
@@ -434,14 +509,15 @@ class _DivergenceNode(torch.autograd.Function):
                 "use torch.func (grad, hessian) for it, or the terms of decompose_ttm"
             )
         if grad_loss is None:  # nothing flows back
-            return None, None, None, None, None, None
-        (slope,) = ctx.saved_tensors
+            return (None,) * 7
+        slope, mask = ctx.saved_tensors
         if ctx.reduction == "mean":
-            grad_loss = grad_loss / ctx.samples
+            samples = slope[..., 0].numel() if mask is None else mask.sum().clamp(min=1)
+            grad_loss = grad_loss / samples
         # unsqueeze also makes a scalar a vector, which multiplies 16-bit slopes in float32: a
         # large loss scale would overflow float16.
         grad = grad_loss.unsqueeze(-1) * slope
-        return grad.to(slope.dtype), None, None, None, None, None
+        return grad.to(slope.dtype), *(None,) * 6
 
 
 def _divergence_terms(student, teacher, teacher_exponent, student_exponent, weight):
@@ -454,15 +530,15 @@ def _divergence_terms(student, teacher, teacher_exponent, student_exponent, weig
     log_p.mul_(teacher_exponent)
     if student_exponent != 1:
         log_q.mul_(student_exponent)
-    if teacher_exponent > 1:  # see _log_softmax
-        log_p.clamp_(min=torch.finfo(log_p.dtype).min)
-        log_q.clamp_(min=torch.finfo(log_q.dtype).min)
-    p, q = log_p.exp(), log_q.exp()
+    log_ratio = log_p - log_q
+    p, q = log_p.exp_(), log_q.exp_()
     p_sum, q_sum = p.sum(-1, keepdim=True), q.sum(-1, keepdim=True)
     if weight is None:
         # U from logits: probabilities may underflow to 0, and a power cannot bring them back.
         weight = p_sum / full_sum**teacher_exponent
-    log_ratio = (log_p - log_q).mul_(p).sum(-1, keepdim=True)
+    # 0 * inf, where the teacher rules a class out. NaN in the logits is in the other sums, too.
+    log_ratio.mul_(p).nan_to_num_(nan=0.0, posinf=math.inf)
+    log_ratio = log_ratio.sum(-1, keepdim=True)
     loss = torch.addcdiv(q_sum.log() - p_sum.log(), log_ratio, p_sum)
     if isinstance(weight, Tensor) or weight != 1:
         loss = weight * loss
@@ -479,10 +555,7 @@ def _shift(logits: Tensor) -> Tensor:
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    scaled = _shift(logits) / temperature
-    if temperature < 1:  # a mask such as finfo.min would become -inf, and 0 * inf is NaN
-        scaled = scaled.clamp(min=torch.finfo(scaled.dtype).min)
-    return scaled.log_softmax(-1)
+    return (_shift(logits) / temperature).log_softmax(-1)
 
 
 def _log_sigmoid(x: Tensor) -> Tensor:
@@ -493,7 +566,8 @@ def _log_sigmoid(x: Tensor) -> Tensor:
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    p = log_p.exp()
+    return (p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(-1)  # what p rules out is 0, not NaN
 
 
 def _dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
@@ -501,40 +575,72 @@ def _dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
 
 
-def _broadcast(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def _broadcast(student, teacher, mask=None) -> tuple[Tensor, Tensor]:
     """Both sides in the dtype to compute in and of one shape, the teacher without a gradient."""
     dtype = _dtype(student, teacher)
-    return torch.broadcast_tensors(student.to(dtype), teacher.detach().to(dtype))
+    return _fill(*torch.broadcast_tensors(student.to(dtype), teacher.detach().to(dtype)), mask)
 
 
-def _reduce(loss: Tensor, reduction: str) -> Tensor:
+def _fill(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows that do not count become zeros: no loss, and no gradient goes to what stood there."""
+    if mask is None:
+        return student, teacher
+    left_out = ~mask.unsqueeze(-1)
+    return student.masked_fill(left_out, 0.0), teacher.masked_fill(left_out, 0.0)
+
+
+def _reduce(loss: Tensor, reduction: str, mask: Tensor | None) -> Tensor:
     if reduction == "mean":
-        return loss.mean()
+        return loss.mean() if mask is None else loss.sum() / mask.sum().clamp(min=1)
     return loss.sum() if reduction == "sum" else loss
 
 
 # Checks -------------------------------------------------------------------------------------------
 
 
-def _check(student, teacher, temperature, reduction="none", check_finite=False) -> float:
-    """Return the temperature as a plain number if it and all the rest are right."""
+def _check(
+    student, teacher, temperature, reduction="none", check_finite=False, mask=None, class_dim=-1
+) -> tuple[float, Tensor, Tensor, Tensor | None]:
+    """Return temperature, a plain number, logits, classes last, and mask if all of it is right."""
     temperature = check_positive("temperature", temperature)
+    if class_dim != -1:
+        student, teacher = (
+            x.movedim(class_dim, -1) if isinstance(x, Tensor) else x for x in (student, teacher)
+        )
     check_same_classes("student_logits", student, "teacher_logits", teacher)
     _check_reduction(reduction)
-    if reduction == "mean" and not (student.numel() and teacher.numel()):
+    if mask is not None:
+        _check_mask(mask, torch.broadcast_shapes(student.shape, teacher.shape)[:-1])
+    elif reduction == "mean" and not (student.numel() and teacher.numel()):
         raise ValueError(
             f"student_logits {tuple(student.shape)} and teacher_logits {tuple(teacher.shape)} hold "
             "no samples, so there is no mean; leave empty batches out"
         )
     if check_finite and not _in_transform():
         for name, logits in (("student_logits", student), ("teacher_logits", teacher)):
-            bad = int(_everywhere((~logits.isfinite()).sum()))
+            bad = ~logits.amax(-1).isfinite()
+            bad = int(everywhere((bad if mask is None else bad & mask).sum()))
             if bad:
                 raise ValueError(
-                    f"{name} hold {bad} values that are NaN or infinite; look for a diverged "
-                    "model or a broken input, and mask classes with -1e4, not -inf"
+                    f"{name} hold {bad} rows with NaN, with inf or with nothing but -inf; look for "
+                    "a diverged model or a broken input, and leave every row a finite logit"
                 )
-    return temperature
+            check_no_probabilities(name, logits)
+    return temperature, student, teacher, mask
+
+
+def _check_mask(mask: Tensor, leading_shape: torch.Size) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(
+            f"mask must be a torch.bool tensor, True where a sample counts, got {kind}; convert "
+            "it with torch.as_tensor(mask).bool()"
+        )
+    if mask.shape != leading_shape:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, but it says of each sample whether it counts: "
+            f"shape {tuple(leading_shape)}, that of the logits without their classes"
+        )
 
 
 def _check_reduction(reduction: str) -> None:
@@ -548,7 +654,9 @@ def _check_weights(**weights: float) -> None:
             check_positive(name, weight)
 
 
-def _check_labels(labels: Tensor, logits_shape: torch.Size) -> None:
+def _check_labels(labels, mask, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Labels that are classes, and a mask without the samples whose label is -100."""
+    logits_shape = torch.broadcast_shapes(student.shape, teacher.shape)
     if not isinstance(labels, Tensor):
         raise TypeError(
             f"labels must be a torch.Tensor, not {type(labels).__name__}; "
@@ -564,20 +672,18 @@ def _check_labels(labels: Tensor, logits_shape: torch.Size) -> None:
             f"labels have shape {tuple(labels.shape)}, but logits {tuple(logits_shape)} need one "
             f"label per sample: shape {tuple(logits_shape[:-1])}"
         )
+    counts = labels != -100 if mask is None else mask & (labels != -100)
+    labels = labels.masked_fill(~counts, 0)
     if _in_transform() or not labels.numel():
-        return
+        return labels, counts
     classes = logits_shape[-1]
-    low, high = int(_everywhere(labels.min())), int(_everywhere(labels.max()))
+    low, high = int(everywhere(labels.min())), int(everywhere(labels.max()))
     if not 0 <= low <= high < classes:
         raise ValueError(
             f"labels must lie between 0 and {classes - 1}, got {low} to {high}; "
-            "drop ignored samples, and check that labels start at 0"
+            "give ignored samples -100, and check that labels start at 0"
         )
-
-
-def _everywhere(value: Tensor) -> Tensor:
-    """A sharded tensor's value over all processes, where `int` would take this one's part."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value  # a DTensor
+    return labels, mask if everywhere(counts.all()) else counts
 
 
 def _in_transform() -> bool:

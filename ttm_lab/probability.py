@@ -195,10 +195,10 @@ def check_positive(name: str, value: float) -> float:
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raise unless `tensor` is a floating point tensor with a class dimension."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"{name} must be a torch.Tensor, not {type(tensor).__name__}; "
-            f"convert it with torch.as_tensor({name})"
-        )
+        remedy = f"convert it with torch.as_tensor({name})"
+        if isinstance(getattr(tensor, "logits", None), Tensor):  # what a transformer returns
+            remedy = "pass its .logits"
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}; {remedy}")
     if not tensor.is_floating_point():
         raise TypeError(
             f"{name} must be floating point, got {tensor.dtype}; convert with {name}.float()"
@@ -210,6 +210,17 @@ def check_floating(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_no_probabilities(name: str, logits: Tensor) -> None:
+    """Raise where every row of ``logits`` holds probabilities: no entry below 0, a sum of 1."""
+    sums, least = logits.sum(-1, dtype=torch.float32), logits.amin(-1)
+    probabilities = ((sums - 1).abs() < 0.01) & (least >= 0)
+    if logits.numel() and everywhere(probabilities.all()):
+        raise ValueError(
+            f"every row of {name} sums to 1 with nothing below 0, as probabilities do; pass logits "
+            "or log-probabilities, which are right as they are"
+        )
+
+
 def check_same_classes(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
     """Raise unless both are floating point tensors of K classes whose leading shapes broadcast."""
     check_floating(first_name, first)
@@ -218,9 +229,11 @@ def check_same_classes(first_name: str, first: Tensor, second_name: str, second:
         return
     shapes = f"{first_name} {tuple(first.shape)} and {second_name} {tuple(second.shape)}"
     if first.shape[-1] != second.shape[-1]:
+        few, longer = min((first.shape[-1], second_name), (second.shape[-1], first_name))
         raise ValueError(
-            f"{shapes} have different numbers of classes in the last dimension; "
-            "give both the same K classes in the same order"
+            f"{shapes} have different numbers of classes in the last dimension; give both the "
+            f"same K classes in the same order. If only padding follows the first {few} (a "
+            f"vocabulary rounded up), slice {longer}[..., :{few}]"
         )
     try:
         torch.broadcast_shapes(first.shape, second.shape)
@@ -228,6 +241,11 @@ def check_same_classes(first_name: str, first: Tensor, second_name: str, second:
         raise ValueError(
             f"{shapes} do not broadcast; give both the same leading shape (one row per sample)"
         ) from None
+
+
+def everywhere(value: Tensor) -> Tensor:
+    """A sharded tensor's value over all processes, where `int` would take this one's part."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # a DTensor
 
 
 def _prepare(name: str, tensor: Tensor) -> Tensor:
