@@ -94,6 +94,7 @@ def test_a_control_redraws_the_picture_and_its_words():
 
 def test_pyplot_does_not_know_the_pictures(teacher, monkeypatch):
     """A slider moves while a cell runs, and a cell's end shows and closes what pyplot knows."""
+    figures.plt.close("all")  # what other tests left
     known, draw = [], figures.to_png
 
     def to_png(figure, **options):
