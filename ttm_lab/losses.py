@@ -696,7 +696,8 @@ def _check(
                     f"{name} hold {bad} rows with NaN, with inf or with nothing but -inf; look for "
                     "a diverged model or a broken input, and leave every row a finite logit"
                 )
-            check_no_probabilities(name, logits)
+            rows = logits.reshape(-1, logits.shape[-1])
+            check_no_probabilities(name, rows.sum(-1, dtype=torch.float32), rows.amin(-1))
     return temperature, student, teacher, mask
 
 
