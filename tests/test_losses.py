@@ -979,6 +979,9 @@ def test_an_exported_loss_has_its_gradient(name):
     torch.testing.assert_close(
         gradient_of(lambda x: exported(x, v), z), gradient_of(lambda x: Loss()(x, v), z)
     )
+    rows = {0: torch.export.Dim("rows", min=2)}  # of any number, however many logits that makes
+    program = torch.export.export(Loss(), (z, v), dynamic_shapes=(rows, rows))
+    torch.testing.assert_close(program.module()(z[:4], v[:4]), Loss()(z[:4], v[:4]))
 
 
 needs_compiler = pytest.mark.skipif(
