@@ -8,6 +8,7 @@ where times do not. On one thread the clock counts this process's own CPU time.
 
     python benchmarks/losses.py                 about a minute; compiling takes most of it
     python benchmarks/losses.py --threads 2     wall-clock time; wants an idle machine
+    python benchmarks/losses.py --vocabulary    2,048 x 50,257 instead, with all memory taken
     python benchmarks/losses.py --save          also writes benchmarks/results/losses_<date>.md
 """
 
@@ -16,13 +17,18 @@ import datetime
 import os
 import platform
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from machine import processor, save
 
 from ttm_lab.losses import kd_loss, ttm_loss, wttm_loss
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from lab import Allocated
 
 SHAPES = ((64, 100), (256, 1000))  # CIFAR-100 and ImageNet batches: samples, classes
 TEMPERATURE = 4.0
@@ -65,9 +71,10 @@ def seconds(loss, student, teacher, repeats, clock):
 
 def compare(ours, theirs, student, teacher, rounds, clock):
     """Ratios theirs / ours of neighbouring rounds, and the median time of each side."""
-    repeats = 10 if student.shape[-1] <= 100 else 2  # a round of about a millisecond or two
+    # a round of about a millisecond or two, but of seconds at a vocabulary's size
+    repeats, warm = {100: (10, 500), 1000: (2, 100)}.get(student.shape[-1], (1, 1))
     for loss in (ours, theirs):
-        seconds(loss, student, teacher, 50 * repeats, clock)  # warm up
+        seconds(loss, student, teacher, warm, clock)
     times = []
     for number in range(rounds):
         order = (ours, theirs) if number % 2 else (theirs, ours)
@@ -120,31 +127,72 @@ def measure(rounds, clock):
     return rows
 
 
+def measure_vocabulary(rounds, clock):
+    """One table row for each dtype and loss at the size of a language model's batch."""
+    rows = [
+        "| dtype | loss | faster: median (quartiles) | textbook | this | memory: textbook | this |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    print(*rows, sep="\n")
+    for dtype in (torch.float32, torch.bfloat16):
+        student, teacher = (torch.randn(2048, 50_257).to(dtype) for _ in range(2))
+        student.requires_grad_()
+        for name, (ours, textbook) in LOSSES.items():
+
+            def theirs(student, teacher, temperature, textbook=textbook):
+                return textbook(student.float(), teacher.float(), temperature)
+
+            taken = []
+            for loss in (theirs, ours):
+                student.grad = None
+                with Allocated() as allocated:
+                    loss(student, teacher, TEMPERATURE).backward()
+                taken.append(allocated.most / student.nbytes)
+            ratios, *times = compare(ours, theirs, student, teacher, rounds, clock)
+            low, median, high = statistics.quantiles(ratios, n=4)
+            rows.append(
+                f"| {str(dtype).removeprefix('torch.')} | {name} "
+                f"| {median:.2f} ({low:.2f} to {high:.2f}) | {times[1]:.2f} s | {times[0]:.2f} s "
+                f"| {taken[0]:.2f} | {taken[1]:.2f} |"
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1, help="threads torch may use (default 1)")
     parser.add_argument("--rounds", type=int, default=200, help="pairs per row (default 200)")
+    parser.add_argument("--vocabulary", action="store_true", help="2,048 x 50,257 instead")
     parser.add_argument("--save", action="store_true", help="write the table to results/")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
+    if options.vocabulary:
+        options.rounds = min(options.rounds, 7)  # of seconds each
+    title, kind = "against their textbook form", "float32"
+    if options.vocabulary:
+        title, kind = "at the size of a vocabulary", "2,048 x 50,257"
     today = datetime.date.today().isoformat()
     header = [
-        f"# Losses against their textbook form, {today}",
+        f"# Losses {title}, {today}",
         "",
         f"{processor()}, {options.threads} of {os.cpu_count()} threads, {platform.system()}; "
-        f"Python {platform.python_version()}, torch {torch.__version__}; float32, "
+        f"Python {platform.python_version()}, torch {torch.__version__}; {kind}, "
         f"T = {TEMPERATURE:g}, forward and backward, {options.rounds} paired rounds, "
         f"{'CPU time of the process' if options.threads == 1 else 'wall-clock time'}.",
-        "Ratios are textbook (always eager) over this package: above 1 is faster. Bytes kept for",
-        "the backward pass are this package's share of the textbook's.",
+        "Ratios are textbook (always eager) over this package: above 1 is faster.",
+        "Memory is the most that lives beside both logits, the gradient included, in tensors of "
+        "the student's size and dtype; the textbook computes in float32, too."
+        if options.vocabulary
+        else "Bytes kept for the backward pass are this package's share of the textbook's.",
         "",
     ]
     print(*header, sep="\n")
-    rows = measure(options.rounds, clock)
+    rows = (measure_vocabulary if options.vocabulary else measure)(options.rounds, clock)
     if options.save:
         suffix = "" if options.threads == 1 else f"_{options.threads}_threads"
-        save(f"losses{suffix}", [*header, *rows])
+        save(f"losses{'_vocabulary' if options.vocabulary else ''}{suffix}", [*header, *rows])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from jupyter_client import BlockingKernelClient
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -273,3 +274,26 @@ def device_without_float64():
             yield
     finally:
         torch.Tensor.cpu = real
+
+
+class Allocated(TorchDispatchMode):
+    """Inside, counts the bytes of tensors that are made there and still alive: ``most`` of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.most, self.given, self.made = 0, set(), {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.given |= {key for key, _ in self.storages((args, kwargs))} - self.made.keys()
+        result = function(*args, **(kwargs or {}))
+        for key, storage in self.storages(result):
+            if key not in self.given and key not in self.made:
+                self.made[key] = StorageWeakRef(storage), storage.nbytes()
+        self.made = {key: kept for key, kept in self.made.items() if not kept[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self.made.values()))
+        return result
+
+    @staticmethod
+    def storages(values):
+        tensors = [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
+        return [(x.untyped_storage()._cdata, x.untyped_storage()) for x in tensors]

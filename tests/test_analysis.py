@@ -1,5 +1,6 @@
 """Measures against torchmetrics and closed forms; intervals against scipy and simulation."""
 
+import tracemalloc
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 
 from ttm_lab import analysis
@@ -34,6 +36,36 @@ def test_measures_agree_with_torch_in_float64(sample):
     assert got["confidence"] == pytest.approx(q.amax(1).mean().item())
     assert got["agreement"] == (z.argmax(1) == v.argmax(1)).double().mean().item()
     assert got["divergence"] == pytest.approx((p * (p / q).log()).sum(1).mean().item())
+
+
+def test_a_vocabulary_is_measured_a_part_at_a_time():
+    """Half precision of many classes: no copy of all of it, and the measures of float64."""
+    random = np.random.default_rng(0)
+    logits, teacher = random.normal(0, 3, (2, 300, 20_000)).astype(np.float16)
+    labels = random.integers(0, 20_000, 300)
+    tracemalloc.start()
+    got = analysis.evaluate(logits, labels, teacher=teacher, temperature=2.0)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 80e6  # 48 MB are those of the logits in float64
+    z, v = (torch.from_numpy(x).double() for x in (logits, teacher))
+    q, p = z.softmax(1), (v / 2).softmax(1)
+    assert got["nll"] == pytest.approx(F.cross_entropy(z, torch.from_numpy(labels)).item())
+    assert got["divergence"] == pytest.approx(F.kl_div(q.log(), p, reduction="batchmean").item())
+    assert got["ece"] == pytest.approx(analysis.calibration_error(logits, labels))
+
+
+def test_probabilities_are_no_logits(sample):
+    logits, _, labels = sample
+    p = torch.from_numpy(logits).softmax(1)
+    words = "every row of logits sums to 1 .* pass logits or log-probabilities"
+    for measure in (analysis.evaluate, analysis.reliability, analysis.fit_temperature):
+        with pytest.raises(ValueError, match=words):
+            measure(p, labels)
+    with pytest.raises(ValueError, match=words):
+        analysis.evaluate(logits, labels, teacher=p.float())
+    log_p = analysis.evaluate(p.log(), labels)
+    pd.testing.assert_series_equal(log_p, analysis.evaluate(logits, labels))
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lab import device_without_float64
+from lab import Allocated, device_without_float64
 from scipy import stats
 
 from ttm_lab.losses import (
@@ -775,6 +775,110 @@ def test_half_the_memory_is_kept_for_the_backward_pass(name, dtype, shape):
     )
 
 
+# Blocks of samples ------------------------------------------------------------------------------
+
+BLOCKS = (1, 2, 3, 4, 5, 7, 100)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", RELATIVE_GRADIENT_ERROR, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_blocks_change_nothing(name, dtype, masked):
+    z, v = (x.reshape(2, 3, 4, 5) for x in pair(0, 5, rows=24, dtype=dtype))
+    options = {"mask": torch.arange(24).reshape(2, 3, 4) % 3 > 0} if masked else {}
+    if masked:
+        z[~options["mask"]] = v[~options["mask"]] = math.nan
+    for reduction, size in itertools.product(("none", "sum", "mean"), BLOCKS):
+        options |= {"reduction": reduction}
+
+        def loss(x, o=options, **more):
+            return LOSSES[name](x, v, 4.0, **o, **more)
+
+        assert torch.equal(loss(z, chunk_size=size), loss(z))
+        whole, parts = (z.clone().requires_grad_() for _ in range(2))
+        steps = torch.arange(loss(z).numel(), dtype=torch.float32).reshape(loss(z).shape) + 1
+        (steps * loss(whole)).sum().backward()
+        (steps * loss(parts, chunk_size=size)).sum().backward()
+        assert parts.grad.dtype == dtype
+        torch.testing.assert_close(parts.grad, whole.grad, rtol=0, atol=0)
+        assert not parts.grad.requires_grad
+        if masked:
+            assert not parts.grad[~options["mask"]].any()
+
+
+@every_loss
+def test_blocks_of_shared_teachers_images_and_single_rows(name):
+    students, _ = pair(0, 5, rows=12)
+    students, (_, teacher) = students.reshape(2, 6, 5), pair(1, 5)
+    loss = LOSSES[name]
+    for z, v in ((students, teacher), (teacher, students), (students[0, 0], teacher[0])):
+        found = gradient_of(lambda x, v=v: loss(x, v, 4.0, chunk_size=2), z)
+        torch.testing.assert_close(found, gradient_of(lambda x, v=v: loss(x, v, 4.0), z))
+    z, v = (x.reshape(2, 3, 4, 5).movedim(-1, 1).contiguous() for x in pair(0, 5, rows=24))
+    found = gradient_of(lambda x: loss(x, v, 4.0, class_dim=1, chunk_size=5), z)
+    torch.testing.assert_close(found, gradient_of(lambda x: loss(x, v, 4.0, class_dim=1), z))
+    empty = torch.zeros(0, 5, requires_grad=True)
+    loss(empty, empty, 4.0, reduction="sum", chunk_size=2).backward()
+    assert empty.grad.shape == (0, 5)
+
+
+@every_loss
+def test_blocks_under_autograd(name):
+    z, v = pair(0, 5)
+    z.requires_grad_()
+
+    def loss(x):
+        return LOSSES[name](x, v, 3.0, chunk_size=4)
+
+    assert torch.autograd.gradcheck(loss, z)
+    value = loss(z)
+    first = [torch.autograd.grad(value, z, retain_graph=True)[0].clone() for _ in range(2)]
+    assert torch.equal(*first)  # asked twice, the second is not the first one's square
+    assert torch.equal(first[0], torch.autograd.grad(value, z)[0])
+    (gradient,) = torch.autograd.grad(loss(z), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.square().sum().backward()
+    checkpointed = torch.utils.checkpoint.checkpoint(loss, z, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(checkpointed, z)[0], first[0])
+    torch.testing.assert_close(torch.func.grad(loss)(z.detach()), first[0])
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(compiled(z), z)[0], first[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(z), value)
+
+
+def test_blocks_keep_a_loss_scale_above_the_largest_float16():
+    z, v = pair(0, 10, 0.1, dtype=torch.float16)
+    exact = gradient_of(lambda x: 1e5 * ttm_loss(x, v, 4.0), z.double())
+    found = gradient_of(lambda x: 1e5 * ttm_loss(x, v, 4.0, chunk_size=4), z)
+    assert (found.double() - exact).norm() <= 2e-3 * exact.norm()
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_vocabulary_takes_little_more_memory_than_the_gradient(name, dtype):
+    """Above 2**24 logits without being asked; below, as much as it takes to compute at once."""
+    classes = 50_257
+    mask = torch.arange(400) % 7 > 0
+    for options in ({}, {"mask": mask}):
+        z, v = (torch.zeros(400, classes, dtype=dtype).uniform_(-9, 9) for _ in range(2))
+        z.requires_grad_()
+        with Allocated() as allocated:
+            LOSSES[name](z, v, 2.0, **options).backward()
+        assert allocated.most <= 1.2 * z.nbytes
+        with torch.no_grad(), Allocated() as allocated:
+            LOSSES[name](z, v, 2.0, **options)
+        assert allocated.most <= 0.2 * z.nbytes
+        rows = slice(0, 400, 80)  # some rows, each in float64
+        counts = 400 if not options else int(mask.sum())
+        expected = reference(name, z[rows], v[rows], 2.0)[1] / counts
+        if options:
+            expected *= mask[rows, None].numpy()
+        error = np.linalg.norm(z.grad[rows].double().numpy() - expected)
+        assert error <= RELATIVE_GRADIENT_ERROR[dtype] * np.linalg.norm(expected)
+
+
 # Autograd, transforms, autocast, compile ----------------------------------------------------------
 
 
@@ -860,6 +964,24 @@ def test_compiles_as_one_graph(name):
             gradient_of(lambda x, T=T: LOSSES[name](x, v, T), z),
         )
     assert not compiled(z, v, 2.0).requires_grad
+
+
+@every_loss
+def test_an_exported_loss_has_its_gradient(name):
+    class Loss(torch.nn.Module):
+        def forward(self, z, v):
+            return LOSSES[name](z, v, 4.0)
+
+    z, v = pair(0, 10, dtype=torch.float32)
+    z[:, 9] = v[:, 8:] = -torch.inf
+    z[:, 8] = -torch.inf
+    exported = torch.export.export(Loss(), (z.clone().requires_grad_(), v)).module()
+    torch.testing.assert_close(
+        gradient_of(lambda x: exported(x, v), z), gradient_of(lambda x: Loss()(x, v), z)
+    )
+    rows = {0: torch.export.Dim("rows", min=2)}  # of any number, however many logits that makes
+    program = torch.export.export(Loss(), (z, v), dynamic_shapes=(rows, rows))
+    torch.testing.assert_close(program.module()(z[:4], v[:4]), Loss()(z[:4], v[:4]))
 
 
 needs_compiler = pytest.mark.skipif(
@@ -1071,7 +1193,7 @@ def test_a_module_shows_and_takes_the_settings_of_its_function(loss, function):
     # those not given are shown as well, since a run is known by them; but not those that came later
     for name in settings[1:]:
         shown = f"{name}={parameters[name].default!r}" in repr(made)
-        assert shown == (name != "class_dim")
+        assert shown == (name not in ("class_dim", "chunk_size"))
     assert "class_dim=1" in repr(loss(2.0, class_dim=1))
     with pytest.raises(TypeError, match="'gamma'"):
         loss(2.0, gamma=0.5)
@@ -1150,6 +1272,8 @@ def test_bad_logits_and_temperatures(name, call, error, message):
         (lambda: dkd_loss(Z, Z, LABELS[:2], 4.0), ValueError, r"shape \(2,\).*shape \(4,\)"),
         (lambda: dkd_loss(Z, Z, [0, 0, 0, 0], 4.0), TypeError, r"torch.as_tensor\(labels\)"),
         (lambda: decompose_ttm(Z, Z, 0.0), ValueError, "temperature"),
+        (lambda: kd_loss(Z, Z, 4.0, chunk_size=0), ValueError, "chunk_size .* got 0"),
+        (lambda: kd_loss(Z, Z, 4.0, chunk_size=2.0), ValueError, "chunk_size .* got 2.0"),
         (lambda: kd_loss(Z, Z, 4.0, mask=LABELS), TypeError, r"torch.int64.*\.bool\(\)"),
         (lambda: kd_loss(Z, Z, 4.0, mask=[True] * 4), TypeError, "got list"),
         (lambda: kd_loss(Z, Z, 4.0, mask=Z > 0), ValueError, r"shape \(4, 3\).* shape \(4,\)"),

@@ -12,6 +12,7 @@ from scipy import special, stats
 
 from ttm_lab.probability import (
     kl_divergence,
+    largest_temperature,
     power_sum,
     power_transform,
     renyi_entropy,
@@ -119,6 +120,37 @@ def test_small_numpy_kinds_of_numbers_count_fully(number):
     p, plain = logits(0, 10, 3.0).softmax(-1), number.item()
     for function in (renyi_entropy, power_sum, power_transform, temperature_softmax):
         assert torch.equal(function(p, number), function(p, plain))
+
+
+# The rule for a temperature ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nats", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_temperature_costs_what_it_may(nats, dtype):
+    v = torch.stack([logits(0, 50, 3.0), logits(1, 50, 1.0)]).to(dtype)
+    v[0, :, 40:] = -torch.inf
+    T = largest_temperature(v, nats)
+
+    def cost(temperature):
+        p, p_T = (special.softmax(v.double().numpy() / t, axis=-1) for t in (1, temperature))
+        return stats.entropy(p, p_T, axis=-1).mean()
+
+    assert cost(T) == pytest.approx(nats, rel=1e-3 if dtype == torch.float32 else 1e-6)
+    assert cost(1.01 * T) > nats > cost(T / 1.01)
+
+
+def test_more_classes_bear_less_temperature():
+    """Zipf's law over the classes, p proportional to 1 / rank: T has to fall as they grow."""
+    found = [largest_temperature(-torch.arange(1.0, k + 1).log(), 0.1) for k in (10, 1000, 50_000)]
+    assert found[0] > found[1] > found[2] > 1
+    with pytest.raises(ValueError, match=r"by 2\.0 nats, but by at most"):
+        largest_temperature(-torch.arange(1.0, 11).log(), 2.0)
+    for wrong, words in ((torch.zeros(0, 3), "hold no rows"), (torch.zeros(3, 1), "K >= 2")):
+        with pytest.raises(ValueError, match=words):
+            largest_temperature(wrong, 0.1)
+    with pytest.raises(ValueError, match="nats must be positive"):
+        largest_temperature(torch.zeros(1, 3), 0.0)
 
 
 # Values -------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch import nn
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.files import atomic_write, user_path
 from ttm_lab.models import logits_of
+from ttm_lab.probability import check_no_probabilities
 
 MEASURES = ("accuracy", "nll", "brier", "ece", "entropy", "confidence")
 
@@ -178,14 +179,21 @@ def _array(values) -> np.ndarray:
 
 
 def _logits(values, name: str = "logits") -> np.ndarray:
+    """Logits (N, K), checked, in float64."""
+    return _checked(values, name).astype(np.float64)
+
+
+def _checked(values, name: str) -> np.ndarray:
+    """Logits (N, K) in their own dtype, without a copy: those of a vocabulary are large."""
     array = _array(values)
     if array.ndim != 2 or array.shape[1] < 2 or not len(array):
         raise ValueError(f"{name} must have shape (N, K) with K >= 2, got {array.shape}")
     if array.dtype.kind != "f":
         raise TypeError(f"{name} are {array.dtype}; logits are floating-point numbers")
-    array = array.astype(np.float64)
-    if not np.isfinite(array).all():
+    least = array.min(axis=1)
+    if not (np.isfinite(least).all() and np.isfinite(array.max())):
         raise ValueError(f"{name} hold {(~np.isfinite(array)).sum()} values that are not finite")
+    check_no_probabilities(name, array.sum(axis=1, dtype=np.float64), least)
     return array
 
 
@@ -208,7 +216,7 @@ def _logits_and_labels(student, data) -> tuple[np.ndarray, np.ndarray]:
         if not isinstance(data, Split | FileSplit):
             raise TypeError("a network is evaluated on a Split such as data.test")
         student = predict(student, data)
-    logits = _logits(student)
+    logits = _checked(student, "logits")
     return logits, _labels(
         data.labels if isinstance(data, Split | FileSplit) else data, logits.shape
     )
@@ -230,26 +238,42 @@ def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int
         agreement (share of equal top classes) and divergence (mean D(p_T || q), nats).
 
     Raises:
-        ValueError: wrong shapes, labels out of range, logits that are not finite.
+        ValueError: wrong shapes, labels out of range, logits that are not finite or whose rows
+            are all probabilities.
         TypeError: logits that are no floating-point numbers, a network without a ``Split``.
     """
     logits, labels = _logits_and_labels(student, data)
-    measured = {name: values.mean() for name, values in _per_sample(logits, labels).items()}
-    measured["ece"] = calibration_error(logits, labels, bins=bins)
-    result = pd.Series({name: measured[name] for name in MEASURES})
+    teacher_logits = None
     if teacher is not None:
         teacher_logits, _ = _logits_and_labels(teacher, data)
         if teacher_logits.shape != logits.shape:
             raise ValueError(f"teacher gives {teacher_logits.shape}, student {logits.shape}")
         if not 0 < temperature < np.inf:
             raise ValueError(f"temperature={temperature} must be positive and finite")
-        with np.errstate(over="ignore"):  # a mask such as finfo.min / T: to the smallest number
-            scaled = np.maximum(teacher_logits / temperature, np.finfo(float).min)
-        log_p = special.log_softmax(scaled, axis=1)
-        log_q = special.log_softmax(logits, axis=1)
-        result["agreement"] = np.mean(teacher_logits.argmax(1) == logits.argmax(1))
-        result["divergence"] = np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
-    return result
+    parts = []
+    for start in range(0, len(logits), step := max(1, 2**20 // logits.shape[1])):
+        rows = slice(start, start + step)  # a few megabytes, whatever the number of classes
+        z = logits[rows].astype(np.float64)
+        found = _per_sample(z, labels[rows])
+        found["largest"] = special.softmax(z, axis=1).max(axis=1)
+        if teacher_logits is not None:
+            found |= _beside_teacher(z, teacher_logits[rows].astype(np.float64), temperature)
+        parts.append(found)
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    table = _reliability(found.pop("largest"), found["accuracy"], bins)
+    measured = {name: values.mean() for name, values in found.items()}
+    measured["ece"] = _mean_gap(table)
+    return pd.Series({name: measured.pop(name) for name in MEASURES} | measured)
+
+
+def _beside_teacher(z: np.ndarray, v: np.ndarray, temperature: float) -> dict[str, np.ndarray]:
+    with np.errstate(over="ignore"):  # a mask such as finfo.min / T: to the smallest number
+        scaled = np.maximum(v / temperature, np.finfo(float).min)
+    log_p, log_q = special.log_softmax(scaled, axis=1), special.log_softmax(z, axis=1)
+    return {
+        "agreement": v.argmax(1) == z.argmax(1),
+        "divergence": np.sum(np.exp(log_p) * (log_p - log_q), axis=1),
+    }
 
 
 def _per_sample(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -273,10 +297,13 @@ def reliability(logits, labels, *, bins: int = 15) -> pd.DataFrame:
     """
     logits = _logits(logits)
     labels = _labels(labels, logits.shape)
+    confidence = special.softmax(logits, axis=1).max(axis=1)
+    return _reliability(confidence, logits.argmax(1) == labels, bins)
+
+
+def _reliability(confidence: np.ndarray, correct: np.ndarray, bins: int) -> pd.DataFrame:
     if bins < 1:
         raise ValueError(f"bins={bins} must be at least 1")
-    confidence = special.softmax(logits, axis=1).max(axis=1)
-    correct = logits.argmax(1) == labels
     # A bin is (low, high]: confidence 1.0 falls into the last one, not into one of its own.
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(index, minlength=bins)
@@ -294,7 +321,11 @@ def reliability(logits, labels, *, bins: int = 15) -> pd.DataFrame:
 
 def calibration_error(logits, labels, *, bins: int = 15) -> float:
     """Expected calibration error: mean |accuracy - confidence| over bins, weighted by count."""
-    table = reliability(logits, labels, bins=bins).dropna()
+    return _mean_gap(reliability(logits, labels, bins=bins))
+
+
+def _mean_gap(table: pd.DataFrame) -> float:
+    table = table.dropna()
     gap = (table["accuracy"] - table["confidence"]).abs()
     return float((gap * table["count"]).sum() / table["count"].sum())
 

@@ -60,6 +60,7 @@ def kd_loss(
     *,
     mask: Tensor | None = None,
     class_dim: int = -1,
+    chunk_size: int | None = None,
     reduction: str = "mean",
     check_finite: bool = False,
 ) -> Tensor:
@@ -74,6 +75,9 @@ def kd_loss(
         mask: bool, of the broadcast leading shape (...): which samples count, by default all.
             Another has value 0 and gradient 0, even where its logits are NaN or infinite.
         class_dim: where the classes are, if not last: 1 for images of classes, (N, K, H, W).
+        chunk_size: how many samples are computed at a time. By default that is all, and from
+            2**24 logits on a fiftieth, so that little more memory is taken than the gradient's.
+            torch.compile, torch.func and sharded tensors go without it.
         reduction: "none" gives one value per sample, shape (...); "sum" adds them up; "mean"
             divides the sum by the number of samples that count, and is 0 where the mask leaves
             none.
@@ -96,7 +100,7 @@ def kd_loss(
     T, *rows = _check(
         student_logits, teacher_logits, temperature, reduction, check_finite, mask, class_dim
     )
-    return _divergence(*rows, reduction, 1 / T, student_exponent=1 / T, weight=T**2)
+    return _divergence(*rows, reduction, chunk_size, 1 / T, student_exponent=1 / T, weight=T**2)
 
 
 def ttm_loss(
@@ -106,6 +110,7 @@ def ttm_loss(
     *,
     mask: Tensor | None = None,
     class_dim: int = -1,
+    chunk_size: int | None = None,
     reduction: str = "mean",
     check_finite: bool = False,
 ) -> Tensor:
@@ -121,7 +126,7 @@ def ttm_loss(
     T, *rows = _check(
         student_logits, teacher_logits, temperature, reduction, check_finite, mask, class_dim
     )
-    return _divergence(*rows, reduction, 1 / T)
+    return _divergence(*rows, reduction, chunk_size, 1 / T)
 
 
 def wttm_loss(
@@ -131,6 +136,7 @@ def wttm_loss(
     *,
     mask: Tensor | None = None,
     class_dim: int = -1,
+    chunk_size: int | None = None,
     reduction: str = "mean",
     check_finite: bool = False,
 ) -> Tensor:
@@ -146,7 +152,7 @@ def wttm_loss(
     T, *rows = _check(
         student_logits, teacher_logits, temperature, reduction, check_finite, mask, class_dim
     )
-    return _divergence(*rows, reduction, 1 / T, weight=None)
+    return _divergence(*rows, reduction, chunk_size, 1 / T, weight=None)
 
 
 class TTMDecomposition(NamedTuple):
@@ -362,8 +368,9 @@ class _LogitLoss(nn.Module):
 
     def extra_repr(self) -> str:
         settings = {"temperature": self.temperature, **self.options}
-        if settings["class_dim"] == -1:  # runs are known by this line, and older ones lack it
-            del settings["class_dim"]
+        for name, value in {"class_dim": -1, "chunk_size": None}.items():
+            if settings.get(name) == value:  # runs are known by this line, and older ones lack it
+                settings.pop(name, None)
         return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
@@ -452,6 +459,7 @@ def _divergence(
     teacher: Tensor,
     mask: Tensor | None,
     reduction: str,
+    chunk_size: int | None,
     teacher_exponent: float,
     *,
     student_exponent: float = 1.0,
@@ -462,15 +470,21 @@ def _divergence(
     Without a weight each sample gets its own, the teacher's power sum.
     """
     if student.shape != teacher.shape:
-        student = student.expand(torch.broadcast_shapes(student.shape, teacher.shape))
-    student, teacher = _fill(student, teacher, mask)
-    exponents = teacher_exponent, student_exponent
+        student, teacher = torch.broadcast_tensors(student, teacher)
+    size = _block_size(student, chunk_size)
+    if size is None:
+        student, teacher = _fill(student, teacher, mask)
+    settings = teacher_exponent, student_exponent, weight
     # torch has no public question for "inside vmap, grad, ...?"; autograd.Function asks this one.
-    in_transform = torch._C._are_functorch_transforms_active()
-    if student.requires_grad and torch.is_grad_enabled() and not in_transform:
+    # An exported program keeps the node's operations, but not its derivative.
+    steps = torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()
+    if student.requires_grad and torch.is_grad_enabled() and not steps:
         node = _DivergenceNode.apply
-        return node(student, teacher.detach(), mask, reduction, *exponents, weight)[0]
-    loss = _divergence_terms(student, teacher.detach(), *exponents, weight)[0]
+        return node(student, teacher.detach(), mask, reduction, size, *settings)[0]
+    if size is None:
+        loss = _divergence_terms(student, teacher.detach(), *settings)[0]
+    else:
+        loss = _divergence_in_blocks(student, teacher.detach(), mask, size, *settings)
     return _reduce(loss, reduction, mask)
 
 
@@ -486,18 +500,16 @@ class _DivergenceNode(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, student, teacher, mask, reduction, teacher_exponent, student_exponent, weight):
-        loss, weight, p, p_sum, q, q_sum = _divergence_terms(
-            student, teacher, teacher_exponent, student_exponent, weight
-        )
-        scale = weight if student_exponent == 1 else weight * student_exponent
-        slope = q.div_(q_sum).addcdiv_(p, p_sum, value=-1)  # in place: p and q are not used again
-        if isinstance(scale, Tensor) or scale != 1:
-            slope.mul_(scale)
-        slope = slope.to(student.dtype)
+    def forward(ctx, student, teacher, mask, reduction, size, *settings):
+        if size is None:
+            loss, slope = _divergence_and_slope(student, teacher, *settings)
+            slope = slope.to(student.dtype)
+        else:
+            slope = torch.empty_like(student)
+            loss = _divergence_in_blocks(student, teacher, mask, size, *settings, slope=slope)
         ctx.save_for_backward(slope, mask)
         ctx.set_materialize_grads(False)
-        ctx.reduction = reduction
+        ctx.reduction, ctx.size = reduction, size
         return _reduce(loss, reduction, mask), slope
 
     @staticmethod
@@ -509,23 +521,85 @@ class _DivergenceNode(torch.autograd.Function):
                 "use torch.func (grad, hessian) for it, or the terms of decompose_ttm"
             )
         if grad_loss is None:  # nothing flows back
-            return (None,) * 7
+            return (None,) * 8
         slope, mask = ctx.saved_tensors
         if ctx.reduction == "mean":
             samples = slope[..., 0].numel() if mask is None else mask.sum().clamp(min=1)
             grad_loss = grad_loss / samples
         # unsqueeze also makes a scalar a vector, which multiplies 16-bit slopes in float32: a
         # large loss scale would overflow float16.
-        grad = grad_loss.unsqueeze(-1) * slope
-        return grad.to(slope.dtype), *(None,) * 6
+        if ctx.size is None or torch._C._autograd._get_current_graph_task_keep_graph():
+            grad = (grad_loss.unsqueeze(-1) * slope).to(slope.dtype)
+        else:  # this is the last time that the slope is asked for: its memory becomes the gradient
+            grad = slope.detach()
+            grad_loss = grad_loss.expand(slope.shape[:-1])
+            for block in _blocks(slope.shape[:-1], ctx.size):
+                torch.mul(grad_loss[block].unsqueeze(-1), grad[block], out=grad[block])
+        return grad, *(None,) * 7
+
+
+def _block_size(student: Tensor, chunk_size: int | None) -> int | None:
+    """How many samples to compute at a time, or None for all at once."""
+    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+        raise ValueError(
+            f"chunk_size must be a whole number of samples from 1 on, or None for the "
+            f"package's choice, got {chunk_size!r}"
+        )
+    if _in_transform() or hasattr(student, "full_tensor"):
+        return None
+    if chunk_size is None and student.numel() >= 2**24:
+        return max(1, student[..., 0].numel() // 50)
+    return chunk_size
+
+
+def _blocks(shape: torch.Size, size: int):
+    """Indices that cut a leading shape into parts of at most `size` samples, without a copy."""
+    if not shape:
+        yield ()
+    elif (inside := math.prod(shape[1:])) > size:
+        for place in range(shape[0]):
+            for rest in _blocks(shape[1:], size):
+                yield (place, *rest)
+    else:
+        step = size // max(1, inside)
+        for start in range(0, shape[0], step):
+            yield (slice(start, start + step),)
+
+
+def _divergence_in_blocks(student, teacher, mask, size, *settings, slope=None) -> Tensor:
+    """The divergence of each sample, a block at a time, and its derivative into `slope`."""
+    loss = torch.empty(student.shape[:-1], dtype=_dtype(student, teacher), device=student.device)
+    for block in _blocks(loss.shape, size):
+        counts = None if mask is None else mask[block]
+        rows = _fill(student[block], teacher[block], counts)
+        if slope is None:
+            loss[block] = _divergence_terms(*rows, *settings)[0]
+        else:
+            loss[block], found = _divergence_and_slope(*rows, *settings)
+            slope[block] = found if mask is None else found.masked_fill_(~counts.unsqueeze(-1), 0.0)
+            del found  # its memory is for the next block
+    return loss
+
+
+def _divergence_and_slope(student, teacher, teacher_exponent, student_exponent, weight):
+    """The divergence of each sample and its derivative in the student's logits."""
+    loss, weight, p, p_sum, q, q_sum = _divergence_terms(
+        student, teacher, teacher_exponent, student_exponent, weight
+    )
+    scale = weight if student_exponent == 1 else weight * student_exponent
+    slope = q.div_(q_sum).addcdiv_(p, p_sum, value=-1)  # in place: p and q are not used again
+    if isinstance(scale, Tensor) or scale != 1:
+        slope.mul_(scale)
+    return loss, slope
 
 
 def _divergence_terms(student, teacher, teacher_exponent, student_exponent, weight):
     """The divergence of each sample, its weight, and p, sum p, q, sum q, not yet normalised."""
-    if not student.dtype == teacher.dtype == torch.float32:
+    if student.dtype == teacher.dtype == torch.float32:
+        log_p, log_q = _shift(teacher), _shift(student)
+    else:
         dtype = _dtype(student, teacher)
-        student, teacher = student.to(dtype), teacher.to(dtype)
-    log_p, log_q = _shift(teacher), _shift(student)
+        log_p, log_q = _shift(teacher.to(dtype)), _shift(student.to(dtype))
     full_sum = log_p.exp().sum(-1, keepdim=True) if weight is None else None
     log_p.mul_(teacher_exponent)
     if student_exponent != 1:
@@ -625,7 +699,8 @@ def _check(
                     f"{name} hold {bad} rows with NaN, with inf or with nothing but -inf; look for "
                     "a diverged model or a broken input, and leave every row a finite logit"
                 )
-            check_no_probabilities(name, logits)
+            rows = logits.reshape(-1, logits.shape[-1])
+            check_no_probabilities(name, rows.sum(-1, dtype=torch.float32), rows.amin(-1))
     return temperature, student, teacher, mask
 
 
