@@ -250,8 +250,8 @@ def write(stack: Stack, names, out: Path, name: str, weights: bool) -> None:
             save_file(tensors, out / f"{name}_seed{seed}.safetensors")
 
 
-def run(stack: Stack, names, out: Path, name: str, stop: float) -> None:
-    """All epochs of a stack, or as many as end before ``stop``."""
+def run(stack: Stack, names, out: Path, name: str, stop: float) -> float:
+    """All epochs of a stack, or as many as end before ``stop``; gives seconds of the last one."""
     for epoch in range(stack.recipe.epochs):
         start = time.perf_counter()
         stack.train_epoch()
@@ -259,14 +259,13 @@ def run(stack: Stack, names, out: Path, name: str, stop: float) -> None:
         row = stack.rows[-1]
         accuracy = row.get("validation_accuracy", row["train_accuracy"]).mean(0)
         shown = " ".join(f"{float(x):.3f}" for x in accuracy)
-        if epoch == 1:
-            stack.second = time.perf_counter()  # the first two make what the others use
         print(f"{name} epoch {epoch + 1}, {took:.2f} s: {shown}", flush=True)
         write(stack, names, out, name, weights=False)
         if time.perf_counter() + took > stop:
             print(f"{name}: no time for another epoch", flush=True)
             break
     write(stack, names, out, name, weights=name != "search")
+    return took
 
 
 def main() -> None:
@@ -300,7 +299,7 @@ def main() -> None:
 def experiment(options, stop: float) -> None:
     torch.backends.cudnn.benchmark = True
     device, compiled = options.device, options.device == "cuda"
-    options.rate = 0.0
+    student_epochs = None  # a second, as the search went
     data = load(options.pictures)
     teacher = load_teacher(device, options.teacher, options.teacher_weights)
     if options.what == "row":
@@ -318,12 +317,11 @@ def experiment(options, stop: float) -> None:
             for rate in RATES
         ]
         stack = Stack([options.search_seed], settings, data, teacher, device, compiled=compiled)
-        run(stack, names, options.out, "search", stop)
+        student_epochs = stack.count / run(stack, names, options.out, "search", stop)
         reached = stack.rows[-1]["validation_accuracy"].mean(0).view(len(named), -1)
         best = {name: RATES[int(row.argmax())] for name, row in zip(named, reached, strict=True)}
         notes.write_text(json.dumps(best, indent=1))
         print(best, flush=True)
-        options.rate = stack.count * (stack.epoch - 2) / (time.perf_counter() - stack.second)
         del stack
     settings = {n: replace(s, learning_rate=best[n]) for n, s in named.items()}
     smoothing = {"label smoothing": 0.5}
@@ -349,8 +347,8 @@ def experiment(options, stop: float) -> None:
     if rate != best["kd"]:
         settings["kd at the rate of ce"] = replace(named["kd"], learning_rate=rate)
     epochs = options.epochs
-    if options.rate:  # student epochs a second, as the search went
-        seconds = len(settings) * options.seeds / options.rate
+    if student_epochs:
+        seconds = len(settings) * options.seeds / student_epochs
         epochs = min(epochs, max(2, int((stop - time.perf_counter() - options.reserve) / seconds)))
         print(f"{seconds:.1f} s an epoch expected, so {epochs} epochs", flush=True)
     settings = {name: replace(s, epochs=epochs) for name, s in settings.items()}

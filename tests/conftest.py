@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+import torch
 
 import ttm_lab.course  # noqa: F401  # before anything reads a notebook: saves what it leaves out
 
@@ -13,6 +14,15 @@ import ttm_lab.course  # noqa: F401  # before anything reads a notebook: saves w
 # test starts would inherit that: a test that stops one by SIGINT would wait in vain.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def one_thread():
+    """One thread of torch in this process, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

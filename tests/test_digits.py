@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from ttm_lab.analysis import predict
 from ttm_lab.course import digits
@@ -134,14 +133,6 @@ def test_finished_seeds_are_forgotten_when_the_numbers_change(tmp_path, monkeypa
         assert digits.finished_seeds(tmp_path / "damaged", None) == []
     monkeypatch.setattr(digits, "NUMERICS", -1)
     assert digits.finished_seeds(tmp_path, None) == []
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def contents(folder):

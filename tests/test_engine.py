@@ -19,14 +19,6 @@ from ttm_lab.engine import free_cores, run_tasks
 SECONDS = 120  # until something counts as dead
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def square(number: int) -> tuple[int, int]:
     if number == 2:
         raise ValueError("no twos")

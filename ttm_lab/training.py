@@ -295,7 +295,8 @@ def _train_together(
             report.epoch_starts(epoch, step)
             order = epoch_order(len(data.train), students[0].seed, epoch)
             samples = order.split(settings.batch_size)
-            for images, labels, known in _batches(data.train, teacher, active, epoch, start, stop):
+            batches = _batches(data.train, teacher, active, order, epoch, start, stop)
+            for images, labels, known in batches:
                 takers = [s for s in active if s.steps == step and not s.done]
                 for student in takers:
                     _seed_noise(student.seed, epoch, start, student.device)
@@ -315,12 +316,12 @@ def _train_together(
 
 
 def _batches(
-    train: Split | FileSplit, teacher: Teacher | None, students, epoch: int, start: int, stop: int
+    train: Split | FileSplit, teacher: Teacher | None, students, order, epoch, start, stop
 ) -> Iterator[tuple[Tensor, Tensor, Output | None]]:
-    """Batches ``start`` to ``stop`` of an epoch: images, labels, and the teacher's output."""
+    """Batches ``start`` to ``stop`` of an epoch in ``order``: images, labels, teacher's output."""
     settings, seed = students[0].settings, students[0].seed
     options = {
-        "order": epoch_order(len(train), seed, epoch),
+        "order": order,
         "augmentation": settings.augmentation,
         "seed": hash_seed(seed, "augmentation", epoch),
         "start": start,
