@@ -1,6 +1,7 @@
 """Figures carry their text; widgets redraw what a slider says."""
 
 import base64
+import builtins
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,13 @@ PNG = b"\x89PNG"
 
 @pytest.fixture(autouse=True)
 def shell():
-    InteractiveShell.instance()  # display() needs one
+    """What display() needs; afterwards the process is no IPython for other tests' progress."""
+    before = set(vars(builtins))
+    InteractiveShell.instance()
+    yield
+    InteractiveShell.clear_instance()
+    for name in set(vars(builtins)) - before:
+        delattr(builtins, name)
 
 
 def test_a_shown_figure_has_its_text_in_html_beside_the_picture():
