@@ -54,6 +54,7 @@ python_use_unqualified_type_names = True
 add_module_names = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # a NamedTuple documents its fields by itself as well
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 

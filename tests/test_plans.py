@@ -57,7 +57,7 @@ def test_the_arms_at_kd_s_scale_are_the_published_losses_at_another_rate():
     ]
     published = {"temperature": 4.0, "ce_weight": 1.0, "distill_weight": 36.0}
     published |= {"learning_rate": 0.01, "weight_decay": 5e-4}
-    small = {"epochs": 1, "max_steps": 4, "augmentation": "none"}
+    small = {"epochs": 1, "max_steps": 4, "augmentation": "none", "precision": "float32"}
     teacher, data = create_model("cnn_large", 10, seed=1), load_dataset("digits")
     for method in ("ttm", "wttm"):
         arm = replace(found[f"{method.upper()}, wd 5e-5"], model="cnn_small", **small)
