@@ -492,6 +492,22 @@ def test_the_plan_s_table_counts_once_it_is_there(tmp_path):
     assert evidence.place(scope) == "CIFAR-100, short schedule"
 
 
+def test_b14_compares_students_of_two_methods_with_those_of_one(tmp_path):
+    plan_table().to_csv(tmp_path / "cifar100-2x2.csv", index=False)
+    arms, random = ("KD, wd 5e-4", "KD, wd 5e-5", "TTM, wd 5e-5"), np.random.default_rng(0)
+    rows = [(s, a, b, random.uniform(0.1, 0.3)) for s in range(3) for a in arms for b in arms]
+    rows = pd.DataFrame(rows, columns=["seed", "arm", "next_arm", "divergence"])
+    rows.to_csv(tmp_path / "cifar100-2x2_distances.csv", index=False)
+    (found,) = (one for one in kept.entries(tmp_path) if one["claim"] == "B14")
+    value = rows.set_index(["seed", "arm", "next_arm"])["divergence"].unstack(["arm", "next_arm"])
+    for contrast, kd in zip(found["contrasts"], arms, strict=False):
+        ttm = arms[2]
+        between = (value[kd, ttm] + value[ttm, kd]) / 2
+        excess = between - (value[kd, kd] + value[ttm, ttm]) / 2
+        assert contrast["difference"] == pytest.approx(excess.mean())
+        assert contrast["contrasts"] == 12 + 2
+
+
 def test_a_plan_that_has_just_begun_says_what_it_can(tmp_path):
     path = tmp_path / "cifar100-2x2.csv"
     plan_table(seeds=1).to_csv(path, index=False)

@@ -62,6 +62,13 @@ CONTRASTS = {
     "accuracy gap, KD minus TTM": ("B7", "accuracy gap", ["KD"], ["TTM"]),
     "NLL gap, KD minus TTM": ("B7", "nll gap", ["KD"], ["TTM"]),
     "rescaled NLL gap, KD minus TTM": ("B7", "rescaled nll gap", ["KD"], ["TTM"]),
+    # two arms: the divergence between a student of one and the next seed's of the other
+    "between KD and TTM minus within": ("B14", "divergence", ["KD, TTM"], ["KD, KD", "TTM, TTM"]),
+    "the same at one scale": (
+        *("B14", "divergence"),
+        ["KD x 10, TTM"],
+        ["KD x 10, KD x 10", "TTM, TTM"],
+    ),
 }
 # What the paper's CIFAR-100 tables are asked: claim, who should have more, and who less.
 PUBLISHED = (
@@ -97,7 +104,8 @@ class Kept(NamedTuple):
 
     Attributes:
         students: by (seed, arm): accuracy in per cent, entropy, late entropy (the mean over the
-            epochs after the first drop of the learning rate) and, where measured, the gaps of B7.
+            epochs after the first drop of the learning rate) and, where measured, the gaps of B7,
+            and by (seed, two arms) the divergence of B14.
         recipe: by arm: precision, and the fields of ``FIELDS`` as far as they are known.
         pair: teacher and student.
         words: scope and what else ``evidence.entry`` shows.
@@ -186,6 +194,8 @@ def read_plan(path: Path) -> Kept:
             "rescaled nll gap": rows["rescaled_nll"] - rows["rescaled_train_nll"],
         }
     )
+    if (beside := path.with_stem(f"{path.stem}_distances")).exists():
+        students = pd.concat([students, _distances(beside)])
     pair, part = tuple(row["pair"].split(":")), row["part"]
     words = {
         "scope": f"CIFAR-100, {' to '.join(pair)}, {seeds} seeds, {row['epochs']} epochs, "
@@ -198,6 +208,14 @@ def read_plan(path: Path) -> Kept:
         "notebook": "09_does_it_hold",
     }
     return Kept(students, rows.groupby("arm").first(), pair, words)
+
+
+def _distances(path: Path) -> pd.DataFrame:
+    """By (seed, two arms in the order of the alphabet): the mean divergence, both ways round."""
+    rows = read_table(path)
+    names = rows[["arm", "next_arm"]].replace(NAMES).to_numpy()
+    rows["arm"] = [", ".join(sorted(pair)) for pair in names]
+    return rows.groupby(["seed", "arm"])[["divergence"]].mean()
 
 
 def _first_drop(epochs: int) -> int:
