@@ -2,9 +2,9 @@
 
 Every kept student of that kind and the kept teacher: in int8, pruned, and with weights of few bits
 (``ttm_lab.course.compression``), the last two as they are and with batch norm estimated anew on
-1,000 training pictures, and the most pruned one also after ``--steps`` steps of training with the
+500 training pictures, and the most pruned one also after ``--steps`` steps of training with the
 student's own loss and the kept teacher, at one learning rate for all. Measured on the test part
-(``--pictures`` of it, as many of each class, the first ones); temperatures are fitted on 1,000
+(``--pictures`` of it, as many of each class, the first ones); temperatures are fitted on 500
 pictures of the listed validation part, which no student learned from. Writes a row a network to
 ``data/results/cifar100_compression.csv``, and command, machine and times, as ratios side by side,
 to the JSON file beside. Rows that are there are left as they are: run it again after a break.
@@ -81,19 +81,31 @@ def train_on(pruned, arm: str, teacher, data, steps: int, seed: int):
 
 
 def ways(network, arm, seed, teacher, data, images, steps):
-    """(way, level, repair, bits, a function that makes the network), one after another."""
-    yield "float", 32, "", None, lambda: network
-    yield "int8", 8, "", None, lambda: c.to_int8(network, images)
-    makers = [("pruned", f, None, partial(c.prune_weights, network, f)) for f in c.FRACTIONS]
-    makers += [("rounded", b, b, partial(c.round_weights, network, b)) for b in c.BITS]
-    for way, level, bits, make in makers:
-        yield way, level, "", bits, make
-        renewed = lambda make=make: c.reestimate(make(), images)  # noqa: E731
-        yield way, level, "batch norm", bits, renewed
+    """(way, level, repair, bits, a function that makes the network), what is judged first."""
+    pruned, rounded = partial(c.prune_weights, network), partial(c.round_weights, network)
+    found = [("float", 32, "none", None, lambda: network)]
+    found += [("int8", 8, "none", None, lambda: c.to_int8(network, images))]
+    for fraction, bits in sorted(
+        zip(c.FRACTIONS, c.BITS, strict=True), key=lambda pair: pair[1] != 4
+    ):
+        makers = (
+            ("pruned", fraction, None, partial(pruned, fraction)),
+            ("rounded", bits, bits, partial(rounded, bits)),
+        )
+        for way, level, coded, make in makers:
+            found += [
+                (way, level, "batch norm", coded, lambda make=make: c.reestimate(make(), images))
+            ]
+            found += [(way, level, "none", coded, make)]
     if steps and arm in ARMS:
-        pruned = partial(c.prune_weights, network, c.FRACTIONS[-1], masks=True)
-        train = lambda: train_on(pruned(), arm, teacher, data, steps, seed)  # noqa: E731
-        yield "pruned", c.FRACTIONS[-1], f"{steps} steps", None, train
+        masked = partial(pruned, c.FRACTIONS[-1], masks=True)
+        train = lambda: train_on(masked(), arm, teacher, data, steps, seed)  # noqa: E731
+        found += [("pruned", c.FRACTIONS[-1], f"{steps} steps", None, train)]
+    return found
+
+
+def key_of(row: dict) -> tuple:
+    return *(row[k] for k in KEY if k != "level"), float(row["level"])
 
 
 def measured(network, bits, test, validation) -> dict:
@@ -128,30 +140,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True, help="the folder of CIFAR-100's pictures")
     parser.add_argument("--model", required=True, help="kept students: resnet8 or resnet20")
-    parser.add_argument("--pictures", type=int, default=10_000, help="of the test part")
-    parser.add_argument("--steps", type=int, default=200, help="of training after pruning, or 0")
+    parser.add_argument("--pictures", type=int, default=5_000, help="of the test part")
+    parser.add_argument("--steps", type=int, default=100, help="of training after pruning, or 0")
     given = parser.parse_args()
     students, teacher = networks.students(given.model), networks.teacher()
     data = load_dataset("cifar100", root=given.root, validation="listed")
     test = first_of_each_class(data.test, given.pictures)
-    validation = first_of_each_class(data.validation, 1000)
-    images = first_of_each_class(data.train, 1000)[0]
+    validation = first_of_each_class(data.validation, 500)
+    images = first_of_each_class(data.train, 500)[0]
     rows = read_table(FILE).to_dict("records") if FILE.exists() else []
-    done = {tuple(str(row[k]) for k in KEY) for row in rows}
+    done = {key_of(row) for row in rows}
     everybody = {("teacher", 0): teacher, **students}
-    for (arm, seed), network in everybody.items():
-        network = network.to(memory_format=torch.channels_last)
-        made = ways(network, arm, seed, teacher, data, images, given.steps)
-        for way, level, repair, bits, make in made:
-            key = dict(
-                zip(KEY, (given.model, arm, seed, way, level, repair or "none"), strict=True)
-            )
-            if tuple(map(str, key.values())) in done:
-                continue
-            rows.append(key | measured(make(), bits, test, validation))
-            table = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g")
-            atomic_write(FILE, table)
-            print(*key.values(), f"{rows[-1]['accuracy']:.2%}", rows[-1]["bytes"], flush=True)
+    made = {
+        who: ways(
+            network.to(memory_format=torch.channels_last), *who, teacher, data, images, given.steps
+        )
+        for who, network in everybody.items()
+    }
+    todo = sorted(((k, who) for who, found in made.items() for k in range(len(found))))
+    for k, who in todo:
+        way, level, repair, bits, make = made[who][k]
+        key = dict(zip(KEY, (given.model, *who, way, level, repair), strict=True))
+        if key_of(key) in done:
+            continue
+        rows.append(key | measured(make(), bits, test, validation))
+        atomic_write(FILE, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
+        print(*key.values(), f"{rows[-1]['accuracy']:.2%}", rows[-1]["bytes"], flush=True)
     notes = FILE.with_suffix(".json")
     kept = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
     words = ["python", *sys.argv]

@@ -15,7 +15,7 @@ from scipy import stats
 
 from ttm_lab import paper
 from ttm_lab.analysis import contrasts, paired_interval
-from ttm_lab.course import evidence
+from ttm_lab.course import compression, evidence
 from ttm_lab.files import find_root, read_table
 from ttm_lab.training import Settings
 
@@ -122,7 +122,8 @@ def entries(folder: str | Path | None = None) -> list[dict]:
 
     ``folder`` is ``data/results`` of the checkout by default.
     """
-    return published() + [one for table in tables(folder) for one in judge(table)]
+    judged_here = [one for table in tables(folder) for one in judge(table)]
+    return published() + judged_here + compression.entries(folder)
 
 
 def tables(folder: str | Path | None = None) -> list[Kept]:
