@@ -4,8 +4,8 @@ Every kept student of that kind and the kept teacher: in int8, pruned, and with 
 (``ttm_lab.course.compression``), the last two as they are and with batch norm estimated anew on
 500 training pictures, and the most pruned one also after ``--steps`` steps of training with the
 student's own loss and the kept teacher, at one learning rate for all. Measured on the test part
-(``--pictures`` of it, as many of each class, the first ones); temperatures are fitted on 500
-pictures of the listed validation part, which no student learned from. Writes a row a network to
+(``--pictures`` of it, as many of each class, the first ones); temperatures are fitted on up
+to 500 pictures of the listed validation part, which no student learned from. Writes a row a network to
 ``data/results/cifar100_compression.csv``, and command, machine and times, as ratios side by side,
 to the JSON file beside. Rows that are there are left as they are: run it again after a break.
 """
@@ -146,7 +146,7 @@ def main() -> None:
     students, teacher = networks.students(given.model), networks.teacher()
     data = load_dataset("cifar100", root=given.root, validation="listed")
     test = first_of_each_class(data.test, given.pictures)
-    validation = first_of_each_class(data.validation, 500)
+    validation = first_of_each_class(data.validation, min(500, given.pictures // 2))
     images = first_of_each_class(data.train, 500)[0]
     rows = read_table(FILE).to_dict("records") if FILE.exists() else []
     done = {key_of(row) for row in rows}

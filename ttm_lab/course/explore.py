@@ -15,6 +15,7 @@ from functools import cache, lru_cache
 import numpy as np
 import torch
 from scipy import special
+from torch import nn
 
 try:
     import ipywidgets as widgets
@@ -26,7 +27,8 @@ except ModuleNotFoundError as missing:
 
 from ttm_lab import analysis
 from ttm_lab.course import figures
-from ttm_lab.course.figures import notebook3
+from ttm_lab.course.compression import prune_weights, round_weights, stored, weighted_layers
+from ttm_lab.course.figures import notebook3, notebook11
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
     kl_divergence,
@@ -504,6 +506,65 @@ def students(outputs: analysis.Outputs) -> widgets.VBox:
             "first": choice("student A", kinds),
             "second": choice("student B", kinds, list(kinds)[-1]),
             "seed": choice("seeds", [everything, *map(str, every_seed)]),
+        },
+    )
+
+
+# Notebook 11
+
+
+def compression(networks: Mapping[tuple[str, str, int], nn.Module], data: Mapping) -> widgets.VBox:
+    """A fraction to prune and bits to keep: what is left of students of the digits.
+
+    ``networks`` are those of ``compression.digits_networks``, students by (model, method, seed);
+    ``data`` maps a seed to its data set. Teachers are left out.
+    """
+    methods = list(dict.fromkeys(method for _, method, _ in networks if method != "teacher"))
+    models = list(dict.fromkeys(key[0] for key in networks if key[1] in methods))
+
+    @cache
+    def made(model, method, fraction, bits):
+        """By seed: accuracy in per cent, the weights, and the compressed bytes."""
+        found = []
+        for seed in (s for m, how, s in networks if (m, how) == (model, method)):
+            network = prune_weights(networks[model, method, seed], fraction)
+            network = network if bits == 9 else round_weights(network, bits)
+            right = 100 * analysis.evaluate(network, data[seed].test)["accuracy"]
+            weights = [layer.weight.detach().ravel() for layer in weighted_layers(network)]
+            size = len(stored(network, None if bits == 9 else bits))
+            found.append((right, torch.cat(weights).numpy(), size))
+        return found
+
+    def figure(model, fraction, bits):
+        weights = made(model, "TTM", fraction, bits)[0][1]
+        both = {
+            method: [
+                [row[0] for row in made(model, method, *how)]
+                for how in ((0.0, 9), (fraction, bits))
+            ]
+            for method in methods
+        }
+        title = f"a TTM student: {np.mean(weights == 0):.0%} of {len(weights):,} are 0"
+        return notebook11.compressed(weights[weights != 0], both, title)
+
+    def numbers(model, fraction, bits):
+        rows = {method: made(model, method, fraction, bits) for method in methods}
+        found = {f"{m}: accuracy": f"{np.mean([r[0] for r in rows[m]]):.1f} %" for m in methods}
+        size, before = (
+            np.mean([row[2] for m in methods for row in made(model, m, *how)])
+            for how in ((fraction, bits), (0.0, 9))
+        )
+        return found | {"bytes, compressed": f"{size:,.0f}", "before": f"{before:,.0f}"}
+
+    several = [(str(b), b) for b in range(2, 9)] + [("16, float", 9)]
+    bits = widgets.SelectionSlider(options=several, value=9, description="bits", **_LAYOUT)
+    return panel(
+        figure,
+        numbers,
+        {
+            "model": choice("student", models, models[-1]),
+            "fraction": linear_slider("share that is 0", 0.0, 0.95, 0.5, 0.05),
+            "bits": bits,
         },
     )
 
