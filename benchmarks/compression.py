@@ -3,15 +3,17 @@
 Every kept student of that kind and the kept teacher: in int8, pruned, and with weights of few bits
 (``ttm_lab.course.compression``), the last two as they are and with batch norm estimated anew on
 500 training pictures, and the most pruned one also after ``--steps`` steps of training with the
-student's own loss and the kept teacher, at one learning rate for all. Measured on the test part
-(``--pictures`` of it, as many of each class, the first ones); temperatures are fitted on up
-to 500 pictures of the listed validation part, which no student learned from. Writes a row a network to
+student's own loss and the kept teacher, at one learning rate for all. ``--few`` leaves out the
+levels that no claim is judged by. Measured on the test part (``--pictures`` of it, as many of each
+class, the first ones); temperatures are fitted on up to 500 pictures of the listed validation
+part, which no student learned from. Writes a row a network to
 ``data/results/cifar100_compression.csv``, and command, machine and times, as ratios side by side,
 to the JSON file beside. Rows that are there are left as they are: run it again after a break.
 """
 
 import argparse
 import datetime
+import itertools
 import json
 import shlex
 import sys
@@ -81,22 +83,16 @@ def train_on(pruned, arm: str, teacher, data, steps: int, seed: int):
 
 
 def ways(network, arm, seed, teacher, data, images, steps):
-    """(way, level, repair, bits, a function that makes the network), what is judged first."""
+    """(way, level, repair, bits, a function that makes the network), those first that are judged."""
     pruned, rounded = partial(c.prune_weights, network), partial(c.round_weights, network)
     found = [("float", 32, "none", None, lambda: network)]
     found += [("int8", 8, "none", None, lambda: c.to_int8(network, images))]
-    for fraction, bits in sorted(
-        zip(c.FRACTIONS, c.BITS, strict=True), key=lambda pair: pair[1] != 4
-    ):
-        makers = (
-            ("pruned", fraction, None, partial(pruned, fraction)),
-            ("rounded", bits, bits, partial(rounded, bits)),
-        )
-        for way, level, coded, make in makers:
-            found += [
-                (way, level, "batch norm", coded, lambda make=make: c.reestimate(make(), images))
-            ]
-            found += [(way, level, "none", coded, make)]
+    levels = [("pruned", f, None, partial(pruned, f)) for f in c.FRACTIONS]
+    levels += [("rounded", bits, bits, partial(rounded, bits)) for bits in c.BITS]
+    levels.sort(key=lambda one: one[:2] not in c.JUDGED.values())
+    for way, level, bits, make in levels:
+        renewed = lambda make=make: c.reestimate(make(), images)  # noqa: E731
+        found += [(way, level, "batch norm", bits, renewed), (way, level, "none", bits, make)]
     if steps and arm in ARMS:
         masked = partial(pruned, c.FRACTIONS[-1], masks=True)
         train = lambda: train_on(masked(), arm, teacher, data, steps, seed)  # noqa: E731
@@ -119,20 +115,20 @@ def measured(network, bits, test, validation) -> dict:
 
 
 def times(networks_by_name: dict, images) -> list[dict]:
-    """Time over that of the same network in float32, batch norm folded: quartiles of 15 rounds."""
+    """Time over that of the same network in float32, batch norm folded: quartiles of 9 rounds."""
     rows = []
     for name, network in networks_by_name.items():
         reference = c.fold(network)
-        others = {"int8": c.to_int8(network, images), "90 % pruned": None, "float32": None}
-        others["90 % pruned"] = c.fold(c.prune_weights(network, 0.9))
-        others["float32"] = c.fold(network)  # once more: what the measurement itself is worth
-        for size in (8, 64):
-            for way, other in others.items():
-                found = np.quantile(
-                    c.time_ratios(other, reference, images[:size]), [0.25, 0.5, 0.75]
-                )
-                row = {"network": name, "way": way, "batch": size}
-                rows.append(row | dict(zip(("low", "median", "high"), found.round(3), strict=True)))
+        others = {
+            "int8": c.to_int8(network, images),
+            "90 % pruned": c.fold(c.prune_weights(network, 0.9)),
+            "float32": c.fold(network),  # once more: what the measurement itself is worth
+        }
+        for size, (way, other) in itertools.product((8, 32), others.items()):
+            ratios = c.time_ratios(other, reference, images[:size], rounds=9)
+            found = np.quantile(ratios, [0.25, 0.5, 0.75]).round(3)
+            row = {"network": name, "way": way, "batch": size}
+            rows.append(row | dict(zip(("low", "median", "high"), found, strict=True)))
     return rows
 
 
@@ -141,8 +137,11 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="the folder of CIFAR-100's pictures")
     parser.add_argument("--model", required=True, help="kept students: resnet8 or resnet20")
     parser.add_argument("--pictures", type=int, default=5_000, help="of the test part")
+    parser.add_argument("--few", action="store_true", help="int8, 70 %% pruned and 4 bits only")
     parser.add_argument("--steps", type=int, default=100, help="of training after pruning, or 0")
     given = parser.parse_args()
+    if given.pictures < 200 or given.pictures % networks.CLASSES:
+        parser.error(f"--pictures {given.pictures}: give whole hundreds, at least 200")
     students, teacher = networks.students(given.model), networks.teacher()
     data = load_dataset("cifar100", root=given.root, validation="listed")
     test = first_of_each_class(data.test, given.pictures)
@@ -150,15 +149,15 @@ def main() -> None:
     images = first_of_each_class(data.train, 500)[0]
     rows = read_table(FILE).to_dict("records") if FILE.exists() else []
     done = {key_of(row) for row in rows}
+    if other := {r["pictures"] for r in rows if r["model"] == given.model} - {given.pictures}:
+        raise ValueError(f"{FILE} has {given.model} on {other} pictures: take those rows out first")
     everybody = {("teacher", 0): teacher, **students}
-    made = {
-        who: ways(
-            network.to(memory_format=torch.channels_last), *who, teacher, data, images, given.steps
-        )
-        for who, network in everybody.items()
-    }
-    todo = sorted(((k, who) for who, found in made.items() for k in range(len(found))))
-    for k, who in todo:
+    made = {}
+    for who, network in everybody.items():
+        network.to(memory_format=torch.channels_last)
+        found = ways(network, *who, teacher, data, images, given.steps)
+        made[who] = found[:6] if given.few else found
+    for k, who in sorted((k, who) for who in made for k in range(len(made[who]))):
         way, level, repair, bits, make = made[who][k]
         key = dict(zip(KEY, (given.model, *who, way, level, repair), strict=True))
         if key_of(key) in done:
