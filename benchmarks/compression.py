@@ -83,7 +83,7 @@ def train_on(pruned, arm: str, teacher, data, steps: int, seed: int):
 
 
 def ways(network, arm, seed, teacher, data, images, steps):
-    """(way, level, repair, bits, a function that makes the network), those first that are judged."""
+    """(way, level, repair, bits, a function that makes it): those that are judged first."""
     pruned, rounded = partial(c.prune_weights, network), partial(c.round_weights, network)
     found = [("float", 32, "none", None, lambda: network)]
     found += [("int8", 8, "none", None, lambda: c.to_int8(network, images))]
@@ -153,11 +153,11 @@ def main() -> None:
         raise ValueError(f"{FILE} has {given.model} on {other} pictures: take those rows out first")
     everybody = {("teacher", 0): teacher, **students}
     made = {}
-    for who, network in everybody.items():
+    for name, network in everybody.items():
         network.to(memory_format=torch.channels_last)
-        found = ways(network, *who, teacher, data, images, given.steps)
-        made[who] = found[:6] if given.few else found
-    for k, who in sorted((k, who) for who in made for k in range(len(made[who]))):
+        found = ways(network, *name, teacher, data, images, given.steps)
+        made[name] = found[:6] if given.few else found
+    for k, who in sorted((k, who) for who, found in made.items() for k in range(len(found))):
         way, level, repair, bits, make = made[who][k]
         key = dict(zip(KEY, (given.model, *who, way, level, repair), strict=True))
         if key_of(key) in done:
