@@ -2,11 +2,11 @@
 
 Every kept student of that kind and the kept teacher: in int8, pruned, and with weights of few bits
 (``ttm_lab.course.compression``), the last two as they are and with batch norm estimated anew on
-500 training pictures, and the most pruned one also after ``--steps`` steps of training with the
-student's own loss and the kept teacher, at one learning rate for all. ``--few`` leaves out the
-levels that no claim is judged by. Measured on the test part (``--pictures`` of it, as many of each
-class, the first ones); temperatures are fitted on up to 500 pictures of the listed validation
-part, which no student learned from. Writes a row a network to
+500 training pictures (of which 100 set int8's scales), and the most pruned one also after
+``--steps`` steps of training with the student's own loss and the kept teacher, at one learning
+rate for all. ``--few`` leaves out the levels that no claim is judged by. Measured on the test part
+(``--pictures`` of it, as many of each class, the first ones); temperatures are fitted on up to 500
+pictures of the listed validation part, which no student learned from. Writes a row a network to
 ``data/results/cifar100_compression.csv``, and command, machine and times, as ratios side by side,
 to the JSON file beside. Rows that are there are left as they are: run it again after a break.
 """
@@ -86,7 +86,7 @@ def ways(network, arm, seed, teacher, data, images, steps):
     """(way, level, repair, bits, a function that makes it): those that are judged first."""
     pruned, rounded = partial(c.prune_weights, network), partial(c.round_weights, network)
     found = [("float", 32, "none", None, lambda: network)]
-    found += [("int8", 8, "none", None, lambda: c.to_int8(network, images))]
+    found += [("int8", 8, "none", None, lambda: c.to_int8(network, images[::5]))]
     levels = [("pruned", f, None, partial(pruned, f)) for f in c.FRACTIONS]
     levels += [("rounded", bits, bits, partial(rounded, bits)) for bits in c.BITS]
     levels.sort(key=lambda one: one[:2] not in c.JUDGED.values())
@@ -120,7 +120,7 @@ def times(networks_by_name: dict, images) -> list[dict]:
     for name, network in networks_by_name.items():
         reference = c.fold(network)
         others = {
-            "int8": c.to_int8(network, images),
+            "int8": c.to_int8(network, images[::5]),
             "90 % pruned": c.fold(c.prune_weights(network, 0.9)),
             "float32": c.fold(network),  # once more: what the measurement itself is worth
         }
@@ -130,6 +130,12 @@ def times(networks_by_name: dict, images) -> list[dict]:
             row = {"network": name, "way": way, "batch": size}
             rows.append(row | dict(zip(("low", "median", "high"), found, strict=True)))
     return rows
+
+
+def write_note(model: str, note: dict) -> None:
+    path = FILE.with_suffix(".json")
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    atomic_write(path, json.dumps(kept | {model: note}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -152,6 +158,11 @@ def main() -> None:
     if other := {r["pictures"] for r in rows if r["model"] == given.model} - {given.pictures}:
         raise ValueError(f"{FILE} has {given.model} on {other} pictures: take those rows out first")
     everybody = {("teacher", 0): teacher, **students}
+    command = shlex.join(["python", *sys.argv]).replace(given.root, "DIR")
+    note = {"command": command, "date": str(datetime.date.today())}
+    note |= {"machine": machine(), "engine": torch.backends.quantized.engine}
+    note |= {"teacher": "resnet32", "learning_rate": RATE, "students": len(students)}
+    write_note(given.model, note)
     made = {}
     for name, network in everybody.items():
         network.to(memory_format=torch.channels_last)
@@ -165,17 +176,8 @@ def main() -> None:
         rows.append(key | measured(make(), bits, test, validation))
         atomic_write(FILE, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
         print(*key.values(), f"{rows[-1]['accuracy']:.2%}", rows[-1]["bytes"], flush=True)
-    notes = FILE.with_suffix(".json")
-    kept = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
-    words = ["python", *sys.argv]
-    words[words.index("--root") + 1] = "DIR"
-    note = {"command": shlex.join(words), "date": str(datetime.date.today())}
-    note |= {"machine": machine(), "engine": torch.backends.quantized.engine}
-    note |= {"teacher": "resnet32", "learning_rate": RATE, "students": len(students)}
-    one = students[min(students)]
-    note["int8 convolutions"] = c.convolutions(c.to_int8(one, images), images[:2])
-    note["times"] = times({given.model: one, "resnet32": teacher}, images)
-    atomic_write(notes, json.dumps(kept | {given.model: note}, indent=1) + "\n")
+    note["times"] = times({given.model: students[min(students)], "resnet32": teacher}, images)
+    write_note(given.model, note)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def front(rows: pd.DataFrame, best: np.ndarray, *, ylabel: str) -> Axes:
         place = {"xytext": (-6, 5), "textcoords": "offset points", "ha": "right", "fontsize": 8}
         ax.annotate(row.name, (row.bytes, row.accuracy), **place)
     ax.set(xscale="log", xlabel="bytes, compressed", ylabel=ylabel)
+    ax.margins(x=0.18)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
