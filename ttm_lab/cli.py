@@ -168,10 +168,13 @@ def _distill(options) -> int:
     same command continues runs that were stopped.
 
     Example: ttm-lab distill --pair resnet56:resnet20 --methods kd,ttm,wttm --seeds 5
+    Your own pictures, in mine/<class>/: ttm-lab distill --data folder --root mine --test-share 0.2
+    --size 64 --pair torchvision/mobilenet_v3_small:resnet8 --fine-tune 10 --output mine.csv
     Several GPUs: torchrun --nproc-per-node 4 -m ttm_lab distill --pair resnet56:resnet20
     (--batch-size is the batch of all processes together, so the learning rate stays.)
     """
     from ttm_lab import distributed, paper
+    from ttm_lab.course import pictures
     from ttm_lab.data import Split
 
     teacher, student = options.pair
@@ -190,22 +193,25 @@ def _distill(options) -> int:
             changes.pop("remember", None)  # --fast; large images have no countable views
         networks = [paper.model_name(name).replace("/", "-") for name in options.pair]
         folder = runs_folder("-".join([data.name, *networks]))
+        if epochs := options.fine_tune:
+            tuned = pictures.fine_tune(teacher, data, options.teacher, epochs, device=device)
+            wanted["weights"] = tuned.folder
         row = paper.distil_pair(
             data, teacher, student, methods, **wanted, folder=folder, device=device
         )
         if distributed.rank() > 0:
             return 0
     measured = paper.measure(row, data)
+    report = options.output and Path(options.output).with_suffix(".md")
     if options.output:
         paper.save_results(options.output, row, measured, data)
+        atomic_write(report, pictures.report(measured, row, data))
     if options.keep_logits:
         paper.save_outputs(options.keep_logits, row, data, options.per_class)
     _print_row(measured, teacher, student, changes)
     print(f"\nRuns: {folder}")
-    if options.output:
-        print(f"Table: {options.output}")
-    if options.keep_logits:
-        print(f"Logits: {options.keep_logits}")
+    made = {"Table": options.output, "Report": report, "Logits": options.keep_logits}
+    print(*(f"{kind}: {path}\n" for kind, path in made.items() if path), sep="", end="")
     return 0
 
 
@@ -459,11 +465,11 @@ def _load_data(options, models):
     values = {"seed": options.split_seed or 0, "size": size, "root": options.root}
     if name != "digits":
         values |= {"validation": options.validation or 0.0, "workers": options.workers}
-        values |= {"skip_corrupt": options.skip_corrupt}
-    elif options.validation is not None or options.root is not None:
+        values |= {"skip_corrupt": options.skip_corrupt, "test_share": options.test_share}
+    elif {options.validation, options.root, options.test_share} != {None}:
         raise ValueError(
             "the digits come with scikit-learn, in fixed shares of 60 % train, 20 % validation "
-            "and 20 % test: leave out --validation and --root"
+            "and 20 % test: leave out --validation and --root, and --test-share"
         )
     if name in ("folder", "imagenet") and options.root is None:
         raise ValueError(f"--data {name} needs --root DIR: {layout(name, 'DIR')}")
@@ -533,6 +539,7 @@ def _parser() -> argparse.ArgumentParser:
     weights = "the teacher's weights: a file, a run's folder, or the word published (default: "
     weights += "published for ImageNet's networks; others are trained first)"
     add("--teacher", type=local_path, metavar="PATH", help=weights)
+    add("--fine-tune", type=count, metavar="EPOCHS", help="of the teacher on these pictures first")
     add("--keep-logits", type=local_path, metavar="FILE.npz", help="keep logits on test (float16)")
     add("--per-class", type=count, help="keep logits of the first so many images of each class")
     add = distill.add_argument_group("loss, of every method but ce").add_argument
@@ -597,6 +604,7 @@ def _add_data_options(parser, default: str) -> None:
     add("--size", type=partial(count, most=10_000), metavar="PIXELS", help=side)
     share = "of the training images, kept aside (default: 0, as in the paper's code)"
     add("--validation", type=float, metavar="SHARE", help=share)
+    add("--test-share", type=float, metavar="SHARE", help="drawn from a folder without a test part")
     add("--split-seed", type=_seed, help="draws them (default: 0)")
     add("--skip-corrupt", action="store_true", help="leave out broken image files")
     workers = "processes that decode image files (default: one for each core, at most 8)"
