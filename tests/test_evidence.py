@@ -602,3 +602,27 @@ def test_notebook_7_records_a_pair_of_the_paper_for_that_pair_alone(results):
     interval = stats.ttest_rel(scores["TTM"], scores["KD"]).confidence_interval(1 - 0.05 / 6)
     assert tuple(found.loc["B1", ["low", "high"]]) == pytest.approx(tuple(interval))
     assert tuple(drawn[["low", "high"]]) == pytest.approx(tuple(interval))
+
+
+def test_b10_asks_whether_ttm_stays_within_a_few_per_cent_of_kd(tmp_path):
+    rows = [
+        {
+            "teacher": "a",
+            "student": "b",
+            "round": r,
+            "method": m,
+            "ms": ms + 0.1 * r,
+            "megabytes": 4,
+        }
+        for r in range(5)
+        for m, ms in (("KD", 100.0), ("TTM", 102.0 + r % 2), ("WTTM", 108.0 + r % 2))
+    ]
+    about = {"command": "the command", "date": "2026-12-01", "hardware": "a processor"}
+    pd.DataFrame(rows).assign(**about).to_csv(tmp_path / "step_cost.csv", index=False)
+    (found,) = (one for one in kept.entries(tmp_path) if one["claim"] == "B10")
+    ttm, wttm = found["contrasts"]
+    assert ttm["difference"] == pytest.approx(5 - 2.4, abs=0.02)
+    assert ttm["low"] > 0 > wttm["high"]
+    assert found["verdict"] == "does not hold"
+    assert "1.000 and 1.000 times KD's" in found["note"]
+    assert evidence.place(found["scope"]) == "CIFAR-100, short schedule"

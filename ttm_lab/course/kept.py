@@ -80,6 +80,7 @@ PUBLISHED = (
     ("B3", "WTTM+ITRD", "WTTM"),
     ("B8", "WTTM without CE", "KD"),
 )
+ROOM = 5.0  # "nearly the same cost": per cent of KD's time that a step may take more
 # How the paper's tables call arms; the others are in none of them.
 METHODS = {
     "CE": "student (plain training)",
@@ -122,8 +123,8 @@ def entries(folder: str | Path | None = None) -> list[dict]:
 
     ``folder`` is ``data/results`` of the checkout by default.
     """
-    judged_here = [one for table in tables(folder) for one in judge(table)]
-    return published() + judged_here + compression.entries(folder)
+    judged = [one for table in tables(folder) for one in judge(table)]
+    return published() + judged + step_costs(folder) + compression.entries(folder)
 
 
 def tables(folder: str | Path | None = None) -> list[Kept]:
@@ -303,6 +304,36 @@ def published() -> list[dict]:
         scope = "published tables, ImageNet"
         note = "single numbers: neither spread nor number of runs is published"
         made.append(evidence.entry(claim, rows, scope=scope, note=note, **_PAPER))
+    return made
+
+
+def step_costs(folder: str | Path | None = None) -> list[dict]:
+    """Claim B10, a pair at a time, from the table of ``benchmarks/step_cost.py``."""
+    path = Path(folder or find_root() / "data" / "results") / "step_cost.csv"
+    if not path.exists():
+        return []
+    made = []
+    for (teacher, student), rows in read_table(path).groupby(["teacher", "student"]):
+        wide = rows.pivot(index="round", columns="method", values=["ms", "megabytes"])
+        more = {m: 100 * (wide["ms"][m] / wide["ms"]["KD"] - 1) for m in ("TTM", "WTTM")}
+        found = contrasts(
+            {f"{ROOM:g} % minus what {m} adds to KD": ROOM - x for m, x in more.items()}
+        )
+        memory = (wide["megabytes"][m].mean() / wide["megabytes"]["KD"].mean() for m in more)
+        told = " and ".join(f"{ratio:.3f}" for ratio in memory)
+        row = rows.iloc[0]
+        made.append(
+            evidence.entry(
+                "B10",
+                found.assign(quantity="cost"),
+                scope=f"CIFAR-100, {teacher} to {student}, {len(wide)} rounds of single steps, "
+                "far from an epoch",
+                note=f"memory of a step: TTM and WTTM {told} times KD's; {row['date']}, "
+                f"{row['hardware']}",
+                command=row["command"],
+                notebook="09_does_it_hold",
+            )
+        )
     return made
 
 
