@@ -2,6 +2,8 @@
 
 import json
 import lzma
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,9 +12,12 @@ import torch
 from torch import nn
 
 from ttm_lab.course import compression, evidence, kept
-from ttm_lab.data import load_dataset
+from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.files import find_root
 from ttm_lab.models import create_model
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import compression as benchmark  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +211,41 @@ def test_two_seeds_that_agree_decide_nothing_and_the_table_with_most_seeds_comes
     change = compression.changes(rows, "accuracy")
     assert change["int8", 8, "none", "KD"].mean() == pytest.approx(-0.05, abs=1e-3)
     assert change["float", 32, "none", "TTM"].abs().max() == 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_compresses_every_student_once(tmp_path, monkeypatch, capsys):
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (600, 3, 32, 32), generator=draw, dtype=torch.uint8)
+    part = lambda n: Split(images[:n], torch.arange(n) % 100, (0.5,) * 3, (0.25,) * 3)  # noqa: E731
+    names = tuple(f"c{k}" for k in range(100))
+    data = Dataset("noise", 0, names, part(600), part(200), part(300))
+    made = [create_model("resnet8", seed=seed).eval() for seed in range(4)]
+    students = dict(zip([("ce", 0), ("ttm", 0), ("wttm", 0)], made, strict=False))
+    monkeypatch.setattr(benchmark.networks, "students", lambda model: students)
+    monkeypatch.setattr(benchmark.networks, "teacher", lambda: made[3])
+    monkeypatch.setattr(benchmark, "load_dataset", lambda *_, **__: data)
+    monkeypatch.setattr(benchmark, "FILE", tmp_path / "rows.csv")
+    monkeypatch.setattr(benchmark.c, "time_ratios", lambda *_, **__: np.array([1.0, 2.0, 3.0]))
+    argv = ["compression.py", "--root", "/where", "--model", "resnet8", "--pictures", "200"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--steps", "2"])
+    benchmark.main()
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    kinds = 2 + 2 * (len(compression.FRACTIONS) + len(compression.BITS))
+    assert len(rows) == 3 * (kinds + 1) + kinds
+    assert not rows.isna().any(axis=None)
+    assert (rows["pictures"] == 200).all()
+    trained = rows[rows["repair"] == "2 steps"]
+    assert set(trained["arm"]) == {"ce", "ttm", "wttm"}
+    same = rows[(rows["way"] == "pruned") & (rows["level"] == 0.9) & (rows["repair"] == "none")]
+    assert (trained["nll"].to_numpy() != same[same["arm"] != "teacher"]["nll"].to_numpy()).all()
+    note = json.loads((tmp_path / "rows.json").read_text())["resnet8"]
+    assert "--root DIR" in note["command"]
+    assert "/where" not in note["command"]
+    assert {row["way"] for row in note["times"]} == {"int8", "90 % pruned", "float32"}
+    capsys.readouterr()
+    benchmark.main()
+    assert capsys.readouterr().out == "", "nothing is done twice"
+    monkeypatch.setattr(sys, "argv", [*argv[:-1], "300"])
+    with pytest.raises(ValueError, match="has resnet8 on {200} pictures"):
+        benchmark.main()

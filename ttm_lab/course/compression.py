@@ -244,16 +244,21 @@ def kept_tables(folder: str | Path | None = None) -> dict[str, tuple[pd.DataFram
     """By kind of student, most seeds first: rows of the kept table, and how they were made.
 
     From ``cifar100_compression.csv`` and ``.json`` in ``folder``, by default ``data/results`` of
-    the checkout; empty where they are not there. A row is a network: arm, seed, way, level and
-    repair (what was done to it), its measures as fractions and nats, and bytes.
+    the checkout; without kinds of which networks are missing that claim B16 is judged by. A row is
+    a network: arm, seed, way, level and repair (what was done to it), its measures as fractions
+    and nats, and bytes.
     """
     path = Path(folder or find_root() / "data" / "results") / "cifar100_compression.csv"
     if not path.exists():
         return {}
     notes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    rows = read_table(path).replace({"arm": ARMS})
-    models = rows.groupby("model")["seed"].nunique().sort_values(ascending=False).index
-    return {model: (rows[rows["model"] == model], notes[model]) for model in models}
+    table, found = read_table(path).replace({"arm": ARMS}), {}
+    for model in table.groupby("model")["seed"].nunique().sort_values(ascending=False).index:
+        rows = table[table["model"] == model]
+        with suppress(KeyError):
+            judged(rows)
+            found[model] = rows, notes[model]
+    return found
 
 
 def changes(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -288,12 +293,11 @@ def judged(rows: pd.DataFrame, repair: str = "batch norm", **options) -> pd.Data
 
 
 def entries(folder: str | Path | None = None) -> list[dict]:
-    """The kept table as evidence, an entry a kind of student of which every network is there."""
-    found = []
-    for model, (rows, note) in kept_tables(folder).items():
-        with suppress(KeyError):
-            found.append(evidence.entry("B16", judged(rows), **words(model, rows, note)))
-    return found
+    """The kept table as evidence: an entry a kind of student."""
+    return [
+        evidence.entry("B16", judged(rows), **words(model, rows, note))
+        for model, (rows, note) in kept_tables(folder).items()
+    ]
 
 
 def words(model: str, rows: pd.DataFrame, note: dict) -> dict:
