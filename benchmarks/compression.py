@@ -89,10 +89,12 @@ def ways(network, arm, seed, teacher, data, images, steps):
     found += [("int8", 8, "none", None, lambda: c.to_int8(network, images[::5]))]
     levels = [("pruned", f, None, partial(pruned, f)) for f in c.FRACTIONS]
     levels += [("rounded", bits, bits, partial(rounded, bits)) for bits in c.BITS]
-    levels.sort(key=lambda one: one[:2] not in c.JUDGED.values())
+    repaired = []
     for way, level, bits, make in levels:
         renewed = lambda make=make: c.reestimate(make(), images)  # noqa: E731
-        found += [(way, level, "batch norm", bits, renewed), (way, level, "none", bits, make)]
+        repaired += [(way, level, "batch norm", bits, renewed), (way, level, "none", bits, make)]
+    repaired.sort(key=lambda one: (one[:2] not in c.JUDGED.values(), one[2] == "none"))
+    found += repaired
     if steps and arm in ARMS:
         masked = partial(pruned, c.FRACTIONS[-1], masks=True)
         train = lambda: train_on(masked(), arm, teacher, data, steps, seed)  # noqa: E731

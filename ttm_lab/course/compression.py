@@ -55,7 +55,8 @@ def prune_weights(network: nn.Module, fraction: float, *, masks: bool = False) -
     Biases and batch norm stay. With ``masks`` torch's masks are left on, so that training keeps
     the zeros; ``torch.nn.utils.prune.remove`` takes them off.
     """
-    pruned = copy.deepcopy(network)
+    # torch's pruning cannot read weights that lie channels last
+    pruned = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     weights = [(layer, "weight") for layer in weighted_layers(pruned)]
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=fraction)
     return pruned if masks else without_masks(pruned)
