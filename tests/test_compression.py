@@ -248,5 +248,5 @@ def test_the_benchmark_compresses_every_student_once(tmp_path, monkeypatch, caps
     benchmark.main()
     assert capsys.readouterr().out == "", "nothing is done twice"
     monkeypatch.setattr(sys, "argv", [*argv[:-1], "300"])
-    with pytest.raises(ValueError, match="has resnet8 on .200. pictures"):
+    with pytest.raises(ValueError, match=r"has resnet8 on .200. pictures"):
         benchmark.main()
