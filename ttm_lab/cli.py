@@ -101,10 +101,13 @@ def _distill(options) -> int:
     same command continues runs that were stopped.
 
     Example: ttm-lab distill --pair resnet56:resnet20 --methods kd,ttm,wttm --seeds 5
+    Your own pictures, in mine/<class>/: ttm-lab distill --data folder --root mine --test-share 0.2
+    --size 64 --pair torchvision/mobilenet_v3_small:resnet8 --fine-tune 10 --output mine.csv
     Several GPUs: torchrun --nproc-per-node 4 -m ttm_lab distill --pair resnet56:resnet20
     (--batch-size is the batch of all processes together, so the learning rate stays.)
     """
     from ttm_lab import distributed, paper
+    from ttm_lab.course import pictures
     from ttm_lab.data import Split
 
     teacher, student = options.pair
@@ -123,22 +126,25 @@ def _distill(options) -> int:
             changes.pop("remember", None)  # --fast; large images have no countable views
         networks = [paper.model_name(name).replace("/", "-") for name in options.pair]
         folder = runs_folder("-".join([data.name, *networks]))
+        if epochs := options.fine_tune:
+            tuned = pictures.fine_tune(teacher, data, options.teacher, epochs, device=device)
+            wanted["weights"] = tuned.folder
         row = paper.distil_pair(
             data, teacher, student, methods, **wanted, folder=folder, device=device
         )
         if distributed.rank() > 0:
             return 0
     measured = paper.measure(row, data)
+    report = options.output and Path(options.output).with_suffix(".md")
     if options.output:
         paper.save_results(options.output, row, measured, data)
+        atomic_write(report, pictures.report(measured, row, data))
     if options.keep_logits:
         paper.save_outputs(options.keep_logits, row, data, options.per_class)
     _print_row(measured, teacher, student, changes)
     print(f"\nRuns: {folder}")
-    if options.output:
-        print(f"Table: {options.output}")
-    if options.keep_logits:
-        print(f"Logits: {options.keep_logits}")
+    made = {"Table": options.output, "Report": report, "Logits": options.keep_logits}
+    print(*(f"{kind}: {path}\n" for kind, path in made.items() if path), sep="", end="")
     return 0
 
 
@@ -355,7 +361,7 @@ def _load_data(options, models):
     if size is None and name in ("digits", "fashion_mnist") and "cnn" not in student:
         size = 32  # small grey images, as CIFAR networks take them
     values = {"seed": options.split_seed or 0, "size": size, "root": options.root}
-    values["workers"] = options.workers
+    values |= {"workers": options.workers, "test_share": options.test_share}
     if name != "digits" or options.validation is not None:
         values["validation"] = options.validation or 0.0
     # one process downloads, the others then find the files
@@ -424,6 +430,7 @@ def _parser() -> argparse.ArgumentParser:
     weights = "the teacher's weights: a file, a run's folder, or the word published (default: "
     weights += "published for ImageNet's networks; others are trained first)"
     add("--teacher", type=local_path, metavar="PATH", help=weights)
+    add("--fine-tune", type=count, metavar="EPOCHS", help="of the teacher on these pictures first")
     add("--keep-logits", type=local_path, metavar="FILE.npz", help="keep logits on test (float16)")
     add("--per-class", type=count, help="keep logits of the first so many images of each class")
     add = distill.add_argument_group("loss, of every method but ce").add_argument
@@ -488,6 +495,7 @@ def _add_data_options(parser, default: str) -> None:
     add("--size", type=count, metavar="PIXELS", help=side)
     share = "of the training images, kept aside (default: 0, as in the paper's code)"
     add("--validation", type=float, metavar="SHARE", help=share)
+    add("--test-share", type=float, metavar="SHARE", help="drawn from a folder without a test part")
     add("--split-seed", type=partial(count, least=0), help="draws them (default: 0)")
     workers = "processes that decode image files (default: one for each core, at most 8)"
     add("--workers", type=int, help=workers)

@@ -24,10 +24,11 @@ def load_folder(
     validation: float,
     size: int | None,
     workers: int,
+    test_share: float | None = None,
 ) -> Dataset:
     """The data set in folder ``root``; arguments as ``load_dataset`` describes them."""
     root = user_path(root).absolute()
-    class_names, files = list_pictures(root, find_parts(name, root))
+    class_names, files = list_pictures(root, find_parts(name, root, test_share))
     if name == "imagenet" and len(class_names) != 1000:
         warnings.warn(
             f"{root} holds {len(class_names)} classes. ImageNet has 1000, numbered in the order of "
@@ -39,9 +40,12 @@ def load_folder(
 
     # Each part of the data set: the folder it comes from, and which of the pictures there.
     parts = {part: (part, np.arange(len(paths))) for part, (paths, _) in files.items()}
-    if "validation" not in parts:
-        train, held_out = carve(torch.tensor(files["train"][1]), validation, seed, class_names)
-        parts |= {"train": ("train", train), "validation": ("train", held_out)}
+    for part, share in (("test", test_share), ("validation", validation)):
+        if part not in parts:
+            pool = parts["train"][1]
+            labels = torch.from_numpy(files["train"][1][pool])
+            rest, drawn = carve(labels, share, seed, class_names, part)
+            parts |= {"train": ("train", pool[rest]), part: ("train", pool[drawn])}
 
     scale, pictures = IMAGENET_SCALE, {}
     if in_memory:
@@ -76,15 +80,22 @@ def layout(name: str, root: str | os.PathLike = "root") -> str:
     )
 
 
-def find_parts(name: str, root: Path) -> dict[str, str]:
+def find_parts(name: str, root: Path, test_share: float | None = None) -> dict[str, str]:
     """Which folder under ``root`` each part comes from."""
     there = {part for part in ("train", "val", "test") if (root / part).is_dir()}
     if name == "imagenet":
         there.discard("test")  # the challenge's test pictures have no public labels
+    if test_share is not None:
+        if there & {"val", "test"}:
+            raise ValueError(f"{root} has a folder 'test' or 'val': leave out test_share")
+        return {"train": "train" if there else "."}
     if "train" not in there or len(there) == 1:
         found = sorted(path.name for path in root.iterdir())[:5] if root.is_dir() else []
         holds = f"holds {', '.join(found)}" if found else "holds nothing, or is no folder"
-        raise FileNotFoundError(f"{root} {holds}: {layout(name, root)}")
+        raise FileNotFoundError(
+            f"{root} {holds}: {layout(name, root)}; of class folders alone a test part can be "
+            "drawn: test_share=0.2 (--test-share)"
+        )
     if there == {"train", "val", "test"}:
         return {"train": "train", "validation": "val", "test": "test"}
     return {"train": "train", "test": (there - {"train"}).pop()}

@@ -29,6 +29,7 @@ def load_dataset(
     validation: float | str = 0.1,
     size: int | None = None,
     workers: int | None = None,
+    test_share: float | None = None,
 ) -> Dataset:
     """Load an image data set in three parts: train, validation and test.
 
@@ -69,6 +70,8 @@ def load_dataset(
         ``"listed"`` holds out, of CIFAR-100 alone, the same 5,000 pictures whatever their source
         and the seed: the 50 of each class whose SHA-256 (label byte, then pixels) is smallest.
     workers: processes that decode picture files (default: one per CPU core, at most 8).
+    test_share: of a folder ``root/<class>/`` or ``root/train/<class>/`` without a test part,
+        ``seed`` draws this share of each class for it.
 
     Raises ``ValueError`` for an argument out of range, pictures that do not fit the layout or that
     cannot be decoded (those in memory here, others when their batch comes), and
@@ -83,6 +86,8 @@ def load_dataset(
         raise ValueError(
             f"validation={validation!r} must be a share from 0 to below 1, or 'listed' for cifar100"
         )
+    if test_share is not None and (name != "folder" or not 0 < test_share < 1):
+        raise ValueError(f"test_share={test_share!r} must lie between 0 and 1, for 'folder' alone")
     for option, value, least in (("size", size, 1), ("workers", workers, 0)):
         if value is not None and (not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{option}={value!r} must be a whole number from {least}, or None")
@@ -112,7 +117,7 @@ def load_dataset(
             raise ValueError(f"load_dataset({name!r}) needs root=, the folder: {layout(name)}")
         if workers is None:
             workers = min(8, os.cpu_count() or 1)
-        return load_folder(name, root, int(seed), validation, size, workers)
+        return load_folder(name, root, int(seed), validation, size, workers, test_share)
     raise ValueError(f"unknown data set {name!r}; available: {', '.join(map(repr, NAMES))}")
 
 
