@@ -611,7 +611,9 @@ def test_classes_that_do_not_fit_are_named(tmp_path):
 def test_a_class_too_small_for_both_parts_is_named(tmp_path):
     make_folder(tmp_path, count=10)
     save(tmp_path / "train/cow/0.png")
-    with pytest.raises(ValueError, match=r"validation=0\.2 .*'cow', has 1\).*for validation give 0"):
+    with pytest.raises(
+        ValueError, match=r"validation=0\.2 .*'cow', has 1\).*for validation give 0"
+    ):
         load_dataset("folder", root=tmp_path, validation=0.2)
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ttm_lab.analysis import Outputs, collect_outputs, evaluate, generalization_gap
+from ttm_lab.course.engine import free_cores, run_tasks
 from ttm_lab.data import Dataset, load_dataset
-from ttm_lab.engine import free_cores, run_tasks
 from ttm_lab.files import atomic_write, read_table, user_path
 from ttm_lab.objectives import LogitTerm
 from ttm_lab.paper import KD_WEIGHT, TEMPERATURE, TTM_WEIGHT, mean_power_sum
