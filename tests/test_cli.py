@@ -20,8 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from ttm_lab import analysis, cli, data, paper, training
+from ttm_lab import cli, data, paper, training
 from ttm_lab.course import batch, digits
+from ttm_lab.course.outputs import Outputs
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.files import read_table
 from ttm_lab.models import create_model, load_weights
@@ -347,7 +348,7 @@ def test_a_row_from_the_command_line(workplace, monkeypatch, capsys):
     assert note["settings"]["KD"]["temperature"] == 4
 
     # the logits kept are those of the same networks, for the first three pictures of each class
-    kept = analysis.Outputs.load("out/logits.npz")
+    kept = Outputs.load("out/logits.npz")
     assert kept.logits.shape == (9, 30, 10)
     assert list(kept.models["method"]) == list(measured["method"])
     labels = load_dataset("digits", seed=0, size=16).test.labels.numpy()

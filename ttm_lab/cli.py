@@ -107,7 +107,7 @@ def _distill(options) -> int:
     (--batch-size is the batch of all processes together, so the learning rate stays.)
     """
     from ttm_lab import distributed, paper
-    from ttm_lab.course import pictures
+    from ttm_lab.course import outputs, pictures
     from ttm_lab.data import Split
 
     teacher, student = options.pair
@@ -140,7 +140,7 @@ def _distill(options) -> int:
         paper.save_results(options.output, row, measured, data)
         atomic_write(report, pictures.report(measured, row, data))
     if options.keep_logits:
-        paper.save_outputs(options.keep_logits, row, data, options.per_class)
+        outputs.save_outputs(options.keep_logits, row, data, options.per_class)
     _print_row(measured, teacher, student, changes)
     print(f"\nRuns: {folder}")
     made = {"Table": options.output, "Report": report, "Logits": options.keep_logits}

@@ -19,7 +19,7 @@ import torch
 from scipy import stats
 
 from ttm_lab import objectives, runs
-from ttm_lab.analysis import collect_outputs, evaluate, paired_interval, predict
+from ttm_lab.analysis import evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
 from ttm_lab.files import atomic_write, read_table, short, user_path
 from ttm_lab.losses import WTTMLoss
@@ -510,33 +510,14 @@ def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Datas
 
     Raises ``ValueError`` for a path that does not end in .csv.
     """
-    path = _beside_a_note(path, ".csv")
-    atomic_write(path, measured.to_csv(index=False))
-    _save_note(path, row, data)
-
-
-def save_outputs(path: str | Path, row: Row, data: Dataset, per_class: int | None = None) -> None:
-    """Keep the logits of teacher and students on test (``analysis.Outputs``), and how, as JSON.
-
-    ``per_class`` keeps the first so many images of each class only.
-
-    Raises ``ValueError`` for a path that does not end in .npz.
-    """
-    path = _beside_a_note(path, ".npz")
-    labels = pd.Series(np.asarray(data.test.labels))
-    images = labels.index if per_class is None else labels.groupby(labels).head(per_class).index
-    collect_outputs(row.teacher, row.students, data, pictures=images.to_numpy()).save(path)
-    _save_note(path, row, data)
-
-
-def _beside_a_note(path: str | Path, ending: str) -> Path:
     path = user_path(path)
-    if path.suffix != ending:
-        raise ValueError(f"{path} must end in {ending}: beside it goes a file that ends in .json")
-    return path
+    if path.suffix != ".csv":
+        raise ValueError(f"{path} must end in .csv: beside it goes a file that ends in .json")
+    atomic_write(path, measured.to_csv(index=False))
+    save_note(path, row, data)
 
 
-def _save_note(path: Path, row: Row, data: Dataset) -> None:
+def save_note(path: str | Path, row: Row, data: Dataset) -> None:
     """Write how a row came about into the JSON file beside its results."""
     # how weights from a file were trained is not known
     trained = {s.label: s.settings for s in (row.teacher, *row.students) if len(s.history)}
@@ -553,7 +534,7 @@ def _save_note(path: Path, row: Row, data: Dataset) -> None:
         },
         "settings": {label: vars(replace(s, label=label)) for label, s in trained.items()},
     }
-    atomic_write(path.with_suffix(".json"), json.dumps(note, indent=1))
+    atomic_write(Path(path).with_suffix(".json"), json.dumps(note, indent=1))
 
 
 def mean_power_sum(teacher: Trained, data: Dataset, temperature: float) -> float:
