@@ -193,35 +193,6 @@ def _print_row(measured, teacher: str, student: str, changes: dict) -> None:
         print(as_text(100 * differences[["difference", "low", "high"]]))
 
 
-def _remember_teacher(options) -> int:
-    """Compute a teacher's logits for every view of every image, once.
-
-    Train or load a teacher as distill does, and keep its logits for every crop and flip of every
-    training image (CIFAR-100: 8.1 million views, 3.3 GB) in runs/remembered, where
-    distill --remember finds them. The same command continues after a stop.
-
-    Example: ttm-lab remember-teacher --model resnet56 --data cifar100
-    """
-    from ttm_lab import paper, training
-
-    model, weights, device = options.model, options.teacher, options.device
-    _check_device(device)
-    changes = _changes(options)
-    paper.check_pair(model, model, ["ce"], weights=weights, changes=changes)
-    data = _load_data(options, [model])
-    teacher = paper.obtain_teacher(
-        data, model, weights, folder=runs_folder("-"), changes=changes, device=device
-    )
-    settings, folder = paper.teacher_settings(model, **changes), runs_folder("remembered")
-    memory = training.remember_teacher(teacher, data, settings, remembered=folder, device=device)
-    views = data.train.count_views(memory.augmentation)
-    print(f"{memory.asked:,} views: {len(data.train):,} pictures, {views} views each")
-    print(f"computed now: {memory.computed:,}, known before: {memory.asked - memory.computed:,}")
-    print(f"{memory.size_in_bytes / 1e9:.2f} GB: {memory.path}")
-    print("ttm-lab distill --remember (or --fast) reads it, with the same teacher and precision.")
-    return 0
-
-
 def _evaluate(options) -> int:
     """Measure trained networks.
 
@@ -440,20 +411,15 @@ def _parser() -> argparse.ArgumentParser:
     kept = "keep the teacher's logits in runs/remembered and use them again (default: no)"
     add("--remember", action=argparse.BooleanOptionalAction, help=kept)
 
-    remember = add_command(commands, "remember-teacher", _remember_teacher)
-    add = remember.add_argument
-    add("--model", required=True, metavar="NAME", help=network)
-    add("--teacher", type=local_path, metavar="PATH", help=weights)
-
     evaluate = add_command(commands, "evaluate", _evaluate)
     add = evaluate.add_argument
     add("weights", nargs="+", type=local_path, metavar="PATH", help="run folders, or files")
     add("--model", metavar="NAME", help="whose weights the files hold, such as resnet56")
     add("--part", choices=["train", "validation", "test"], default="test", help="default: test")
 
-    for command in (teacher, distill, remember):
+    for command in (teacher, distill):
         _add_training_options(command)
-    for command in (teacher, distill, remember, evaluate):
+    for command in (teacher, distill, evaluate):
         _add_data_options(command, "those of the run, else " if command is evaluate else "")
     for command in (distill, evaluate):
         table = "write the numbers there, too"
