@@ -291,42 +291,6 @@ def contrasts(
     return pd.DataFrame(rows, columns=names)
 
 
-def compare_seeds(
-    results: pd.DataFrame,
-    baseline: str,
-    measures: Sequence[str] = ("accuracy",),
-    *,
-    confidence: float = 0.95,
-) -> pd.DataFrame:
-    """Each method against a baseline, in pairs over seeds.
-
-    ``results`` has the columns ``method``, ``seed`` and the measures: a row a student. Returns a
-    row a method and measure: mean, baseline_mean, difference with its t interval (low, high) and
-    the number of seeds. Where one teacher serves all seeds the interval is conditional on it.
-
-    Raises ``ValueError`` if a method misses a seed that the baseline has, or has one twice.
-    """
-    twice = results[results.duplicated(["method", "seed"])]
-    if len(twice):
-        raise ValueError(f"{twice.iloc[0]['method']!r} has seed {twice.iloc[0]['seed']} twice")
-    rows = []
-    for measure in measures:
-        table = results.pivot(index="seed", columns="method", values=measure)
-        if baseline not in table:
-            raise ValueError(f"baseline {baseline!r} is not among {sorted(table.columns)}")
-        if table.isna().any(axis=None):
-            gaps = [c for c in table if table[c].isna().any()]
-            raise ValueError(f"{measure}: {gaps} lack a seed that other methods have")
-        for method in results["method"].drop_duplicates():
-            if method != baseline:
-                differences = table[method] - table[baseline]
-                interval = paired_interval(differences, confidence=confidence)
-                means = table[method].mean(), table[baseline].mean()
-                rows.append((method, measure, *means, *interval, len(table)))
-    names = ["method", "measure", "mean", "baseline_mean", "difference", "low", "high", "seeds"]
-    return pd.DataFrame(rows, columns=names)
-
-
 def compare(
     first,
     second,

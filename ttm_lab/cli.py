@@ -167,8 +167,10 @@ def _default_methods(teacher: str, student: str, changes: dict) -> list[str]:
 
 def _print_row(measured, teacher: str, student: str, changes: dict) -> None:
     """A row beside the paper's, and how it differs from KD's."""
+    import pandas as pd
+
     from ttm_lab import paper
-    from ttm_lab.analysis import compare_seeds
+    from ttm_lab.analysis import paired_interval
 
     table = paper.summarise(measured, teacher, student)
     known, dataset = table["paper"].notna(), measured["dataset"].iloc[0]
@@ -187,10 +189,12 @@ def _print_row(measured, teacher: str, student: str, changes: dict) -> None:
     else:
         print(f"The paper has no results of this pair on {dataset}.")
     students = measured[measured["method"] != "teacher"]
-    if "KD" in set(students["method"]) and students["method"].nunique() > 1:
-        differences = compare_seeds(students, "KD").set_index("method")
+    points = 100 * students.pivot(index="seed", columns="method", values="accuracy")
+    others = [name for name in table.index if name not in ("teacher", "KD")]
+    if "KD" in points and others:
+        rows = {name: paired_interval(points[name] - points["KD"]) for name in others}
         print("\nAccuracy minus KD, in pairs over seeds, with 95 % t intervals, in points:")
-        print(as_text(100 * differences[["difference", "low", "high"]]))
+        print(as_text(pd.DataFrame(rows, index=["difference", "low", "high"]).T))
 
 
 def _evaluate(options) -> int:
