@@ -30,7 +30,8 @@ import lab  # noqa: E402
 PREPARE = """
 import time
 from ttm_lab.course import explore, figures
-from ttm_lab.analysis import Outputs, predict
+from ttm_lab.analysis import predict
+from ttm_lab.course.outputs import Outputs
 from ttm_lab.data import load_dataset
 from ttm_lab.training import Settings, train_teacher
 figures.use_style()

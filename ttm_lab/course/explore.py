@@ -31,6 +31,7 @@ except ModuleNotFoundError as missing:
 from ttm_lab import analysis
 from ttm_lab.course import figures, frames
 from ttm_lab.course.figures import notebook3
+from ttm_lab.course.outputs import Outputs
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
     kl_divergence,
@@ -533,7 +534,7 @@ def weights(logits, labels, class_names: Sequence[str], images=None) -> widgets.
 # Notebook 6
 
 
-def students(outputs: analysis.Outputs) -> widgets.VBox:
+def students(outputs: Outputs) -> widgets.VBox:
     """Compare two kinds of trained student: entropy, calibration and accuracy over seeds.
 
     A kind is a method with its temperature and distillation weight; ``outputs`` holds its logits
