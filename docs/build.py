@@ -20,6 +20,7 @@ import course
 
 from ttm_lab.course import report
 from ttm_lab.course.batch import Refused, batch_folder, find_notebooks, reproduce, same_cells
+from ttm_lab.course.execute import is_plumbing
 
 ROOT = Path(__file__).resolve().parents[1]
 # Links to folders of the checkout, and the page that shows each.
@@ -68,6 +69,8 @@ def page_of(
         if cell.cell_type == "markdown":
             cell.source = site_links(with_targets(cell.source, executed.stem), "notebooks", source)
         elif cell.cell_type == "code":
+            if is_plumbing(cell):
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
             cell.outputs = [still for output in cell.outputs if (still := _still(output, save))]
     notebook.cells.append(nbformat.v4.new_markdown_cell(_functions_used(executed, uses)))
     return notebook

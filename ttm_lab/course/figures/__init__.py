@@ -116,8 +116,9 @@ def image_html(png: bytes, alt: str, width: int, height: int) -> str:
     """
     text = html.escape(" ".join(alt.split()), quote=True)
     data = base64.b64encode(png).decode("ascii")
+    wide = ' class="wide"' if width > 600 else ""  # several panels: a small screen may scroll
     return (
-        f'<img alt="{text}" src="data:image/png;base64,{data}" width="{width}" '
+        f'<img{wide} alt="{text}" src="data:image/png;base64,{data}" width="{width}" '
         f'height="{height}" style="max-width: 100%; height: auto; background: white;">'
     )
 
