@@ -17,6 +17,7 @@ from sphinx.cmd.build import build_main
 sys.path.insert(0, str(Path(__file__).parent))
 import check
 import course
+import slides
 
 from ttm_lab.course import report
 from ttm_lab.course.batch import Refused, batch_folder, find_notebooks, reproduce, same_cells
@@ -243,6 +244,9 @@ def lay_out(executed: Path, source: Path, extra: Path) -> None:
     texts = ["CONTRIBUTING.md", "data/README.md", *(f"docs/{name}" for name in reading)]
     for name in [*texts, *(f"benchmarks/results/{stem}.md" for stem in measured)]:
         text = site_links((ROOT / name).read_text(encoding="utf-8"), str(Path(name).parent), source)
+        if name == "docs/teaching.md":  # each plan leads to its slides
+            link = r"\n<p><a href=\"../slides-\2.html\">Slides for these \2 minutes</a></p>\n"
+            text = re.sub(r"^(## (\d+) minutes.*\n)", r"\1" + link, text, flags=re.M)
         (_made((source / name).parent) / Path(name).name).write_text(text, encoding="utf-8")
     write = {
         "benchmarks/results/index.md": benchmarks_page(measured),
@@ -250,6 +254,10 @@ def lay_out(executed: Path, source: Path, extra: Path) -> None:
         "explorers.md": explorers_page(source, taught),
         **{f"api/{module}.rst": api_page(module) for module in course.modules()},
     }
+    decks = slides.plans((ROOT / "docs/teaching.md").read_text(encoding="utf-8"))
+    for title, rows in decks.items():
+        page = slides.deck(title, rows, executed)
+        (extra / f"slides-{title.split()[0]}.html").write_text(page, encoding="utf-8")
     groups = {
         "The course": [f"notebooks/{path.stem}" for path in notebooks],
         "Beside the course": ["explorers", *(f"docs/{Path(name).stem}" for name in reading)],

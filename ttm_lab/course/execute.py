@@ -294,9 +294,12 @@ def is_plumbing(cell: nbformat.NotebookNode) -> bool:
 
 @pass_context
 def _markdown(context, source: str) -> str:
-    """A Markdown cell as HTML. Where a formula is, and where none, its parser knows."""
-    attachments = context.get("cell", {}).get("attachments", {})
-    renderer = _Renderer(escape=False, attachments=attachments)
+    return markdown_html(source, context.get("cell", {}).get("attachments", {}))
+
+
+def markdown_html(source: str, attachments: dict | None = None) -> str:
+    """A Markdown text as HTML. Where a formula is, and where none, its parser knows."""
+    renderer = _Renderer(escape=False, attachments=attachments or {})
     return MarkdownWithMath(renderer=renderer).render(source)
 
 
