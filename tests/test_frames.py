@@ -96,7 +96,7 @@ def value(control, words):
     text = words.removeprefix(f"{control.description} ")
     assert text != words
     top = np.exp(LOGITS - np.logaddexp.reduce(LOGITS, -1, keepdims=True)).max(-1)
-    named = {"the first": 0, "most certain": top.argmax(), "least certain": top.argmin()}
+    named = {"most certain": top.argmax(), "least certain": top.argmin()}
     if isinstance(control, explore.widgets.SelectionSlider):
         named |= dict(control.options)
     named |= {"on": True, "off": False}
