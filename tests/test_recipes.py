@@ -84,7 +84,7 @@ def stepped(student, loss, rate=0.1):
 
 
 def assert_near(found, expected):
-    assert_near(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def assert_same(found, expected, **tolerance):
