@@ -406,7 +406,7 @@ def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
         if num_classes != known:
             raise ValueError(
                 f"the published weights of {name} tell {known} classes apart, these data have "
-                f"{num_classes}: train a teacher on them, or give its weights"
+                f"{num_classes}: train a teacher on them, give its weights, or --fine-tune it"
             )
         path, model = _published_file(name), create_model(ours, num_classes)
     else:

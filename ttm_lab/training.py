@@ -113,6 +113,7 @@ def distill_many(
     progress: bool | None = None,
     checkpoint_seconds: float = 30.0,
     remembered: str | Path | None = None,
+    start: nn.Module | None = None,
 ) -> list[Trained]:
     """Train a student for each of ``settings`` and each seed, all from one teacher.
 
@@ -134,6 +135,7 @@ def distill_many(
         checkpoint_seconds: least time between two resume points; 0 keeps one after every epoch.
         remembered: the folder of files with remembered logits, for settings with ``remember``
             (default: ``remembered`` beside ``folder``; in memory if that is None).
+        start: a network whose weights all begin with, in place of those that the seed draws.
 
     Returns:
         The students in the order seeds x settings. Their ``history`` has one row an epoch: loss,
@@ -157,7 +159,7 @@ def distill_many(
         teacher = _network(teacher)
     device = default_device(device)
     check_data(data, settings)
-    data, teacher, students = _prepare(teacher, data, settings, seeds, folder, device)
+    data, teacher, students = _prepare(teacher, data, settings, seeds, folder, device, start)
     if folder is not None:
         runs.name_old_runs(folder)
     unfinished = [s for s in students if not (s.run and s.run.finished)]
@@ -208,7 +210,7 @@ def find_runs(
     return [student.run for student in students]
 
 
-def _prepare(teacher, data, settings, seeds, folder, device):
+def _prepare(teacher, data, settings, seeds, folder, device, start=None):
     """Data and teacher on the device, and a student for each seed and settings."""
     source = {"name": data.name, "seed": data.seed}
     source["sha256"] = data.fingerprint if folder is not None else None
@@ -216,11 +218,8 @@ def _prepare(teacher, data, settings, seeds, folder, device):
     if teacher is not None:
         teacher = Teacher(teacher, data, settings, device)
         check_network("teacher", teacher.network, data)
-    students = [
-        Student(s, seed, data, device=device, teacher=teacher, source=source, folder=folder)
-        for seed in seeds
-        for s in settings
-    ]
+    shared = {"teacher": teacher, "source": source, "folder": folder, "start": start}
+    students = [Student(s, seed, data, device=device, **shared) for seed in seeds for s in settings]
     return data, teacher, students
 
 
@@ -388,9 +387,12 @@ class Student:
         teacher: Teacher | None = None,
         source: dict | None = None,
         folder: str | Path | None = None,
+        start: nn.Module | None = None,
     ):
         self.settings, self.seed, self.device = settings, seed, device
         model = create_model(settings.model, data.num_classes, seed=seed)
+        if start is not None:
+            model.load_state_dict(start.state_dict())
         # Convolutions of many channels run up to twice as fast in this memory layout.
         self.model = model.to(device, memory_format=torch.channels_last)
         self.objective = make_objective(
@@ -412,6 +414,7 @@ class Student:
                 "teacher": teacher and teacher.fingerprint,
                 "numerics": NUMERICS,
             }
+            config |= {} if start is None else {"start": runs.weights_fingerprint(start)}
             self.run = runs.Run(folder, f"{_slug(settings.label)}-seed{seed}", config)
 
     @functools.cached_property

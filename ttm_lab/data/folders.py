@@ -44,10 +44,11 @@ def load_folder(
     size: int | None,
     skip_corrupt: bool,
     workers: int,
+    test_share: float | None = None,
 ) -> Dataset:
     """The data set in folder ``root``; arguments as ``load_dataset`` describes them."""
     root = user_path(root).absolute()
-    sources = find_parts(name, root)
+    sources = find_parts(name, root, test_share)
     class_names, files, ignored = list_pictures(name, root, sources)
     if ignored:
         warnings.warn(f"{root}: left out {ignored}", stacklevel=3)
@@ -77,9 +78,11 @@ def load_folder(
 
     # Each part of the data set: the folder it comes from, and which of the kept pictures there.
     parts = {part: (part, np.arange(len(k))) for part, k in kept.items()}
-    if "validation" not in parts:
-        train, held_out = carve(labels["train"], validation, seed, class_names)
-        parts |= {"train": ("train", train), "validation": ("train", held_out)}
+    for part, share in (("test", test_share), ("validation", validation)):
+        if part not in parts:
+            pool = parts["train"][1]
+            rest, drawn = carve(labels["train"][pool], share, seed, class_names, part)
+            parts |= {"train": ("train", pool[rest]), part: ("train", pool[drawn])}
 
     scale = normalisation(pictures["train"][parts["train"][1]]) if in_memory else IMAGENET_SCALE
     splits, indices = {}, {}
@@ -108,7 +111,7 @@ def layout(name: str, root: str | os.PathLike = "root") -> str:
     )
 
 
-def find_parts(name: str, root: Path) -> dict[str, str]:
+def find_parts(name: str, root: Path, test_share: float | None = None) -> dict[str, str]:
     """Which folder under ``root`` each part comes from."""
     wanted = layout(name, root)
     if not root.is_dir():
@@ -116,9 +119,14 @@ def find_parts(name: str, root: Path) -> dict[str, str]:
     there = {part for part in ("train", "val", "test") if (root / part).is_dir()}
     if name == "imagenet":
         there.discard("test")  # the challenge's test pictures have no public labels
+    if test_share is not None:
+        if there & {"val", "test"}:
+            raise ValueError(f"{root} has a folder 'test' or 'val': leave out test_share")
+        return {"train": "train" if there else "."}
     if "train" not in there:
         found = sorted(p.name for p in root.iterdir() if p.is_dir())[:5]
         holds = f"it holds {', '.join(found)}" if found else "it holds no folder"
+        wanted += "; of class folders alone a test part can be drawn: test_share=0.2 (--test-share)"
         raise FileNotFoundError(f"{root} has no folder 'train' ({holds}): {wanted}")
     if len(there) == 1:
         raise FileNotFoundError(

@@ -33,6 +33,7 @@ def load_dataset(
     size: int | None = None,
     skip_corrupt: bool = False,
     workers: int | None = None,
+    test_share: float | None = None,
 ) -> Dataset:
     """Load an image data set in three parts: train, validation and test.
 
@@ -79,6 +80,8 @@ def load_dataset(
         a ``ValueError`` (here if in memory, else when its batch comes). ``Dataset.skipped`` counts
         them; of pictures that stay in files, each is decoded once for it.
     workers: processes that decode picture files (default: one per CPU core, at most 8).
+    test_share: of a folder ``root/<class>/`` or ``root/train/<class>/`` without a test part,
+        ``seed`` draws this share of each class for it.
 
     Raises ``ValueError`` for an argument out of range or pictures that do not fit the layout, and
     ``FileNotFoundError`` for a folder that is not there. Where a download fails,
@@ -92,6 +95,8 @@ def load_dataset(
         raise ValueError(
             f"validation={validation!r} must be a share from 0 to below 1, or 'listed' for cifar100"
         )
+    if test_share is not None and (name != "folder" or not 0 < test_share < 1):
+        raise ValueError(f"test_share={test_share!r} must lie between 0 and 1, for 'folder' alone")
     for option, value, least in (("size", size, 1), ("workers", workers, 0)):
         if value is not None and (not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{option}={value!r} must be a whole number from {least}, or None")
@@ -121,7 +126,8 @@ def load_dataset(
             raise ValueError(f"load_dataset({name!r}) needs root=, the folder: {layout(name)}")
         if workers is None:
             workers = min(8, os.cpu_count() or 1)
-        return load_folder(name, root, int(seed), validation, size, skip_corrupt, workers)
+        options = (validation, size, skip_corrupt, workers, test_share)
+        return load_folder(name, root, int(seed), *options)
     raise ValueError(f"unknown data set {name!r}; available: {', '.join(map(repr, NAMES))}")
 
 

@@ -430,9 +430,9 @@ def normalisation(images: Tensor) -> dict[str, tuple[float, ...]]:
 
 
 def carve(
-    labels: Tensor, share: float, seed: int, class_names: tuple[str, ...]
+    labels: Tensor, share: float, seed: int, class_names: tuple[str, ...], name: str = "validation"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions to train on, and a ``share`` of all to validate on, with equal class shares.
+    """Positions to train on, and a ``share`` of all for part ``name``, with equal class shares.
 
     Raises ``ValueError`` if a class has too few pictures to stand on both sides.
     """
@@ -446,9 +446,9 @@ def carve(
     except ValueError as error:
         count, rarest = min((n, k) for k, n in enumerate(np.bincount(labels)) if n)
         raise ValueError(
-            f"validation={share} of {len(labels)} training pictures cannot hold every one of "
+            f"{name}={share} of {len(labels)} training pictures cannot hold every one of "
             f"{len(class_names)} classes (the rarest, {class_names[rarest]!r}, has {count}): add "
-            "pictures, raise the share, or give validation=0 and choose nothing by validation"
+            "pictures, raise the share, or for validation give 0 and choose nothing by it"
         ) from error
     return tuple(np.sort(part) for part in parts)
 
