@@ -227,6 +227,8 @@ def main():
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--cifar100", type=Path, help="the folder of CIFAR-100, to measure at home")
+    some = "only these, such as GTSRB: several processes can share the work"
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help=some)
     options = parser.parse_args()
     torch.set_num_threads(1)
     students = networks.students(options.model)
@@ -234,9 +236,9 @@ def main():
     arms = [*students, ("teacher", 0), *(("untrained", seed) for seed in seeds), ("pixels", 0)]
     folder = runs_folder(f"transfer-{options.model}")
     folder.mkdir(parents=True, exist_ok=True)
-    work = [("probe", name) for name in SETS]
+    work = [("probe", name) for name in options.sets]
     work += [("at home", "CIFAR-100")] if options.cifar100 else []
-    work += [("fine-tuning", name) for name in reversed(SETS)]
+    work += [("fine-tuning", name) for name in options.sets]
     for way, name in work:
         if way == "at home":
             data = load_dataset("cifar100", root=options.cifar100, validation=0.0)
