@@ -8,7 +8,7 @@
 
 DIR of ``pack`` holds ``train/<class>/*.png``. A piece is lossless and below 60 MB, so that it
 travels where little does. The others take the pieces' folder; results are written as
-they come, so that a call that is cut off leaves what it reached.
+they come, and the same call goes on where another was cut off, given what that left in ``--out``.
 """
 
 import argparse
@@ -251,8 +251,15 @@ def write(stack: Stack, names, out: Path, name: str, weights: bool) -> None:
 
 
 def run(stack: Stack, names, out: Path, name: str, stop: float) -> float:
-    """All epochs of a stack, or as many as end before ``stop``; gives seconds of the last one."""
-    for epoch in range(stack.recipe.epochs):
+    """All epochs of a stack, or as many as end before ``stop``; gives seconds of the last one.
+
+    The same call goes on where another ran out of time.
+    """
+    took, resume = 0.0, out / f"{name}_resume.safetensors"
+    if resume.exists():
+        stack.load(resume)
+        print(f"{name} goes on after epoch {stack.epoch}", flush=True)
+    for epoch in range(stack.epoch, stack.recipe.epochs):
         start = time.perf_counter()
         stack.train_epoch()
         took = time.perf_counter() - start
@@ -261,6 +268,7 @@ def run(stack: Stack, names, out: Path, name: str, stop: float) -> float:
         shown = " ".join(f"{float(x):.3f}" for x in accuracy)
         print(f"{name} epoch {epoch + 1}, {took:.2f} s: {shown}", flush=True)
         write(stack, names, out, name, weights=False)
+        stack.save(resume)
         if time.perf_counter() + took > stop:
             print(f"{name}: no time for another epoch", flush=True)
             break
@@ -317,7 +325,8 @@ def experiment(options, stop: float) -> None:
             for rate in RATES
         ]
         stack = Stack([options.search_seed], settings, data, teacher, device, compiled=compiled)
-        student_epochs = stack.count / run(stack, names, options.out, "search", stop)
+        took = run(stack, names, options.out, "search", stop)
+        student_epochs = stack.count / took if took else None
         reached = stack.rows[-1]["validation_accuracy"].mean(0).view(len(named), -1)
         best = {name: RATES[int(row.argmax())] for name, row in zip(named, reached, strict=True)}
         notes.write_text(json.dumps(best, indent=1))
@@ -351,13 +360,15 @@ def experiment(options, stop: float) -> None:
         seconds = len(settings) * options.seeds / student_epochs
         epochs = min(epochs, max(2, int((stop - time.perf_counter() - options.reserve) / seconds)))
         print(f"{seconds:.1f} s an epoch expected, so {epochs} epochs", flush=True)
+    if (begun := options.out / "settings.json").exists():
+        epochs = json.loads(begun.read_text())["ce"]["epochs"]
     settings = {name: replace(s, epochs=epochs) for name, s in settings.items()}
     factors = [
         orders[n] / orders[n].mean() if n in orders else torch.ones_like(sums) for n in settings
     ]
     smoothing = torch.tensor([smoothing.get(name, 0.0) for name in settings])
     described = {name: asdict(s) for name, s in settings.items()}
-    (options.out / "settings.json").write_text(json.dumps(described, indent=1))
+    begun.write_text(json.dumps(described, indent=1))
     (options.out / "machine.txt").write_text(machine() + "\n")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     stack = Stack(

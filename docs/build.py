@@ -6,7 +6,6 @@ lets Sphinx render it (settings in ``conf.py``), and checks every page (``check.
 
 import argparse
 import base64
-import html
 import re
 import shutil
 import sys
@@ -60,8 +59,7 @@ def page_of(
 ) -> nbformat.NotebookNode:
     """An executed notebook as the site shows it: still outputs, targets, links to functions."""
     notebook = nbformat.read(executed, as_version=4)
-    widgets = notebook.metadata.pop("widgets", {})
-    models = widgets.get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    notebook.metadata.pop("widgets", None)
     save = _Figures(figures, executed.stem)
     # A batch writes its parameters into a cell of their own; the profile is as the notebook has it.
     notebook.cells = [c for c in notebook.cells if c.source != '# Parameters\nprofile = "quick"\n']
@@ -70,9 +68,7 @@ def page_of(
         if cell.cell_type == "markdown":
             cell.source = site_links(with_targets(cell.source, executed.stem), "notebooks", source)
         elif cell.cell_type == "code":
-            cell.outputs = [
-                still for output in cell.outputs if (still := _still(output, cell, models, save))
-            ]
+            cell.outputs = [still for output in cell.outputs if (still := _still(output, save))]
     notebook.cells.append(nbformat.v4.new_markdown_cell(_functions_used(executed, uses)))
     return notebook
 
@@ -103,57 +99,17 @@ def with_targets(source: str, notebook: str) -> str:
     return source
 
 
-def _still(output, cell, models: dict, save: _Figures):
+def _still(output, save: _Figures):
     """What a page can show of an output; None for progress bars and messages to the log."""
     if output.get("name") == "stderr":
         return None
     data = output.get("data", {})
-    if view := data.get("application/vnd.jupyter.widget-view+json"):
-        still = _still_explorer(view["model_id"], cell, models)
-        output = nbformat.v4.new_output("display_data", {"text/html": still}) if still else None
-        data = output.data if output else {}
+    if data.pop("application/vnd.jupyter.widget-view+json", None) and "text/html" not in data:
+        return None
     if "text/html" in data:
         data["text/html"] = save(data["text/html"])
         data.pop("image/png", None)
     return output
-
-
-def _still_explorer(model_id: str, cell, models: dict) -> str:
-    """An explorer as it stands when it opens: its controls in words, its picture and numbers."""
-    called = re.search(r"explore\.(\w+)\(", cell.source)
-    if models.get(model_id, {}).get("model_name") != "VBoxModel" or not called:
-        return ""
-    controls, shown = [], []
-
-    def collect(model_id: str) -> None:
-        model = models[model_id.removeprefix("IPY_MODEL_")]
-        state = model["state"]
-        if model["model_name"] == "HTMLModel":
-            shown.append(state["value"])
-        elif model["model_name"] == "ButtonModel":
-            controls.append(f"button “{state['description']}”")
-        elif "description" in state:
-            controls.append(f"{state['description']} = {_setting(state)}")
-        for child in state.get("children", []):
-            collect(child)
-
-    collect(model_id)
-    name = called[1]
-    return (
-        f'<div class="explorer"><p class="controls">{html.escape("; ".join(controls))}</p>'
-        f"{''.join(shown)}"
-        f'<p class="note">The explorer as it opens. It moves in JupyterLab, after '
-        f'<code>make lab</code>; <a href="../explorers.html#{name}">all explorers</a>.</p></div>'
-    )
-
-
-def _setting(state: dict) -> str:
-    if "index" in state:
-        return state["_options_labels"][state["index"]]
-    value = state["value"]
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def _functions_used(executed: Path, uses: dict[str, list[course.Section]]) -> str:

@@ -493,6 +493,22 @@ def test_the_plan_s_table_counts_once_it_is_there(tmp_path):
     assert evidence.place(scope) == "CIFAR-100, short schedule"
 
 
+def test_b14_compares_students_of_two_methods_with_those_of_one(tmp_path):
+    plan_table().to_csv(tmp_path / "cifar100-2x2.csv", index=False)
+    arms, random = ("KD, wd 5e-4", "KD, wd 5e-5", "TTM, wd 5e-5"), np.random.default_rng(0)
+    rows = [(s, a, b, random.uniform(0.1, 0.3)) for s in range(3) for a in arms for b in arms]
+    rows = pd.DataFrame(rows, columns=["seed", "arm", "next_arm", "divergence"])
+    rows.to_csv(tmp_path / "cifar100-2x2_distances.csv", index=False)
+    (found,) = (one for one in kept.entries(tmp_path) if one["claim"] == "B14")
+    value = rows.set_index(["seed", "arm", "next_arm"])["divergence"].unstack(["arm", "next_arm"])
+    for contrast, kd in zip(found["contrasts"], arms, strict=False):
+        ttm = arms[2]
+        between = (value[kd, ttm] + value[ttm, kd]) / 2
+        excess = between - (value[kd, kd] + value[ttm, ttm]) / 2
+        assert contrast["difference"] == pytest.approx(excess.mean())
+        assert contrast["contrasts"] == 12 + 2
+
+
 def test_a_plan_that_has_just_begun_says_what_it_can(tmp_path):
     path = tmp_path / "cifar100-2x2.csv"
     plan_table(seeds=1).to_csv(path, index=False)
@@ -586,3 +602,27 @@ def test_notebook_7_records_a_pair_of_the_paper_for_that_pair_alone(results):
     interval = stats.ttest_rel(scores["TTM"], scores["KD"]).confidence_interval(1 - 0.05 / 6)
     assert tuple(found.loc["B1", ["low", "high"]]) == pytest.approx(tuple(interval))
     assert tuple(drawn[["low", "high"]]) == pytest.approx(tuple(interval))
+
+
+def test_b10_asks_whether_ttm_stays_within_a_few_per_cent_of_kd(tmp_path):
+    rows = [
+        {
+            "teacher": "a",
+            "student": "b",
+            "round": r,
+            "method": m,
+            "ms": ms + 0.1 * r,
+            "megabytes": 4,
+        }
+        for r in range(5)
+        for m, ms in (("KD", 100.0), ("TTM", 102.0 + r % 2), ("WTTM", 108.0 + r % 2))
+    ]
+    about = {"command": "the command", "date": "2026-12-01", "hardware": "a processor"}
+    pd.DataFrame(rows).assign(**about).to_csv(tmp_path / "step_cost.csv", index=False)
+    (found,) = (one for one in kept.entries(tmp_path) if one["claim"] == "B10")
+    ttm, wttm = found["contrasts"]
+    assert ttm["difference"] == pytest.approx(5 - 2.4, abs=0.02)
+    assert ttm["low"] > 0 > wttm["high"]
+    assert found["verdict"] == "does not hold"
+    assert "1.000 and 1.000 times KD's" in found["note"]
+    assert evidence.place(found["scope"]) == "CIFAR-100, short schedule"

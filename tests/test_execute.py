@@ -24,6 +24,7 @@ def page(tmp_path):
     output(cell, data=picture)
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "m"}, "text/plain": "VBox()"}
     output(cell, data=widget)
+    output(cell, data=widget | {"text/html": "<p>frames of an explorer</p>"})
     text = "# A & B\n\nText."
     folded = "<details><summary>Solution</summary>\n\n```python\nx = 1\n```\n\n</details>"
     cells = [v4.new_markdown_cell(text), cell, v4.new_markdown_cell(folded)]
@@ -54,10 +55,10 @@ def test_title_is_the_heading(page):
     assert "<title>A &amp; B</title>" in page
 
 
-def test_pictures_keep_their_text_and_sliders_become_a_sentence(page):
+def test_pictures_keep_their_text_and_explorers_their_frames(page):
     assert 'alt="a rising curve"' in page
     assert "VBox" not in page
-    assert "Here the notebook shows sliders" in page
+    assert "<p>frames of an explorer</p>" in page
 
 
 def test_progress_is_left_to_the_log(page):

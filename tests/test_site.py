@@ -17,6 +17,7 @@ import sys
 import threading
 from pathlib import Path
 
+import lab
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
@@ -368,6 +369,17 @@ def test_solutions_open_by_a_click(page, address):
     solution.locator("summary").click()
     assert code.is_visible()
     assert "def temper" in code.inner_text()
+
+
+@needs_site
+def test_every_explorer_of_the_course_moves(page, address, built):
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        if uses := lab.uses_of_explorers(path):
+            page.goto(f"{address}/notebooks/{path.stem}.html")
+            assert len(lab.still_explorers(page)) == len(uses), path.stem
+            assert (built / "notebooks" / f"{path.stem}.html").stat().st_size < 1e6 * len(
+                uses
+            ) + 1e6
 
 
 @needs_site

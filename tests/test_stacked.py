@@ -18,7 +18,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_stack_is_many_students(device):
+def test_a_stack_is_many_students_and_goes_on_where_it_stopped(device, tmp_path):
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(256, (150, 3, 32, 32), generator=draw, dtype=torch.uint8)
     labels = torch.arange(150) % 10
@@ -38,8 +38,14 @@ def test_a_stack_is_many_students(device):
     seeds = [0, 1]
     alone = distill_many(teacher, data, settings, seeds=seeds, device=device, progress=False)
     stack = Stack(seeds, settings, data, teacher, device)
-    for _ in range(2):
-        stack.train_epoch()
+    stack.train_epoch()
+    stack.save(tmp_path / "resume.safetensors")
+    stack = Stack(seeds, settings, data, teacher, device)
+    stack.load(tmp_path / "resume.safetensors")
+    stack.train_epoch()
+    assert len(stack.rows) == 2
+    with pytest.raises(ValueError, match="holds other students"):
+        Stack([0], settings, data, teacher, device).load(tmp_path / "resume.safetensors")
     network = create_model("resnet8", 10)
     for trained, weights in zip(alone, stack.state_dicts(), strict=True):
         network.load_state_dict(weights)

@@ -64,8 +64,7 @@ def power_transform(probabilities: Tensor, exponent: float) -> Tensor:
         Probabilities, shape (..., K).
 
     Raises:
-        TypeError: probabilities are not a floating point tensor, or gamma is not a number.
-        ValueError: gamma is not positive and finite, or there are fewer than two classes.
+        TypeError, ValueError: as `temperature_softmax`.
 
     Source: Zheng and Yang 2024, Eqs. 6 to 9.
     """
@@ -91,8 +90,7 @@ def power_sum(probabilities: Tensor, exponent: float) -> Tensor:
         U, shape (...).
 
     Raises:
-        TypeError: probabilities are not a floating point tensor, or gamma is not a number.
-        ValueError: gamma is not positive and finite, or there are fewer than two classes.
+        TypeError, ValueError: as `temperature_softmax`.
 
     Source: Zheng and Yang 2024, section 4.
     """
@@ -132,8 +130,7 @@ def renyi_entropy(probabilities: Tensor, order: float) -> Tensor:
         Entropy, shape (...), between 0 (one-hot) and log K (uniform).
 
     Raises:
-        TypeError: probabilities are not a floating point tensor, or the order is not a number.
-        ValueError: the order is not positive and finite, or there are fewer than two classes.
+        TypeError, ValueError: as `temperature_softmax`.
 
     Source: Rényi 1961; Zheng and Yang 2024, Eq. 4.
     """

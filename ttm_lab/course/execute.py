@@ -38,11 +38,6 @@ SECONDS_UNWRITTEN = 30  # what a killed process may lose of the notebook that it
 MATHML = "http://www.w3.org/1998/Math/MathML"
 ElementTree.register_namespace("", MATHML)
 
-WIDGET_NOTE = (
-    "<p><em>Here the notebook shows sliders. They move in JupyterLab; this page has the figure "
-    "beside them.</em></p>"
-)
-
 
 class OwnKernel(KernelSpecManager):
     """Offers ipykernel in this very interpreter under any name, and no installed kernelspec."""
@@ -136,6 +131,7 @@ def start(
         "TQDM_DISABLE": "1",
         "TTM_LAB_BATCH": "1",  # training prints a line an epoch
         "TTM_LAB_NOTEBOOK": notebook.stem,
+        "TTM_LAB_PAGES": "1",  # explorers bring frames that move without a kernel
         "TTM_LAB_RESULTS": str(results),
     }
     with open(log, "wb") as output:
@@ -225,8 +221,8 @@ def _literally(path: Path) -> str:
 def export_html(executed: Path, page: Path) -> None:
     """Write an executed notebook as one HTML page that reads well without a kernel.
 
-    Sliders, which cannot move here, become a sentence; progress and warnings on stderr are left
-    to the log; formulas become MathML, which browsers draw without a script or a network.
+    Explorers move by frames drawn ahead; progress and warnings on stderr are left to the log;
+    formulas become MathML, which browsers draw without a script or a network.
     """
     notebook = read_notebook(executed)
     notebook.metadata.pop("widgets", None)
@@ -234,7 +230,7 @@ def export_html(executed: Path, page: Path) -> None:
     title = heading.group(1) if heading else executed.stem
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [_static(o) for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [still for o in cell.outputs if (still := _static(o))]
     # Not embed_images: it closes <details> early, so that solutions would stand open.
     exporter = HTMLExporter(require_js_url="", filters={"markdown2html": _markdown})
     with warnings.catch_warnings():
@@ -310,11 +306,12 @@ def _innermost(part: ElementTree.Element) -> ElementTree.Element:
 
 
 def _static(output):
+    """What a page can show of an output: None for progress bars and messages to the log."""
     data = output.get("data", {})
-    if "application/vnd.jupyter.widget-view+json" in data:
-        if not data.get("text/plain", "").startswith("VBox("):  # a progress bar, not an explorer
-            return nbformat.v4.new_output("display_data", {})
-        return nbformat.v4.new_output("display_data", {"text/html": WIDGET_NOTE})
+    # A live widget becomes its HTML: an explorer's frames. A progress bar has none.
+    live = data.pop("application/vnd.jupyter.widget-view+json", None)
+    if output.get("name") == "stderr" or (live and "text/html" not in data):
+        return None
     if "text/latex" in data and "text/html" not in data:  # what sympy shows
         latex = data["text/latex"].strip().strip("$").removeprefix("\\displaystyle")
         data["text/html"] = _drawn(latex, block=True)

@@ -62,6 +62,13 @@ CONTRASTS = {
     "accuracy gap, KD minus TTM": ("B7", "accuracy gap", ["KD"], ["TTM"]),
     "NLL gap, KD minus TTM": ("B7", "nll gap", ["KD"], ["TTM"]),
     "rescaled NLL gap, KD minus TTM": ("B7", "rescaled nll gap", ["KD"], ["TTM"]),
+    # two arms: the divergence between a student of one and the next seed's of the other
+    "between KD and TTM minus within": ("B14", "divergence", ["KD, TTM"], ["KD, KD", "TTM, TTM"]),
+    "the same at one scale": (
+        *("B14", "divergence"),
+        ["KD x 10, TTM"],
+        ["KD x 10, KD x 10", "TTM, TTM"],
+    ),
 }
 # What the paper's CIFAR-100 tables are asked: claim, who should have more, and who less.
 PUBLISHED = (
@@ -73,6 +80,7 @@ PUBLISHED = (
     ("B3", "WTTM+ITRD", "WTTM"),
     ("B8", "WTTM without CE", "KD"),
 )
+ROOM = 5.0  # "nearly the same cost": per cent of KD's time that a step may take more
 # How the paper's tables call arms; the others are in none of them.
 METHODS = {
     "CE": "student (plain training)",
@@ -97,7 +105,8 @@ class Kept(NamedTuple):
 
     Attributes:
         students: by (seed, arm): accuracy in per cent, entropy, late entropy (the mean over the
-            epochs after the first drop of the learning rate) and, where measured, the gaps of B7.
+            epochs after the first drop of the learning rate) and, where measured, the gaps of B7,
+            and by (seed, two arms) the divergence of B14.
         recipe: by arm: precision, and the fields of ``FIELDS`` as far as they are known.
         pair: teacher and student.
         words: scope and what else ``evidence.entry`` shows.
@@ -114,7 +123,8 @@ def entries(folder: str | Path | None = None) -> list[dict]:
 
     ``folder`` is ``data/results`` of the checkout by default.
     """
-    return published() + [one for table in tables(folder) for one in judge(table)]
+    judged = [one for table in tables(folder) for one in judge(table)]
+    return published() + judged + step_costs(folder)
 
 
 def tables(folder: str | Path | None = None) -> list[Kept]:
@@ -186,6 +196,8 @@ def read_plan(path: Path) -> Kept:
             "rescaled nll gap": rows["rescaled_nll"] - rows["rescaled_train_nll"],
         }
     )
+    if (beside := path.with_stem(f"{path.stem}_distances")).exists():
+        students = pd.concat([students, _distances(beside)])
     pair, part = tuple(row["pair"].split(":")), row["part"]
     words = {
         "scope": f"CIFAR-100, {' to '.join(pair)}, {seeds} seeds, {row['epochs']} epochs, "
@@ -198,6 +210,14 @@ def read_plan(path: Path) -> Kept:
         "notebook": "09_does_it_hold",
     }
     return Kept(students, rows.groupby("arm").first(), pair, words)
+
+
+def _distances(path: Path) -> pd.DataFrame:
+    """By (seed, two arms in the order of the alphabet): the mean divergence, both ways round."""
+    rows = read_table(path)
+    names = rows[["arm", "next_arm"]].replace(NAMES).to_numpy()
+    rows["arm"] = [", ".join(sorted(pair)) for pair in names]
+    return rows.groupby(["seed", "arm"])[["divergence"]].mean()
 
 
 def _first_drop(epochs: int) -> int:
@@ -284,6 +304,36 @@ def published() -> list[dict]:
         scope = "published tables, ImageNet"
         note = "single numbers: neither spread nor number of runs is published"
         made.append(evidence.entry(claim, rows, scope=scope, note=note, **_PAPER))
+    return made
+
+
+def step_costs(folder: str | Path | None = None) -> list[dict]:
+    """Claim B10, a pair at a time, from the table of ``benchmarks/step_cost.py``."""
+    path = Path(folder or find_root() / "data" / "results") / "step_cost.csv"
+    if not path.exists():
+        return []
+    made = []
+    for (teacher, student), rows in read_table(path).groupby(["teacher", "student"]):
+        wide = rows.pivot(index="round", columns="method", values=["ms", "megabytes"])
+        more = {m: 100 * (wide["ms"][m] / wide["ms"]["KD"] - 1) for m in ("TTM", "WTTM")}
+        found = contrasts(
+            {f"{ROOM:g} % minus what {m} adds to KD": ROOM - x for m, x in more.items()}
+        )
+        memory = (wide["megabytes"][m].mean() / wide["megabytes"]["KD"].mean() for m in more)
+        told = " and ".join(f"{ratio:.3f}" for ratio in memory)
+        row = rows.iloc[0]
+        made.append(
+            evidence.entry(
+                "B10",
+                found.assign(quantity="cost"),
+                scope=f"CIFAR-100, {teacher} to {student}, {len(wide)} rounds of single steps, "
+                "far from an epoch",
+                note=f"memory of a step: TTM and WTTM {told} times KD's; {row['date']}, "
+                f"{row['hardware']}",
+                command=row["command"],
+                notebook="09_does_it_hold",
+            )
+        )
     return made
 
 
