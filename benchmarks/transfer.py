@@ -228,7 +228,8 @@ def main():
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--cifar100", type=Path, help="the folder of CIFAR-100, to measure at home")
     some = "only these, such as GTSRB: several processes can share the work"
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help=some)
+    parser.add_argument("--sets", nargs="*", choices=SETS, default=SETS, help=some)
+    parser.add_argument("--keep", action="store_true", help="only write the table of what is done")
     options = parser.parse_args()
     torch.set_num_threads(1)
     students = networks.students(options.model)
@@ -239,7 +240,7 @@ def main():
     work = [("probe", name) for name in options.sets]
     work += [("at home", "CIFAR-100")] if options.cifar100 else []
     work += [("fine-tuning", name) for name in options.sets]
-    for way, name in work:
+    for way, name in [] if options.keep else work:
         if way == "at home":
             data = load_dataset("cifar100", root=options.cifar100, validation=0.0)
         else:
@@ -260,13 +261,24 @@ def main():
             accuracy = ", ".join(f"{row['accuracy']:.1f}" for row in rows)
             seconds = time.perf_counter() - start
             print(f"{way}, {name}, {arm} {seed}: {accuracy} ({seconds:.0f} s)", flush=True)
-    keep(options.model, [read_table(piece) for piece in sorted(folder.glob("*.csv"))])
+    keep(options.model, set(students), [read_table(piece) for piece in folder.glob("*.csv")])
 
 
-def keep(model: str, pieces: list[pd.DataFrame]) -> None:
-    """Put the rows of a model into the kept table in place of its old ones, and say how."""
-    rows = pd.concat(pieces)
-    rows["students"] = model
+def keep(model: str, students: set[tuple[str, int]], pieces: list[pd.DataFrame]) -> None:
+    """Put the rows of a model into the kept table in place of its old ones, and say how.
+
+    What has not been measured with all students yet is left out.
+    """
+    whole = []
+    for (way, name), rows in pd.concat(pieces).groupby(["way", "dataset"]):
+        done = students & set(zip(rows["arm"], rows["seed"], strict=True))
+        if done == students:
+            whole.append(rows)
+        else:
+            print(f"left out: {way}, {name}, {len(done)} of {len(students)} students done")
+    if not whole:
+        return
+    rows = pd.concat(whole).assign(students=model)
     note_file = KEPT.with_suffix(".json")
     notes = json.loads(note_file.read_text()) if note_file.exists() else {}
     if KEPT.exists():
