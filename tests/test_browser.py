@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from ttm_lab.analysis import Outputs
 from ttm_lab.course import explore
+from ttm_lab.course.outputs import Outputs
 
 pytestmark = pytest.mark.slow
 NOTEBOOKS = {
@@ -34,7 +34,7 @@ USED = {kind for path in NOTEBOOKS.values() for kind, _ in lab.uses_of_explorers
 # Explorers that no notebook of the course shows are tried in a notebook of their own.
 OUTPUTS = """
 import numpy as np, pandas as pd
-from ttm_lab.analysis import Outputs
+from ttm_lab.course.outputs import Outputs
 random, labels = np.random.default_rng(0), np.arange(60) % 5
 methods = ["teacher"] + 3 * ["CE"] + 3 * ["KD"] + 3 * ["TTM"]
 table = pd.DataFrame({"method": methods, "seed": [0] + 3 * [0, 1, 2]})

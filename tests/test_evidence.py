@@ -40,7 +40,7 @@ def test_published_values_follow_from_the_published_tables():
         return (top1[first] - top1[second]).dropna()
 
     claims = evidence.claims()
-    pooled = paper.pooled_difference("WTTM", "TTM")
+    pooled = evidence.pooled_difference("WTTM", "TTM")
     together = (
         "; pooled by inverse variance "
         f"{pooled['pooled']:+.3f} ± {pooled['error']:.3f}, z = {pooled['z']:.1f}"
