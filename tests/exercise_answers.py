@@ -1802,3 +1802,165 @@ WRONG["09", 5] = {
     "sorted": "def holm(p):\n    p = np.sort(p)\n"
     "    return np.minimum(np.maximum.accumulate(p * np.arange(len(p), 0, -1)), 1)"
 }
+
+DRAW = """
+def draw(labels, pictures, random):
+    places = []
+    for k in {classes}:
+        there = np.flatnonzero(labels == k)
+        places += {chosen}
+    return {result}
+"""
+FAIR = {
+    "classes": "np.unique(labels)",
+    "chosen": "list(random.permutation(there)[:pictures])",
+    "result": "np.array(places)",
+}
+RIGHT["10", 1] = {
+    "a list": DRAW.format(**FAIR | {"result": "places"}),
+    "a tensor": DRAW.format(**FAIR | {"result": "torch.tensor(places)"}),
+    "choice": DRAW.format(
+        **FAIR | {"chosen": "list(random.choice(there, min(pictures, len(there)), replace=False))"}
+    ),
+    "one shuffle of all": """
+def draw(labels, pictures, random):
+    left, places = dict.fromkeys(labels.tolist(), pictures), []
+    for k in random.permutation(len(labels)):
+        if left[int(labels[k])]:
+            left[int(labels[k])] -= 1
+            places.append(k)
+    return places
+""",
+}
+WRONG["10", 1] = {
+    name: DRAW.format(**FAIR | {key: value})
+    for name, key, value in (
+        ("always the first", "chosen", "list(there[:pictures])"),
+        (
+            "always the same",
+            "chosen",
+            "list(np.random.default_rng(0).permutation(there)[:pictures])",
+        ),
+        ("with repeats", "chosen", "list(random.choice(there, pictures))"),
+        ("one too many", "chosen", "list(random.permutation(there)[:pictures + 1])"),
+        ("the last class forgotten", "classes", "range(labels.max())"),
+        ("labels in place of places", "result", "labels[np.array(places)]"),
+    )
+} | {
+    "from all at once": "def draw(labels, pictures, random):\n"
+    "    return random.permutation(len(labels))[: 3 * pictures]"
+}
+
+SHARE = """
+def class_accuracy(labels, answers):
+    return np.mean([{share} for k in {classes}])
+"""
+EVEN = {"share": "(answers[labels == k] == k).mean()", "classes": "np.unique(labels)"}
+RIGHT["10", 2] = {
+    "loops": """
+def class_accuracy(labels, answers):
+    found = {}
+    for label, answer in zip(labels, answers):
+        found.setdefault(int(label), []).append(float(label == answer))
+    return sum(sum(f) / len(f) for f in found.values()) / len(found)
+""",
+    "counts": """
+def class_accuracy(labels, answers):
+    right, there = np.bincount(labels, answers == labels), np.bincount(labels)
+    return (right[there > 0] / there[there > 0]).mean()
+""",
+    "weights, float32": """
+def class_accuracy(labels, answers):
+    weight = 1 / np.bincount(labels)[labels]
+    return np.float32(np.average(labels == answers, weights=weight))
+""",
+}
+WRONG["10", 2] = {
+    "plain accuracy": "def class_accuracy(labels, answers):\n    return (labels == answers).mean()",
+} | {
+    name: SHARE.format(**EVEN | {key: value})
+    for name, key, value in (
+        ("precision", "share", "(labels[answers == k] == k).sum() / max((answers == k).sum(), 1)"),
+        ("classes of the answers", "classes", "np.unique(answers)"),
+        ("empty classes as zero", "share", "((answers == k) & (labels == k)).sum() / len(labels)"),
+        ("per cent", "share", "100 * (answers[labels == k] == k).mean()"),
+    )
+}
+
+LAYER = """
+def last_layer(V, c, m, s):
+    W = {W}
+    return W, {b}
+"""
+FOLDED = {"W": "V / s", "b": "c - W @ m"}
+RIGHT["10", 3] = {
+    "loops": """
+def last_layer(V, c, m, s):
+    W = [[v / d for v, d in zip(row, s)] for row in V]
+    return W, [x - sum(w * y for w, y in zip(row, m)) for x, row in zip(c, W)]
+""",
+    "a diagonal matrix": LAYER.format(W="V @ np.diag(1 / s)", b="c - V @ np.diag(1 / s) @ m"),
+    "tensors": """
+def last_layer(V, c, m, s):
+    V, c, m, s = (torch.tensor(x) for x in (V, c, m, s))
+    return V / s, c - (V / s * m).sum(1)
+""",
+    "by asking": """
+def last_layer(V, c, m, s):
+    answer = lambda x: V @ ((x - m) / s) + c
+    b = answer(np.zeros(len(m)))
+    return np.stack([answer(unit) - b for unit in np.eye(len(m))], axis=1), b
+""",
+}
+WRONG["10", 3] = {
+    name: LAYER.format(**FOLDED | {key: value})
+    for name, key, value in (
+        ("times s", "W", "V * s"),
+        ("variance", "W", "V / s**2"),
+        ("mean forgotten", "b", "c"),
+        ("plus", "b", "c + W @ m"),
+        ("mean without s", "b", "c - V @ m"),
+    )
+} | {
+    "transposed": "def last_layer(V, c, m, s):\n    W = V / s\n    return W.T, c - W @ m",
+    "c scaled, too": LAYER.format(W="V / s", b="c / s.mean() - W @ m"),
+}
+
+ERROR = """
+def standard_error(seed_sd, draw_sd, seeds, draws):
+    return {error}
+
+
+def with_endless_draws(seed_sd, seeds):
+    return {least}
+"""
+BOTH = {
+    "error": "((seed_sd**2 + draw_sd**2 / draws) / seeds) ** 0.5",
+    "least": "seed_sd / seeds**0.5",
+}
+RIGHT["10", 4] = {
+    "hypot": ERROR.format(
+        error="math.hypot(seed_sd, draw_sd / math.sqrt(draws)) / math.sqrt(seeds)",
+        least="seed_sd / math.sqrt(seeds)",
+    ),
+    "two parts": ERROR.format(
+        error="np.sqrt(seed_sd**2 / seeds + draw_sd**2 / (seeds * draws))",
+        least="standard_error(seed_sd, 0, seeds, 1)",
+    ),
+    "tensors, float32": ERROR.format(
+        error="torch.tensor((seed_sd**2 + draw_sd**2 / draws) / seeds).sqrt()",
+        least="torch.tensor(seed_sd**2 / seeds).sqrt()",
+    ),
+}
+WRONG["10", 4] = {
+    name: ERROR.format(**BOTH | {key: value})
+    for name, key, value in (
+        ("draws as seeds", "error", "((seed_sd**2 + draw_sd**2) / (seeds * draws)) ** 0.5"),
+        ("seeds alone", "error", "seed_sd / seeds**0.5"),
+        ("draws not averaged", "error", "((seed_sd**2 + draw_sd**2) / seeds) ** 0.5"),
+        ("variance", "error", "(seed_sd**2 + draw_sd**2 / draws) / seeds"),
+        ("deviations added", "error", "(seed_sd + draw_sd / draws**0.5) / seeds**0.5"),
+        ("nothing left", "least", "0.0"),
+        ("n for its root", "least", "seed_sd / seeds"),
+    )
+}

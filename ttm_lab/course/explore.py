@@ -30,7 +30,7 @@ except ModuleNotFoundError as missing:
 
 from ttm_lab import analysis
 from ttm_lab.course import figures, frames
-from ttm_lab.course.figures import notebook3
+from ttm_lab.course.figures import notebook3, notebook10
 from ttm_lab.course.outputs import Outputs
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
@@ -608,6 +608,50 @@ def students(outputs: Outputs) -> widgets.VBox:
         },
         pages={"first": None, "second": None},
     )
+
+
+def transfer(rows) -> widgets.VBox:
+    """Students' features on other pictures: choose a set, pictures a class, and a pair of arms.
+
+    ``rows`` are probes as ``course.transfer.read_kept`` gives them. The interval is the paired
+    95 % t interval of this difference alone, over seeds.
+    """
+    sets = list(rows["dataset"].unique())
+    counts = sorted(int(n) for n in rows["pictures"].unique())
+    arms = [arm for arm in rows["arm"].unique() if arm not in ("pixels", "teacher")]
+
+    def table(dataset, pictures):
+        found = rows[(rows["dataset"] == dataset) & (rows["pictures"] == pictures)]
+        wide = found[found["arm"].isin(arms)].pivot(index="seed", columns="arm", values="accuracy")
+        return wide[[arm for arm in arms if arm in wide]]
+
+    def figure(dataset, pictures, first, second):
+        title = f"{dataset}, {pictures} of each class"
+        return notebook10.pairs(table(dataset, pictures), first, second, title)
+
+    def numbers(dataset, pictures, first, second):
+        found = table(dataset, pictures)
+        gaps = (found[first] - found[second]).dropna()
+        mean, low, high = analysis.paired_interval(gaps)
+        interval = f"{low:+.1f} to {high:+.1f} points" if len(gaps) > 1 else "–"
+        draws = rows[(rows["dataset"] == dataset) & (rows["pictures"] == pictures)]["draw_sd"]
+        return {
+            f"{first}": f"{found[first].mean():.1f} %",
+            f"{second}": f"{found[second].mean():.1f} %",
+            "difference": f"{mean:+.2f} points",
+            f"95 % interval, {len(gaps)} seeds": interval,
+            "another draw of pictures moves": f"{draws.mean():.1f} points",
+        }
+
+    slider = widgets.SelectionSlider(
+        options=counts, value=counts[0], description="pictures of each class", **_LAYOUT
+    )
+    controls = {"dataset": choice("pictures", sets), "pictures": slider}
+    controls |= {
+        "first": choice("student A", arms, "TTM"),
+        "second": choice("student B", arms, "KD"),
+    }
+    return panel(figure, numbers, controls, pages={"dataset": None, "pictures": None})
 
 
 def _float64(values) -> torch.Tensor:
