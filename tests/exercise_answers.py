@@ -1964,3 +1964,143 @@ WRONG["10", 4] = {
         ("n for its root", "least", "seed_sd / seeds"),
     )
 }
+
+# Notebook 11 --------------------------------------------------------------------------------------
+
+ROUNDED = """
+def rounded(weight, bits):
+    m = {m}
+    scale = {scale} / m
+    scale = torch.where(scale > 0, scale, 1.0)
+    return {result}
+"""
+HOW = {
+    "m": "2 ** (bits - 1) - 1",
+    "scale": "weight.abs().max(dim=1, keepdim=True).values",
+    "result": "(weight / scale).round() * scale",
+}
+RIGHT["11", 1] = {
+    "numpy": """
+def rounded(weight, bits):
+    weight, m = np.asarray(weight), 2 ** (bits - 1) - 1
+    scale = np.maximum(np.abs(weight).max(1, keepdims=True), 1e-30) / m
+    return np.rint(weight / scale) * scale
+""",
+    "loops": """
+def rounded(weight, bits):
+    m, rows = 2 ** (bits - 1) - 1, []
+    for row in weight.tolist():
+        scale = max(map(abs, row)) / m or 1.0
+        rows.append([round(w / scale) * scale for w in row])
+    return rows
+""",
+    "float32": ROUNDED.format(**HOW | {"scale": "weight.float().abs().amax(1, keepdim=True)"}),
+}
+WRONG["11", 1] = {
+    name: ROUNDED.format(**HOW | {key: value})
+    for name, key, value in (
+        ("one scale for all", "scale", "weight.abs().max()"),
+        ("a scale an input", "scale", "weight.abs().max(dim=0, keepdim=True).values"),
+        ("one number too many", "m", "2 ** (bits - 1)"),
+        ("no sign", "m", "2**bits - 1"),
+        ("towards zero", "result", "(weight / scale).trunc() * scale"),
+        ("whole numbers", "result", "(weight / scale).round()"),
+    )
+} | {
+    "zero divided by zero": ROUNDED.format(**HOW).replace(
+        "    scale = torch.where(scale > 0, scale, 1.0)\n", ""
+    )
+}
+
+FOLDED = """
+def folded(weight, norm):
+    factor = {factor}
+    return {weight}, {bias}
+"""
+PARTS = {
+    "factor": "norm.weight / (norm.running_var + norm.eps).sqrt()",
+    "weight": "weight * factor.reshape(-1, 1, 1, 1)",
+    "bias": "norm.bias - norm.running_mean * factor",
+}
+RIGHT["11", 2] = {
+    "asked of the layer": """
+def folded(weight, norm):
+    zero, one = (torch.full((1, len(norm.bias), 1, 1), v, dtype=weight.dtype) for v in (0.0, 1.0))
+    bias = norm(zero).flatten()
+    return weight * (norm(one).flatten() - bias)[:, None, None, None], bias
+""",
+    "numpy": """
+def folded(weight, norm):
+    gamma, beta = (p.detach().numpy() for p in (norm.weight, norm.bias))
+    factor = gamma / np.sqrt(norm.running_var.numpy() + norm.eps)
+    bias = beta - norm.running_mean.numpy() * factor
+    return weight.numpy() * factor[:, None, None, None], bias
+""",
+    "float32": FOLDED.format(
+        **PARTS | {"weight": "(weight * factor[:, None, None, None]).float()"}
+    ),
+}
+WRONG["11", 2] = {
+    name: FOLDED.format(**PARTS | {key: value})
+    for name, key, value in (
+        ("no epsilon", "factor", "norm.weight / norm.running_var.sqrt()"),
+        ("variance", "factor", "norm.weight / (norm.running_var + norm.eps)"),
+        ("gamma forgotten", "factor", "1 / (norm.running_var + norm.eps).sqrt()"),
+        ("mean not scaled", "bias", "norm.bias - norm.running_mean"),
+        ("mean forgotten", "bias", "norm.bias"),
+        ("weights as they were", "weight", "weight"),
+    )
+}
+
+MASK = """
+def fewest_bytes(count, f, bits=16):
+    h = {h}
+    return {total}
+
+
+def share_needed(b):
+    low, high = 0.0, 1.0
+    while high - low > 1e-6:
+        f = (low + high) / 2
+        low, high = ({turn})
+    return high
+"""
+FILE = {
+    "h": "-sum(p * math.log2(p) for p in (f, 1 - f) if p > 0)",
+    "total": "count * (h + bits * (1 - f)) / 8",
+    "turn": "(low, f) if f > 0.1 and fewest_bytes(8, f) < b else (f, high)",
+}
+RIGHT["11", 3] = {
+    "bisection": MASK.format(**FILE),
+    "scipy": """
+def fewest_bytes(count, f, bits=16):
+    h = scipy.stats.entropy([f, 1 - f], base=2)
+    return count * (h + bits * (1 - f)) / 8
+
+
+def share_needed(b):
+    return scipy.optimize.brentq(lambda f: fewest_bytes(8, f) - b, 0.3, 1 - 1e-9)
+""",
+    "tensors, float32": """
+def fewest_bytes(count, f, bits=16):
+    f = torch.tensor(float(f))
+    h = torch.special.entr(torch.stack([f, 1 - f])).sum() / math.log(2)
+    return count * (h + bits * (1 - f)) / 8
+
+
+def share_needed(b):
+    shares = torch.linspace(0, 1, 2001)
+    return min(float(f) for f in shares if fewest_bytes(8, f) < b)
+""",
+}
+WRONG["11", 3] = {
+    name: MASK.format(**FILE | {key: value})
+    for name, key, value in (
+        ("a mask for nothing", "h", "0.0"),
+        ("a bit a mask", "h", "1.0"),
+        ("nats", "h", "-sum(p * math.log(p) for p in (f, 1 - f) if p > 0)"),
+        ("bits for bytes", "total", "count * (h + bits * (1 - f))"),
+        ("zeros that take bits", "total", "count * (h + bits * f) / 8"),
+        ("never 16 bits", "turn", "(low, f) if fewest_bytes(8, f, b) < b else (f, high)"),
+    )
+}

@@ -19,6 +19,7 @@ from functools import cache, lru_cache
 import numpy as np
 import torch
 from scipy import special
+from torch import nn
 
 try:
     import ipywidgets as widgets
@@ -30,7 +31,8 @@ except ModuleNotFoundError as missing:
 
 from ttm_lab import analysis
 from ttm_lab.course import figures, frames
-from ttm_lab.course.figures import notebook3, notebook10
+from ttm_lab.course.compression import prune_weights, round_weights, stored, weighted_layers
+from ttm_lab.course.figures import notebook3, notebook10, notebook11
 from ttm_lab.course.outputs import Outputs
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
@@ -652,6 +654,67 @@ def transfer(rows) -> widgets.VBox:
         "second": choice("student B", arms, "KD"),
     }
     return panel(figure, numbers, controls, pages={"dataset": None, "pictures": None})
+
+
+# Notebook 11
+
+
+def compression(networks: Mapping[tuple[str, str, int], nn.Module], data: Mapping) -> widgets.VBox:
+    """A fraction to prune and bits to keep: what is left of students of the digits.
+
+    ``networks`` are those of ``compression.digits_networks``, students by (model, method, seed);
+    ``data`` maps a seed to its data set. Teachers are left out.
+    """
+    methods = list(dict.fromkeys(method for _, method, _ in networks if method != "teacher"))
+    models = list(dict.fromkeys(key[0] for key in networks if key[1] in methods))
+
+    def changed(model, method, seed, fraction, bits):
+        network = prune_weights(networks[model, method, seed], fraction)
+        return network if bits == 9 else round_weights(network, bits)
+
+    @cache
+    def accuracies(model, method, fraction, bits):
+        """In per cent, one a seed."""
+        seeds = [s for name, how, s in networks if (name, how) == (model, method)]
+        changes = {seed: changed(model, method, seed, fraction, bits) for seed in seeds}
+        return [100 * analysis.evaluate(z, data[s].test)["accuracy"] for s, z in changes.items()]
+
+    def shown(model, fraction, bits):
+        """The network whose weights are drawn."""
+        return changed(model, methods[-1], min(data), fraction, bits)
+
+    def figure(model, fraction, bits):
+        layers = weighted_layers(shown(model, fraction, bits))
+        weights = torch.cat([layer.weight.detach().ravel() for layer in layers]).numpy()
+        both = {
+            method: [accuracies(model, method, *how) for how in ((0.0, 9), (fraction, bits))]
+            for method in methods
+        }
+        zero = f"{np.mean(weights == 0):.0%} of {len(weights):,} are 0"
+        return notebook11.compressed(
+            weights[weights != 0], both, f"a {methods[-1]} student: {zero}"
+        )
+
+    def numbers(model, fraction, bits):
+        means = {m: np.mean(accuracies(model, m, fraction, bits)) for m in methods}
+        found = {f"{method}: accuracy": f"{mean:.1f} %" for method, mean in means.items()}
+        for name, how in (("bytes, compressed", (fraction, bits)), ("before", (0.0, 9))):
+            size = len(stored(shown(model, *how), None if how[1] == 9 else how[1]))
+            found[name] = f"{size:,}"
+        return found
+
+    several = [(str(b), b) for b in range(2, 9)] + [("16, float", 9)]
+    bits = widgets.SelectionSlider(options=several, value=9, description="bits", **_LAYOUT)
+    return panel(
+        figure,
+        numbers,
+        {
+            "model": choice("student", models, models[-1]),
+            "fraction": linear_slider("share that is 0", 0.0, 0.95, 0.5, 0.05),
+            "bits": bits,
+        },
+        pages={"fraction": {0.0: "0", 0.5: "0.5", 0.7: "0.7", 0.9: "0.9"}, "bits": None},
+    )
 
 
 def _float64(values) -> torch.Tensor:
