@@ -36,6 +36,7 @@ QUANTITIES = {
     "divergence": ("nats", 0.02),
     "entropy": ("nats", 0.05),
     "ece": ("", 0.01),
+    "auroc": ("", 0.01),
     "cost": ("%", 0.0),
 }
 # Where a claim may be tried: the columns of the matrix.
