@@ -13,6 +13,7 @@ those files are coded (JPEG with the very tables of the set's pictures; grey for
 shrunk again. They mean what they meant, so their AUROC should be 0.5; what is missing is what a
 score sees of files.
 
+``--pictures N`` takes N of every set, evenly spaced: a first look where all of them take too long.
 Replaces the rows of ``--model`` and of the teacher in ``data/results/cifar100_outliers.csv``: a row
 a network, scale, set and score. ``--keep-logits`` writes ``cifar100_outlier_logits.npz``, too: the
 first seed's logits of 200 pictures of every set, for the explorer of notebook 13.
@@ -41,27 +42,35 @@ from ttm_lab.files import atomic_write, find_root, read_table
 
 SIZE = (32, 32)
 KEPT_PICTURES = 200
-# Classes of Tiny-ImageNet that CIFAR-100 has, too, or whose pictures show one of its classes: our
-# reading of the 200 names, generous, since a doubtful class is no clean unknown.
+SOURCES = {  # the sets, and the options that name their folders
+    "Tiny-ImageNet": "tiny-imagenet",
+    "textures": "textures",
+    "traffic signs": "signs",
+    "Fashion-MNIST": "fashion-mnist",
+}
+# Classes of Tiny-ImageNet that are one of CIFAR-100's, a kind of it, or nearly one: our reading of
+# the 200 names, each beside the class that a network might rightly see in it.
 SHARED = """
-n01443537 goldfish; n01629819 salamander; n01698640 alligator; n01742172 boa; n01770393 scorpion
-n01774384 black widow; n01774750 tarantula; n01882714 koala; n01910747 jellyfish; n01944390 snail
-n01945685 slug; n01983481 lobster; n01984695 spiny lobster; n02123045 tabby; n02125311 cougar
-n02129165 lion; n02132136 brown bear; n02165456 ladybug; n02190166 fly; n02206856 bee
-n02233338 cockroach; n02279972 monarch; n02281406 sulphur butterfly; n02364673 guinea pig
-n02403003 ox; n02410509 bison; n02437312 camel; n02480495 orangutan; n02481823 chimpanzee
-n02486410 baboon; n02504458 elephant; n02509815 lesser panda; n02769748 backpack
-n02795169 barrel; n02814533 beach wagon; n02814860 lighthouse; n02823428 beer bottle
-n02909870 bucket; n02917067 bullet train; n03085013 computer keyboard; n03179701 desk
-n03201208 dining table; n03393912 freight car; n03584254 iPod; n03637318 lampshade
-n03649909 lawn mower; n03770439 miniskirt; n03796401 moving van; n03902125 pay-phone
-n03937543 pill bottle; n03977966 police van; n03983396 pop bottle; n04008634 missile
-n04099969 rocking chair; n04146614 school bus; n04285008 sports car; n04311004 steel arch bridge
-n04328186 stopwatch; n04366367 suspension bridge; n04465501 tractor; n04487081 trolleybus
-n04501370 turnstile; n04532670 viaduct; n04562935 water tower; n07579787 plate
-n07720875 bell pepper; n07734744 mushroom; n07747607 orange; n09193705 alp; n09246464 cliff
-n09332890 lakeside; n09428293 seashore; n12267677 acorn; n03100240 convertible
-n03670208 limousine; n02950826 cannon; n03447447 gondola; n03042490 cliff dwelling
+n01443537 goldfish: aquarium fish; n01629819 salamander: lizard; n01698640 alligator: crocodile
+n01742172 boa: snake; n01774384 black widow: spider; n01774750 tarantula: spider
+n01944390 snail: snail; n01945685 slug: snail; n01983481 American lobster: lobster
+n01984695 spiny lobster: lobster; n02074367 dugong: seal; n02125311 cougar: leopard
+n02129165 lion: lion; n02132136 brown bear: bear; n02165456 ladybug: beetle; n02206856 bee: bee
+n02233338 cockroach: cockroach; n02279972 monarch: butterfly; n02281406 sulphur: butterfly
+n02364673 guinea pig: hamster; n02403003 ox: cattle; n02410509 bison: cattle
+n02437312 dromedary: camel; n02480495 orangutan: chimpanzee; n02481823 chimpanzee: chimpanzee
+n02486410 baboon: chimpanzee; n02504458 African elephant: elephant; n02793495 barn: house
+n02823428 beer bottle: bottle; n02917067 bullet train: train; n03085013 keyboard: keyboard
+n03179701 desk: table; n03201208 dining table: table; n03393912 freight car: train
+n03637318 lampshade: lamp; n03649909 lawn mower: lawn mower; n03796401 moving van: pickup truck
+n03902125 pay-phone: telephone; n03937543 pill bottle: bottle; n03977966 police van: pickup truck
+n03983396 pop bottle: bottle; n04008634 missile: rocket; n04099969 rocking chair: chair
+n04146614 school bus: bus; n04311004 steel arch bridge: bridge; n04328186 stopwatch: clock
+n04366367 suspension bridge: bridge; n04417672 thatch: house; n04465501 tractor: tractor
+n04487081 trolleybus: streetcar; n04532670 viaduct: bridge; n07579787 plate: plate
+n07720875 bell pepper: sweet pepper; n07734744 mushroom: mushroom; n07747607 orange: orange
+n09193705 alp: mountain; n09246464 cliff: mountain; n09332890 lakeside: sea
+n09428293 seashore: sea; n12267677 acorn: oak tree
 """.replace("\n", ";")
 
 
@@ -71,14 +80,20 @@ def shrunk(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture).transpose(2, 0, 1)
 
 
-def read_folder(folder: str) -> tuple[np.ndarray, list[dict]]:
-    """All pictures below a folder (N, 3, 32, 32) uint8, and how each of their files is coded."""
+def spaced(count: int, wanted: int | None) -> np.ndarray:
+    """Positions of ``wanted`` of ``count`` pictures, evenly spaced; all where it is None."""
+    wanted = count if wanted is None else min(wanted, count)
+    return np.linspace(0, count - 1, wanted).astype(int)
+
+
+def read_folder(folder: str, wanted: int | None) -> tuple[np.ndarray, list[dict]]:
+    """Pictures below a folder (N, 3, 32, 32) uint8, and how each of their files is coded."""
     kinds = {".jpg", ".jpeg", ".png", ".ppm"}
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in kinds)
     if not paths:
         raise SystemExit(f"{folder} holds no pictures: give the folder that they lie in")
     pictures, coded = [], []
-    for path in paths:
+    for path in (paths[i] for i in spaced(len(paths), wanted)):
         with Image.open(path) as picture:
             how = {"name": path.name, "size": picture.size, "mode": "RGB"}
             if picture.format == "JPEG":
@@ -90,7 +105,7 @@ def read_folder(folder: str) -> tuple[np.ndarray, list[dict]]:
     return np.stack(pictures), coded
 
 
-def read_fashion(folder: str) -> tuple[np.ndarray, list[dict]]:
+def read_fashion(folder: str, wanted: int | None) -> tuple[np.ndarray, list[dict]]:
     """Fashion-MNIST's test part from its idx file, also gzipped, and how its pictures are coded."""
     paths = sorted(Path(folder).rglob("t10k-images-idx3-ubyte*"))
     if not paths:
@@ -98,6 +113,7 @@ def read_fashion(folder: str) -> tuple[np.ndarray, list[dict]]:
     data = paths[-1].read_bytes()
     data = gzip.decompress(data) if paths[-1].suffix == ".gz" else data
     pixels = np.frombuffer(data, np.uint8, offset=16).reshape(-1, 28, 28)
+    pixels = pixels[spaced(len(pixels), wanted)]
     how = {"size": (28, 28), "mode": "L"}
     return np.stack([shrunk(Image.fromarray(one)) for one in pixels]), [how] * len(pixels)
 
@@ -127,56 +143,67 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True, help="the folder of CIFAR-100's pictures")
     parser.add_argument("--model", default="resnet20", help="the kept students' network")
-    parser.add_argument("--keep-logits", action="store_true")
-    sources = {"Tiny-ImageNet": "tiny-imagenet", "textures": "textures", "traffic signs": "signs"}
-    sources["Fashion-MNIST"] = "fashion-mnist"
-    for option in sources.values():
+    parser.add_argument("--pictures", type=int, help="of every set; all by default")
+    parser.add_argument("--keep-logits", action="store_true", help="for the explorer")
+    for option in SOURCES.values():
         parser.add_argument(f"--{option}", required=True, help="a folder; see the top of the file")
     given = vars(parser.parse_args())
-    students = networks.students(given["model"])
+    students, most = networks.students(given["model"]), given["pictures"]
     data = load_dataset("cifar100", root=given["root"], validation="listed")
-
-    def split(images: np.ndarray) -> Split:
-        labels = torch.zeros(len(images), dtype=torch.int64)
-        return replace(data.test, images=torch.from_numpy(images), labels=labels)
+    test, validation = (some(part, most) for part in (data.test, data.validation))
 
     sets, alike = {}, {}
-    for name, option in sources.items():
+    for name, option in SOURCES.items():
         folder = given[option.replace("-", "_")]
-        images, coded = (read_fashion if name == "Fashion-MNIST" else read_folder)(folder)
-        sets[name] = split(images)
-        same = [recode(x, coded[i % len(coded)]) for i, x in enumerate(data.test.images.numpy())]
-        alike[name] = split(np.stack(same))
+        images, coded = (read_fashion if name == "Fashion-MNIST" else read_folder)(folder, most)
+        sets[name] = replace(test, images=torch.from_numpy(images), labels=unlabelled(images))
+        same = [recode(x, coded[i % len(coded)]) for i, x in enumerate(test.images.numpy())]
+        alike[name] = replace(test, images=torch.from_numpy(np.stack(same)))
         if name == "Tiny-ImageNet":
             apart = ~shared_meaning(folder, coded)
-            sets[f"{name}, other meaning"] = split(images[apart])
         print(f"{name}: {len(images)} pictures", flush=True)
 
+    counts = {"CIFAR-100": len(test)} | {name: len(part) for name, part in sets.items()}
+    counts["Tiny-ImageNet, other meaning"] = int(apart.sum())
     rows, chosen = [], {}
     first = min(seed for _, seed in students)
-    everyone = {("teacher", -1): networks.teacher(), **students}
+    everyone = dict(sorted(students.items(), key=lambda item: item[0][1]))
+    everyone |= {("teacher", -1): networks.teacher()}
     for (arm, seed), network in everyone.items():
-        known = predict(network, data.test)
-        fitted = fit_temperature(predict(network, data.validation), data.validation.labels)
+        known = predict(network, test)
+        fitted = fit_temperature(predict(network, validation), validation.labels)
         logits = {name: predict(network, part) for name, part in sets.items()}
+        if seed == first:
+            chosen[arm] = {"known": known} | logits
+        logits["Tiny-ImageNet, other meaning"] = logits["Tiny-ImageNet"][apart]
         recoded = {name: predict(network, part) for name, part in alike.items()}
         control = {f"CIFAR-100 as {name}": z for name, z in recoded.items()}
         found = outliers.measure(known, logits | control, fitted, recoded=recoded)
-        before = evaluate(known, data.test.labels)
+        before = evaluate(known, test.labels)
         model = "resnet32" if arm == "teacher" else given["model"]
         about = {"model": model, "arm": arm, "seed": seed, "temperature": fitted}
         about |= {"accuracy": before["accuracy"], "entropy": before["entropy"]}
         rows.append(found.assign(**about)[[*about, *found.columns]])
-        if seed == first:
-            chosen[arm] = {"known": known} | {name: logits[name] for name in sources}
         print(f"{arm} {seed}: accuracy {before['accuracy']:.4f}, T {fitted:.3f}", flush=True)
-    write(given["model"], rows, {name: len(part) for name, part in sets.items()})
+        write(given, rows, counts)
     if given["keep_logits"]:
         keep_logits(chosen)
 
 
-def write(model: str, rows: list, counts: dict[str, int]) -> None:
+def some(part: Split, wanted: int | None) -> Split:
+    """A part's ``spaced`` pictures."""
+    chosen = torch.from_numpy(spaced(len(part), wanted))
+    return replace(part, images=part.images[chosen], labels=part.labels[chosen])
+
+
+def unlabelled(images: np.ndarray) -> torch.Tensor:
+    """What a ``Split`` of pictures without a class has in the place of labels."""
+    return torch.zeros(len(images), dtype=torch.int64)
+
+
+def write(given: dict, rows: list[pd.DataFrame], counts: dict[str, int]) -> None:
     """Replace the rows of a model and of the teacher in the kept table, and its note."""
+    model, most = given["model"], given["pictures"]
     path = find_root() / "data" / "results" / outliers.TABLE
     older, notes = [], {}
     if path.exists():
@@ -188,25 +215,22 @@ def write(model: str, rows: list, counts: dict[str, int]) -> None:
     packages = ("torch", "numpy", "scikit-learn", "pillow")
     notes[model] = {
         "command": f"python benchmarks/outliers.py --model {model} --root DIR --tiny-imagenet DIR "
-        "--textures DIR --signs DIR --fashion-mnist DIR",
+        "--textures DIR --signs DIR --fashion-mnist DIR" + (f" --pictures {most}" if most else ""),
         "date": str(datetime.date.today()),
         "hardware": machine(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "pictures": counts,
     }
     atomic_write(path.with_suffix(".json"), json.dumps(notes, indent=1) + "\n")
-    print(f"{path}: {len(text) // 1024} KiB")
+    print(f"{path}: {len(text) // 1024} KiB", flush=True)
 
 
 def keep_logits(chosen: dict[str, dict[str, np.ndarray]]) -> None:
     """Write (arms, sets, pictures, classes) in float16, the pictures evenly spaced in each set."""
-    arms = [arm for arm in chosen if arm != "teacher"]
+    arms = list(chosen)
     names = list(chosen[arms[0]])
     logits = np.stack(
-        [
-            [z[np.linspace(0, len(z) - 1, KEPT_PICTURES).astype(int)] for z in chosen[arm].values()]
-            for arm in arms
-        ]
+        [[z[spaced(len(z), KEPT_PICTURES)] for z in chosen[arm].values()] for arm in arms]
     )
     buffer = io.BytesIO()
     np.savez_compressed(buffer, logits=logits.astype(np.float16), arms=arms, sets=names)
