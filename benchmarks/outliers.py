@@ -15,8 +15,9 @@ score sees of files.
 
 ``--pictures N`` takes N of every set, evenly spaced: a first look where all of them take too long.
 Replaces the rows of ``--model`` and of the teacher in ``data/results/cifar100_outliers.csv``: a row
-a network, scale, set and score. ``--keep-logits`` writes ``cifar100_outlier_logits.npz``, too: the
-first seed's logits of 200 pictures of every set, for the explorer of notebook 13.
+a network, scale, set and score. ``--keep-examples`` writes, for notebook 13, logits of the first
+seed on 200 pictures of every set (``cifar100_outlier_logits.npz``), and 500 of Fashion-MNIST shrunk
+to the 8 by 8 pixels and 17 grey levels of the digits (``fashion_mnist_8x8.npz``).
 """
 
 import argparse
@@ -105,15 +106,20 @@ def read_folder(folder: str, wanted: int | None) -> tuple[np.ndarray, list[dict]
     return np.stack(pictures), coded
 
 
-def read_fashion(folder: str, wanted: int | None) -> tuple[np.ndarray, list[dict]]:
-    """Fashion-MNIST's test part from its idx file, also gzipped, and how its pictures are coded."""
+def fashion_pixels(folder: str, wanted: int | None) -> np.ndarray:
+    """Pictures (N, 28, 28) uint8 of Fashion-MNIST's test part."""
     paths = sorted(Path(folder).rglob("t10k-images-idx3-ubyte*"))
     if not paths:
         raise SystemExit(f"{folder} holds no t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz")
     data = paths[-1].read_bytes()
     data = gzip.decompress(data) if paths[-1].suffix == ".gz" else data
     pixels = np.frombuffer(data, np.uint8, offset=16).reshape(-1, 28, 28)
-    pixels = pixels[spaced(len(pixels), wanted)]
+    return pixels[spaced(len(pixels), wanted)]
+
+
+def read_fashion(folder: str, wanted: int | None) -> tuple[np.ndarray, list[dict]]:
+    """Fashion-MNIST's test part from its idx file, also gzipped, and how its pictures are coded."""
+    pixels = fashion_pixels(folder, wanted)
     how = {"size": (28, 28), "mode": "L"}
     return np.stack([shrunk(Image.fromarray(one)) for one in pixels]), [how] * len(pixels)
 
@@ -144,7 +150,7 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="the folder of CIFAR-100's pictures")
     parser.add_argument("--model", default="resnet20", help="the kept students' network")
     parser.add_argument("--pictures", type=int, help="of every set; all by default")
-    parser.add_argument("--keep-logits", action="store_true", help="for the explorer")
+    parser.add_argument("--keep-examples", action="store_true", help="for notebook 13")
     for option in SOURCES.values():
         parser.add_argument(f"--{option}", required=True, help="a folder; see the top of the file")
     given = vars(parser.parse_args())
@@ -186,8 +192,9 @@ def main() -> None:
         rows.append(found.assign(**about)[[*about, *found.columns]])
         print(f"{arm} {seed}: accuracy {before['accuracy']:.4f}, T {fitted:.3f}", flush=True)
         write(given, rows, counts)
-    if given["keep_logits"]:
+    if given["keep_examples"]:
         keep_logits(chosen)
+        keep_fashion(given["fashion_mnist"])
 
 
 def some(part: Split, wanted: int | None) -> Split:
@@ -235,6 +242,19 @@ def keep_logits(chosen: dict[str, dict[str, np.ndarray]]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, logits=logits.astype(np.float16), arms=arms, sets=names)
     path = find_root() / "data" / "results" / outliers.LOGITS
+    atomic_write(path, buffer.getvalue())
+    print(f"{path}: {len(buffer.getvalue()) // 1024} KiB")
+
+
+def keep_fashion(folder: str) -> None:
+    """Write 500 pictures (500, 8, 8) uint8 from 0 to 16."""
+    small = [
+        np.asarray(Image.fromarray(pixels).resize((8, 8), Image.Resampling.BOX))
+        for pixels in fashion_pixels(folder, 500)
+    ]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=np.round(np.stack(small) / 255 * 16).astype(np.uint8))
+    path = find_root() / "data" / "results" / outliers.FASHION
     atomic_write(path, buffer.getvalue())
     print(f"{path}: {len(buffer.getvalue()) // 1024} KiB")
 
