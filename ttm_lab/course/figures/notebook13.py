@@ -52,7 +52,7 @@ def known_beside_unknown(known, unknown, point: tuple[float, float], *, xlabel: 
     ``point`` is the share of unknown and of known inputs that pass at the marked threshold.
     """
     figure = explorer_figure(2.9)
-    left, right = figure.add_axes((0.09, 0.16, 0.5, 0.7)), figure.add_axes((0.7, 0.16, 0.29, 0.7))
+    left, right = figure.add_axes((0.12, 0.16, 0.47, 0.7)), figure.add_axes((0.7, 0.16, 0.27, 0.7))
     known, unknown = np.asarray(known), np.asarray(unknown)
     edges = np.histogram_bin_edges(np.concatenate([known, unknown]), 30)
     for values, look, hatch in ((known, _KNOWN, ""), (unknown, _UNKNOWN, "//")):
@@ -69,6 +69,7 @@ def known_beside_unknown(known, unknown, point: tuple[float, float], *, xlabel: 
     right.plot([0, 1], [0, 1], color="#777777", linestyle=":", linewidth=1)
     right.plot(*point, marker="o", markersize=8, color=OKABE_ITO["orange"])
     right.set(xlabel="unknown that pass", ylabel="known that pass", xlim=(0, 1), ylim=(0, 1.02))
+    right.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     right.set_title("area: AUROC", loc="left", y=1, fontsize=10)
     return figure
 
