@@ -38,7 +38,8 @@ def by_set(
                 ax.plot(x, values.T, alpha=0.5, **look | {"marker": ".", "markersize": 4})
         if band is not None:
             ax.axhspan(*band, color="black", alpha=0.1, linewidth=0)
-        ax.set_xticks(range(len(sets)), [name.replace(" ", "\n", 1) for name in sets])
+        names = [name.removeprefix("CIFAR-100 ").replace(" ", "\n", 1) for name in sets]
+        ax.set_xticks(range(len(sets)), names, fontsize=9)
         ax.grid(axis="x", visible=False)
         ax.set_title(panel)
     axes[0, 0].set_ylabel(ylabel)
