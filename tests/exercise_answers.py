@@ -2104,3 +2104,88 @@ WRONG["11", 3] = {
         ("never 16 bits", "turn", "(low, f) if fewest_bytes(8, f, b) < b else (f, high)"),
     )
 }
+
+PAIRS_WON = """
+def auroc(known, unknown):
+    won = [{won} for u in unknown for k in known]
+    return {result}
+"""
+COUNTING = {"won": "(u > k) + 0.5 * (u == k)", "result": "sum(won) / len(won)"}
+RIGHT["13", 1] = {
+    "signs": PAIRS_WON.format(won="(np.sign(u - k) + 1) / 2", result="np.mean(won)"),
+    "ranks": """
+def auroc(known, unknown):
+    ranks = scipy.stats.rankdata(np.concatenate([known, unknown]))[len(known):]
+    return (ranks.mean() - (len(unknown) + 1) / 2) / len(known)
+""",
+    "float32 tensors": """
+def auroc(known, unknown):
+    k, u = (torch.as_tensor(x, dtype=torch.float64) for x in (known, unknown))
+    larger = (u[:, None] > k).float() + 0.5 * (u[:, None] == k).float()
+    return larger.mean()
+""",
+}
+WRONG["13", 1] = {
+    name: PAIRS_WON.format(**COUNTING | {key: value})
+    for name, key, value in (
+        ("ties lose", "won", "u > k"),
+        ("ties win", "won", "u >= k"),
+        ("turned round", "won", "(u < k) + 0.5 * (u == k)"),
+        ("a count", "result", "sum(won)"),
+        ("per unknown", "result", "sum(won) / len(unknown)"),
+        ("folded", "result", "max(np.mean(won), 1 - np.mean(won))"),
+    )
+}
+
+HOT = """
+def hot(logits):
+    return {score}
+"""
+RIGHT["13", 2] = {
+    "sum of gaps": HOT.format(score="-(logits.max(axis=1, keepdims=True) - logits).sum(axis=1)"),
+    "float32": HOT.format(
+        score="logits.astype(np.float32).mean(1) - logits.astype(np.float32).max(1)"
+    ),
+    "loop": HOT.format(score="[sum(row) / len(row) - max(row) for row in logits]"),
+    "positive": HOT.format(score="np.exp((logits.mean(1) - logits.max(1)) / 100)"),
+}
+WRONG["13", 2] = {
+    name: HOT.format(score=score)
+    for name, score in (
+        ("largest logit", "-logits.max(axis=1)"),
+        ("mean logit", "-logits.mean(axis=1)"),
+        ("the cold end", "np.sort(logits, axis=1)[:, -2] - logits.max(axis=1)"),
+        ("turned round", "logits.max(axis=1) - logits.mean(axis=1)"),
+        ("spread", "-logits.std(axis=1)"),
+        ("energy", "-scipy.special.logsumexp(logits, axis=1)"),
+        ("one number", "logits.mean() - logits.max()"),
+    )
+}
+
+ENERGIES = """
+def renyi_of_energies(energy_1, energy_t, temperature):
+    return {entropy}
+"""
+RIGHT["13", 3] = {
+    "step by step": """
+def renyi_of_energies(energy_1, energy_t, temperature):
+    log_sum = -energy_t / temperature + energy_1 / temperature
+    return log_sum / (1 - 1 / temperature)
+""",
+    "tensor": ENERGIES.format(
+        entropy="(torch.tensor(float(energy_t)) - energy_1) / (1 - temperature)"
+    ),
+    "float32": ENERGIES.format(
+        entropy="np.float32(energy_1 - energy_t) / np.float32(temperature - 1)"
+    ),
+}
+WRONG["13", 3] = {
+    name: ENERGIES.format(entropy=entropy)
+    for name, entropy in (
+        ("turned round", "(energy_t - energy_1) / (temperature - 1)"),
+        ("no division", "energy_1 - energy_t"),
+        ("by T", "(energy_1 - energy_t) / temperature"),
+        ("order T", "(energy_1 - energy_t) / (1 / temperature - 1)"),
+        ("logarithm only", "(energy_1 - energy_t) / temperature / (temperature - 1)"),
+    )
+}

@@ -30,9 +30,9 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from ttm_lab import analysis
-from ttm_lab.course import figures, frames
+from ttm_lab.course import figures, frames, outliers
 from ttm_lab.course.compression import prune_weights, round_weights, stored, weighted_layers
-from ttm_lab.course.figures import notebook3, notebook10, notebook11
+from ttm_lab.course.figures import notebook3, notebook10, notebook11, notebook13
 from ttm_lab.course.outputs import Outputs
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
@@ -714,6 +714,61 @@ def compression(networks: Mapping[tuple[str, str, int], nn.Module], data: Mappin
             "bits": bits,
         },
         pages={"fraction": {0.0: "0", 0.5: "0.5", 0.7: "0.7", 0.9: "0.9"}, "bits": None},
+    )
+
+
+# Notebook 13
+
+
+def unknowns(logits: Mapping[str, Mapping[str, np.ndarray]]) -> widgets.VBox:
+    """Known beside unknown inputs: a score, a temperature, and how well they are told apart.
+
+    ``logits`` maps a student to its logits (N, K) by set; one set is named ``"known"``, and every
+    student has the same sets.
+    """
+    sets = [name for name in next(iter(logits.values())) if name != "known"]
+
+    @cache
+    def scored(student, name, score, temperature, order):
+        # At order 1 the Rényi entropy is Shannon's.
+        column = {"Rényi entropy": f"Rényi {order:g}" if order != 1 else "entropy"}
+        orders = () if order == 1 else (order,)
+        z = logits[student][name]
+        found = analysis.outlier_scores(z, temperature=temperature, orders=orders)
+        return found[column.get(score, score)].to_numpy()
+
+    def both(student, unknown, score, temperature, order):
+        order = order if score == "Rényi entropy" else 1.0
+        return [scored(student, name, score, temperature, order) for name in ("known", unknown)]
+
+    def figure(student, unknown, score, temperature, order):
+        known, strange = both(student, unknown, score, temperature, order)
+        _, passed = outliers.detection(known, strange)
+        return notebook13.known_beside_unknown(known, strange, (passed, 0.95), xlabel=score)
+
+    def numbers(student, unknown, score, temperature, order):
+        auroc, passed = outliers.detection(*both(student, unknown, score, temperature, order))
+        before, _ = outliers.detection(*both(student, unknown, score, 1.0, order))
+        known, strange = both(student, unknown, "entropy", temperature, order)
+        return {
+            "AUROC": f"{auroc:.3f}",
+            "AUROC at T = 1": f"{before:.3f}",
+            "unknown that pass, at 95 % of known": f"{passed:.3f}",
+            "entropy of known": f"{known.mean():.3f} nats",
+            "entropy of unknown": f"{strange.mean():.3f} nats",
+        }
+
+    kinds = ("largest probability", "entropy", "Rényi entropy", "energy", "largest logit")
+    return panel(
+        figure,
+        numbers,
+        {
+            "student": choice("student", logits),
+            "unknown": choice("unknown", sets),
+            "score": choice("score", kinds),
+            "temperature": temperature_slider(0.125, 16, 1.0),
+            "order": temperature_slider(0.125, 16, 0.25, label="Rényi order"),
+        },
     )
 
 
