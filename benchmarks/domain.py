@@ -42,7 +42,7 @@ from ttm_lab.training import epoch_order
 
 SOURCE, TARGETS = "photo", ("art_painting", "cartoon", "sketch")
 SIZE, LABELLED, UNLABELLED, TEST = 32, 1200, 800, 1200
-STUDENT, TEMPERATURE, SHARE = "resnet8", 4.0, 0.9
+STUDENT = "resnet8"
 RECIPE = {"epochs": 10, "batch_size": 64, "learning_rate": 0.05, "weight_decay": 5e-4}
 TEACHER = {"epochs": 8, "batch_size": 64, "learning_rate": 0.02, "weight_decay": 5e-4}
 RESULTS = find_root(__file__) / "data" / "results"
@@ -176,9 +176,9 @@ def rows_of(seed: int, target: str, teacher, source: Dataset, parts) -> list[dic
     images = both_views(data.train)
     (logits, features), (mirrored, _) = look(teacher, images[0]), look(teacher, images[1])
     weights = domain.picture_weights(
-        logits, features, is_source, temperature=TEMPERATURE, seed=seed
+        logits, features, is_source, temperature=domain.TEMPERATURE, seed=seed
     )
-    choices = {"temperature": TEMPERATURE, "share": SHARE}
+    choices = {"temperature": domain.TEMPERATURE, "share": domain.SHARE}
     objectives = {arm: domain.objective(arm, weights, is_source, **choices) for arm in domain.ARMS}
     answers = torch.stack([logits, mirrored])
     students = {"teacher": teacher}
@@ -232,8 +232,8 @@ def main() -> None:
         "teacher": "the kept CIFAR-100 ResNet-32, trained on labelled photos; one for all seeds",
         "teacher_recipe": TEACHER,
         "student": f"{STUDENT}, first convolution of stride 2",
-        "temperature": TEMPERATURE,
-        "share": SHARE,
+        "temperature": domain.TEMPERATURE,
+        "share": domain.SHARE,
         "recipe": RECIPE,
     }
     atomic_write(RESULTS / "pacs_domain.json", json.dumps(note, indent=1) + "\n")

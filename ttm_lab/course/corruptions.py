@@ -13,6 +13,14 @@ STRENGTHS = {
     "contrast": (0.6, 0.4, 0.2),  # factor of the distance from the picture's mean
     "JPEG": (40, 15, 5),  # quality from 1 to 100
 }
+# By kind, from no change to the strongest of the explorer.
+RANGES = {
+    "noise": (0.0, 0.6),
+    "blur": (0.0, 2.0),
+    "brightness": (0.0, 0.8),
+    "contrast": (1.0, 0.05),
+    "JPEG": (100, 1),
+}
 
 
 def corrupt(images: Tensor, kind: str, amount: float, *, seed: int = 0) -> Tensor:
@@ -31,7 +39,7 @@ def corrupt(images: Tensor, kind: str, amount: float, *, seed: int = 0) -> Tenso
     if kind == "noise":
         generator = torch.Generator().manual_seed(seed)
         images = images + amount * torch.randn(images.shape, generator=generator)
-    elif kind == "blur":
+    elif kind == "blur" and amount > 0:
         side = 2 * min(round(3 * amount) + 1, images.shape[-1] // 2) + 1
         images = functional.gaussian_blur(images, [side, side], [amount, amount])
     elif kind == "brightness":
@@ -39,7 +47,7 @@ def corrupt(images: Tensor, kind: str, amount: float, *, seed: int = 0) -> Tenso
     elif kind == "contrast":
         mean = images.mean(dim=(1, 2, 3), keepdim=True)
         images = mean + amount * (images - mean)
-    else:
+    elif kind == "JPEG":
         pixels = (255 * images).round().to(torch.uint8)
         coded = [io.encode_jpeg(picture, quality=round(amount)) for picture in pixels]
         images = torch.stack(io.decode_jpeg(coded)).float() / 255

@@ -6,17 +6,26 @@ of weights has mean 1, so that kinds differ in where the pull goes and not in it
 """
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional
 
-from ttm_lab.data import Dataset, Split
+from ttm_lab.analysis import evaluate
+from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.losses import KDLoss, TTMLoss
 from ttm_lab.objectives import Objective, Output, Term
 from ttm_lab.probability import power_sum, shannon_entropy
+from ttm_lab.training import Settings, Trained, distill_many, train_teacher
 
+# Of the paper's Fig. 1, for every study here: KD's T and λ.
+TEMPERATURE, SHARE = 4.0, 0.9
 KINDS = ("none", "U", "ratio", "entropy", "shuffled")
 # By arm: the loss of the teacher's term and the kind of its weights.
 ARMS = {
@@ -149,3 +158,87 @@ def joined(name: str, source: Dataset, target: Split, test: Split) -> tuple[Data
     test = Split(test.images, test.labels, **scale)
     parts = Split(images, labels, **scale), source.validation, test
     return Dataset(name, source.seed, source.class_names, *parts), is_source
+
+
+def digits_halves() -> tuple[Dataset, Split]:
+    """The digits of seed 0: one half of the training pictures to learn labels on, and the other."""
+    data = load_dataset("digits", seed=0)
+    images, labels = data.train.images, data.train.labels
+    half = len(labels) // 2
+    train = Split(images[:half], labels[:half])
+    source = Dataset("digits, a half", 0, data.class_names, train, data.validation, data.test)
+    return source, Split(images[half:], labels[half:])
+
+
+def turned(part: Split, degrees: float) -> Split:
+    """The same pictures, turned to the left; black comes in."""
+    bilinear = functional.InterpolationMode.BILINEAR
+    return Split(functional.rotate(part.images, degrees, interpolation=bilinear), part.labels)
+
+
+class Study(NamedTuple):
+    """Students of ``ARMS`` for each seed, and what they were trained on and with."""
+
+    data: Dataset
+    is_source: Tensor
+    weights: dict[str, Tensor]
+    students: list[Trained]
+
+    def rows(self, source: Split, **words) -> pd.DataFrame:
+        """A row a student: measures on the target's test part and on ``source``, by prefix."""
+        rows = []
+        for student in self.students:
+            row = {**words, "seed": student.seed, "arm": student.label}
+            for prefix, part in (("source", source), ("target", self.data.test)):
+                measured = evaluate(student, part)[["accuracy", "nll", "ece", "entropy"]]
+                row |= dict(measured.add_prefix(f"{prefix}_"))
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def digits_study(
+    teacher: Trained,
+    source: Dataset,
+    target: Split,
+    test: Split,
+    *,
+    seeds: Sequence[int] = range(5),
+    arms: Sequence[str] = tuple(ARMS),
+    folder: str | Path | None = None,
+    max_steps: int | None = None,
+) -> Study:
+    """Students of the digits' teacher on ``source`` and the unlabelled pictures of ``target``.
+
+    One learning rate for all, at one scale of the loss; nothing was searched. ``test`` is of the
+    target and is measured alone.
+    """
+    data, is_source = joined(f"{source.name}, and a target", source, target, test)
+    network = teacher.model
+    with torch.no_grad():
+        features = network.forward_features(data.train.images)
+        logits = network.head(features)
+    weights = picture_weights(logits, features, is_source, temperature=TEMPERATURE, seed=0)
+    recipe = {"epochs": 10, "batch_size": 128, "learning_rate": 0.1, "schedule": "cosine"}
+    options = {"temperature": TEMPERATURE, "share": SHARE}
+    settings = [
+        Settings(
+            "cnn_small",
+            objective(arm, weights, is_source, **options),
+            label=arm,
+            max_steps=max_steps,
+            **recipe,
+        )
+        for arm in arms
+    ]
+    students = distill_many(
+        teacher, data, settings, seeds=list(seeds), folder=folder, progress=False
+    )
+    return Study(data, is_source, weights, students)
+
+
+def digits_teacher(
+    source: Dataset, *, folder: str | Path | None = None, max_steps: int | None = None
+) -> Trained:
+    """A wide network that learned the labels of ``source``."""
+    settings = Settings("cnn_large", epochs=15, learning_rate=0.1, max_steps=max_steps)
+    return train_teacher(source, settings, folder=folder, progress=False)
