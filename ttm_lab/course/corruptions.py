@@ -1,8 +1,10 @@
 """Our own corruptions of pictures, three strengths each. They are not those of CIFAR-100-C."""
 
+import io
+
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision import io
 from torchvision.transforms.v2 import functional
 
 # By kind, what its strengths 1 to 3 are.
@@ -49,6 +51,13 @@ def corrupt(images: Tensor, kind: str, amount: float, *, seed: int = 0) -> Tenso
         images = mean + amount * (images - mean)
     elif kind == "JPEG":
         pixels = (255 * images).round().to(torch.uint8)
-        coded = [io.encode_jpeg(picture, quality=round(amount)) for picture in pixels]
-        images = torch.stack(io.decode_jpeg(coded)).float() / 255
+        images = torch.stack([_coded(picture, round(amount)) for picture in pixels]).float() / 255
     return images.clamp(0, 1)
+
+
+def _coded(picture: Tensor, quality: int) -> Tensor:
+    """A picture (C, H, W) uint8 through JPEG and back."""
+    file = io.BytesIO()
+    functional.to_pil_image(picture).save(file, "JPEG", quality=quality)
+    with Image.open(file) as image:
+        return functional.pil_to_tensor(image)

@@ -54,7 +54,8 @@ COLUMNS = [
 
 @cache
 def claims() -> dict[str, dict[str, str]]:
-    """All claims by id, in reading order: A1 to A8 are exact, B1 to B14 are empirical.
+    """All claims by id, in reading order: A1 to A8 are exact, B1 to B14 are empirical, and
+    C12 is the question of notebook 12.
 
     ``paper_value`` is empty where the paper gives none; ``decided_by`` names the only data set
     that can decide the claim, and is empty where any data can, within its scope.
