@@ -62,15 +62,18 @@ def under_shift(rows: pd.DataFrame, columns: Mapping[str, str], arms: Mapping[st
     ``rows`` has the columns arm, strength (0 is clean) and those of ``columns``, which maps them
     to axis labels. ``arms`` maps an arm to its name.
     """
-    size = 3.3 * len(columns) + 1, 3.2
-    figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False)
-    for ax, (column, label) in zip(axes[0], columns.items(), strict=True):
+    rows_of_panels = -(-(len(columns) + 1) // 3)  # the legend takes a place
+    size = 10, 3.0 * rows_of_panels
+    figure, axes = plt.subplots(rows_of_panels, 3, figsize=size, squeeze=False)
+    for ax, (column, label) in zip(axes.flat, columns.items(), strict=False):
         for arm, name in arms.items():
             line = rows[rows["arm"] == arm].groupby("strength")[column].mean()
             ax.plot(line.index, line, label=name, markersize=6, **method_style(name))
         ax.set(xlabel="strength of the corruption", ylabel=label)
         ax.set_xticks(range(4))
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    for ax in axes.flat[len(columns) :]:
+        ax.set_axis_off()
+    axes.flat[len(columns)].legend(*axes.flat[0].get_legend_handles_labels(), loc="center")
     return figure
 
 
