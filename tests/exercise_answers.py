@@ -1902,7 +1902,8 @@ def bias(mixture, target, weights, losses):
 """,
     "tensors, float32": """
 def bias(mixture, target, weights, losses):
-    m, t, w, x = (torch.as_tensor(np.asarray(a)).float() for a in (mixture, target, weights, losses))
+    given = mixture, target, weights, losses
+    m, t, w, x = (torch.tensor(a, dtype=torch.float32) for a in given)
     tilted = m * w / (m @ w)
     return (tilted - t) @ x
 """,
