@@ -2189,3 +2189,124 @@ WRONG["13", 3] = {
         ("logarithm only", "(energy_1 - energy_t) / temperature / (temperature - 1)"),
     )
 }
+
+# Notebook 12 --------------------------------------------------------------------------------------
+
+RIGHT["12", 1] = {
+    "loops": """
+def effective_size(weights):
+    total = sum(float(w) for w in weights)
+    return total * total / sum(float(w) ** 2 for w in weights)
+""",
+    "normalised first, tensors": """
+def effective_size(weights):
+    w = torch.as_tensor(weights)
+    return 1 / (w / w.sum()).square().sum()
+""",
+    "by the spread": """
+def effective_size(weights):
+    w = np.asarray(weights)
+    return len(w) / (1 + (w.std() / w.mean()) ** 2)
+""",
+}
+WRONG["12", 1] = {
+    "only the squares": "def effective_size(weights): return 1 / (weights**2).sum()",
+    "a share": "def effective_size(w): return w.sum() ** 2 / (w**2).sum() / len(w)",
+    "turned over": "def effective_size(w): return (w**2).sum() / w.sum() ** 2",
+    "how many count": "def effective_size(w): return (w > 0).sum()",
+    "of the largest": "def effective_size(w): return w.sum() / w.max()",
+}
+RATIOS = """
+def over_mixture(d, target_share):
+    return {mixture}
+
+
+def over_source(d, target_share):
+    return {source}
+"""
+DENSITIES = {
+    "mixture": "d / target_share",
+    "source": "d / (1 - d) * (1 - target_share) / target_share",
+}
+RIGHT["12", 2] = {
+    "loops": """
+def over_mixture(d, target_share):
+    return [float(x) / target_share for x in d]
+
+
+def over_source(d, target_share):
+    odds = (1 - target_share) / target_share
+    return [float(x) / (1 - float(x)) * odds for x in d]
+""",
+    "float32": """
+def over_mixture(d, target_share):
+    return torch.as_tensor(d).float() / target_share
+
+
+def over_source(d, target_share):
+    d = torch.as_tensor(d).float()
+    return (torch.logit(d) - math.log(target_share / (1 - target_share))).exp()
+""",
+    "one through the other": """
+def over_mixture(d, target_share):
+    return np.asarray(d) / target_share
+
+
+def over_source(d, target_share):
+    return over_mixture(d, target_share) / over_mixture(1 - d, 1 - target_share)
+""",
+}
+WRONG["12", 2] = {
+    name: RATIOS.format(**DENSITIES | {key: value})
+    for name, key, value in (
+        ("as answered", "mixture", "d"),
+        ("times the share", "mixture", "d * target_share"),
+        ("over its mean", "mixture", "d / d.mean()"),
+        ("the source's", "mixture", "(1 - d) / (1 - target_share)"),
+        ("odds alone", "source", "d / (1 - d)"),
+        ("shares the wrong way", "source", "d / (1 - d) * target_share / (1 - target_share)"),
+        ("turned over", "source", "(1 - d) / d * target_share / (1 - target_share)"),
+    )
+}
+BIAS = """
+def bias(mixture, target, weights, losses):
+    return {weighted} - {wanted}
+"""
+MEANS = {
+    "weighted": "(mixture * weights * losses).sum() / (mixture * weights).sum()",
+    "wanted": "(target * losses).sum()",
+}
+RIGHT["12", 3] = {
+    "average": """
+def bias(mixture, target, weights, losses):
+    return np.average(losses, weights=mixture * weights) - np.average(losses, weights=target)
+""",
+    "loops": """
+def bias(mixture, target, weights, losses):
+    total = sum(m * w for m, w in zip(mixture, weights))
+    seen = sum(m * w * x for m, w, x in zip(mixture, weights, losses)) / total
+    return float(seen - sum(t * x for t, x in zip(target, losses)))
+""",
+    "tensors, float32": """
+def bias(mixture, target, weights, losses):
+    given = mixture, target, weights, losses
+    m, t, w, x = (torch.tensor(a, dtype=torch.float32) for a in given)
+    tilted = m * w / (m @ w)
+    return (tilted - t) @ x
+""",
+}
+WRONG["12", 3] = {
+    name: BIAS.format(**MEANS | {key: value})
+    for name, key, value in (
+        ("weights not normalised", "weighted", "(mixture * weights * losses).sum()"),
+        (
+            "mean of weights without the mixture",
+            "weighted",
+            "(mixture * weights * losses).sum() / weights.mean()",
+        ),
+        ("no mixture", "weighted", "(weights * losses).sum() / weights.sum()"),
+        ("from the mixture", "wanted", "(mixture * losses).sum()"),
+        ("plain mean", "wanted", "losses.mean()"),
+        ("size only", "wanted", "2 * (target * losses).sum()"),
+    )
+}

@@ -30,9 +30,9 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from ttm_lab import analysis
-from ttm_lab.course import figures, frames, outliers
+from ttm_lab.course import corruptions, figures, frames, outliers
 from ttm_lab.course.compression import prune_weights, round_weights, stored, weighted_layers
-from ttm_lab.course.figures import notebook3, notebook10, notebook11, notebook13
+from ttm_lab.course.figures import notebook3, notebook10, notebook11, notebook12, notebook13
 from ttm_lab.course.outputs import Outputs
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
@@ -770,6 +770,51 @@ def unknowns(logits: Mapping[str, Mapping[str, np.ndarray]]) -> widgets.VBox:
             "order": temperature_slider(0.125, 16, 0.25, label="Rényi order"),
         },
     )
+
+
+# Notebook 12
+
+
+def corruption(networks: Mapping[str, torch.nn.Module], images, labels) -> widgets.VBox:
+    """A corruption and its strength to move: the pictures, and what networks make of them.
+
+    ``networks`` by name, at most four; ``images`` (N, C, H, W) from 0 to 1, as they take them,
+    and ``labels`` (N,). The distance of mean confidence from accuracy is how wrong they are about
+    themselves.
+    """
+    labels = np.asarray(labels)
+    amounts = {
+        kind: np.linspace(*ends, 21).round(6).tolist() for kind, ends in corruptions.RANGES.items()
+    }
+
+    @lru_cache(maxsize=256)
+    def measured(kind, strength):
+        pictures = corruptions.corrupt(images, kind, amounts[kind][strength])
+        logits = {name: analysis.predict(one, pictures) for name, one in networks.items()}
+        return pictures, {name: analysis.evaluate(z, labels) for name, z in logits.items()}
+
+    def figure(kind, strength):
+        pictures, found = measured(kind, strength)
+        curves = {
+            name: [measured(kind, s)[1][name]["accuracy"] for s in range(0, 21, 4)]
+            for name in networks
+        }
+        return notebook12.corrupted(pictures[:8], found, curves, strength)
+
+    def numbers(kind, strength):
+        _, found = measured(kind, strength)
+        said = {"strength in its unit": f"{amounts[kind][strength]:.3g}"}
+        for name, one in found.items():
+            said[f"{name}: accuracy"] = f"{one['accuracy']:.1%}"
+            said[f"{name}: confidence"] = f"{one['confidence']:.1%}"
+            said[f"{name}: entropy"] = f"{one['entropy']:.2f} nats"
+        return said
+
+    controls = {
+        "kind": choice("corruption", amounts),
+        "strength": linear_slider("strength", 0, 20, 8, 1),
+    }
+    return panel(figure, numbers, controls)
 
 
 def _float64(values) -> torch.Tensor:
