@@ -4,7 +4,7 @@
 
 ``DIR`` holds ``stories260K.bin`` and ``tok512.bin`` of llama2.c (github.com/karpathy/llama2.c), as
 in the public repository DaveBben/esp32-llm, folder ``data``. That model writes the text itself, at
-temperature 1: 2,048 pieces of 128 tokens to learn from, 128 to choose temperatures on, and 128 to
+temperature 1: 1,024 pieces of 128 tokens to learn from, 128 to choose temperatures on, and 128 to
 measure on. So every position has the true distribution of its next token, the teacher's: no
 student can have a lower cross-entropy than the teacher's entropy, and the difference is
 D(teacher || student).
@@ -41,8 +41,8 @@ from ttm_lab.probability import largest_temperature, power_sum, shannon_entropy
 
 SIZES = {"quarter": ([4], 86), "half": ([0, 4], 172)}  # layers and hidden features that it keeps
 SEEDS = {"quarter": 5, "half": 3}
-CE_WEIGHT, BATCH, RATE, NATS = 0.1, 16, 0.005, 0.1
-LENGTH, TRAIN, HELD = 128, 2048, 256
+CE_WEIGHT, BATCH, RATE, NATS = 0.1, 8, 0.005, 0.1
+LENGTH, TRAIN, HELD = 128, 1024, 256
 OUTPUT = find_root(__file__) / "data" / "results" / "stories_tokens.csv"
 WRITTEN = 32  # texts that each student writes, twice
 
@@ -58,7 +58,7 @@ def text(teacher, folder: Path) -> tuple:
         ]
         torch.save(torch.cat(parts), path)
     tokens = torch.load(path).long()
-    return tokens[HELD:], tokens[: HELD // 2], tokens[HELD // 2 : HELD]
+    return tokens[HELD:][:TRAIN], tokens[: HELD // 2], tokens[HELD // 2 : HELD]
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def train(first, seed: int, passes: int, methods: dict, text, known, held, folde
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizers[arm].param_groups[0]["lr"] = rate(step, steps)
             optimizers[arm].step()
-        if (step + 1) % 16 == 0:
+        if (step + 1) % 8 == 0:
             for arm, student in students.items():
                 q = answers(student, held[:16]).float().softmax(-1)
                 course[arm].append(shannon_entropy(q).mean().item())
@@ -174,24 +174,25 @@ def nats(model, tokens) -> float:
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
 
 
-def measure(student, teacher, choose, test, pieces) -> dict:
-    """One student against the teacher, position by position, and what it writes."""
-    scale = best_scale(
-        answers(teacher, choose).float().softmax(-1), answers(student, choose).float()
-    )
-    known, logits = answers(teacher, test).float(), answers(student, test).float()
+def measure(student, teacher, choose: tuple, test: tuple, pieces) -> dict:
+    """One student against the teacher, position by position, and what it writes.
+
+    ``choose`` and ``test`` are tokens and the teacher's logits; the scale is fitted on the first.
+    """
+    chosen = answers(student, choose[0]).float()
+    scale = best_scale(choose[1].float().softmax(-1), chosen)
+    logits, known, labels = answers(student, test[0]).float(), test[1].float(), test[0][:, 1:]
     p, q = known.softmax(-1), logits.softmax(-1)
     write = partial(stories.write, student, WRITTEN, LENGTH)
     plain = write(generator=torch.Generator().manual_seed(1))
     scaled = write(generator=torch.Generator().manual_seed(1), temperature=1 / scale)
-    flat = logits.flatten(0, 1).numpy(), test[:, 1:].flatten().numpy()
     return {
         "cross_entropy": cross_entropy(p, logits),
         "entropy": shannon_entropy(q).mean().item(),
         "top_token": q.amax(-1).mean().item(),
         "agreement": (known.argmax(-1) == logits.argmax(-1)).float().mean().item(),
-        "accuracy": (logits.argmax(-1) == test[:, 1:]).float().mean().item(),
-        "ece": calibration_error(*flat),
+        "accuracy": (logits.argmax(-1) == labels).float().mean().item(),
+        "ece": calibration_error(logits.flatten(0, 1).numpy(), labels.flatten().numpy()),
         "scale": scale,
         "scaled_cross_entropy": cross_entropy(p, logits * scale),
         "scaled_entropy": shannon_entropy((logits * scale).softmax(-1)).mean().item(),
@@ -213,11 +214,12 @@ def main() -> None:
     folder = runs_folder("stories")
     folder.mkdir(parents=True, exist_ok=True)
     learn, choose, test = text(teacher, folder)
-    methods = arms(answers(teacher, choose))
+    choose, test = ((part, answers(teacher, part)) for part in (choose, test))
+    methods = arms(choose[1])
     if not (path := folder / "answers.pt").exists():
         torch.save(answers(teacher, learn), path)
     known = torch.load(path, mmap=True)
-    keep_text(teacher, test[0], pieces)
+    keep_text(teacher, test[0][0], pieces)
     if not rows():
         found = measure(teacher, teacher, choose, test, pieces)
         save([{"size": "teacher", "arm": "teacher", "seed": 0, "temperature": 1.0} | found])
@@ -231,7 +233,7 @@ def main() -> None:
             here.mkdir(exist_ok=True)
             first = begin(teacher, size, seed)
             setting["parameters"] = sum(part.numel() for part in first.parameters())
-            students = train(first, seed, options.passes, methods, learn, known, choose, here)
+            students = train(first, seed, options.passes, methods, learn, known, choose[0], here)
             made = []
             for arm, (student, course) in students.items():
                 temperature, weight, _ = methods[arm]

@@ -124,7 +124,7 @@ def entries(folder: str | Path | None = None) -> list[dict]:
     ``folder`` is ``data/results`` of the checkout by default.
     """
     judged = [one for table in tables(folder) for one in judge(table)]
-    return published() + judged + step_costs(folder)
+    return published() + judged + step_costs(folder) + sequences(folder)
 
 
 def tables(folder: str | Path | None = None) -> list[Kept]:
@@ -334,6 +334,50 @@ def step_costs(folder: str | Path | None = None) -> list[dict]:
                 notebook="09_does_it_hold",
             )
         )
+    return made
+
+
+# What is asked of students of a language model: claim, quantity, column of the table, and the arms
+# that should have more and less. The one of no claim counts among those judged at once.
+TOKENS = {
+    "late entropy, TTM minus KD": ("B4", "entropy", "late_entropy", "ttm", "kd"),
+    "late entropy, WTTM minus TTM": ("B4", "entropy", "late_entropy", "wttm", "ttm"),
+    "cross-entropy, KD minus TTM": ("B15", "nll", "cross_entropy", "kd", "ttm"),
+    "cross-entropy, KD minus WTTM": ("B15", "nll", "cross_entropy", "kd", "wttm"),
+    "cross-entropy, TTM at T = 4 minus TTM": ("", "nll", "cross_entropy", "ttm4", "ttm"),
+}
+
+
+def judged_tokens(rows: pd.DataFrame) -> pd.DataFrame:
+    """``analysis.contrasts`` of ``TOKENS`` for students of one size, with claim and quantity."""
+    differences, about = {}, []
+    for name, (claim, quantity, measure, more, less) in TOKENS.items():
+        wide = rows.pivot(index="seed", columns="arm", values=measure)
+        differences[name] = wide[more] - wide[less]
+        about.append({"claim": claim, "quantity": quantity})
+    return contrasts(differences).join(pd.DataFrame(about))
+
+
+def sequences(folder: str | Path | None = None) -> list[dict]:
+    """Claims on sequences, from the table of ``benchmarks/tokens.py``: a scope a student's size."""
+    path = Path(folder or find_root() / "data" / "results") / "stories_tokens.csv"
+    if not path.exists():
+        return []
+    note, made = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")), []
+    rows = read_table(path)
+    for size, group in rows[rows["size"] != "teacher"].groupby("size"):
+        words = {
+            "scope": f"sequences, stories260K to a {size} of it, {group['seed'].nunique()} seeds",
+            "note": f"{note['text']}; KD at T = 2, TTM and WTTM by the rule: {note['rule']}; "
+            f"{note['date']}, {note['machine']}",
+            "settings": note["training"],
+            "command": note["command"],
+            "teachers": 1,
+            "notebook": "14_tokens",
+        }
+        for claim, found in judged_tokens(group).groupby("claim"):
+            if claim:
+                made.append(evidence.entry(claim, found, **words))
     return made
 
 
