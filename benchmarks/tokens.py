@@ -4,7 +4,7 @@
 
 ``DIR`` holds ``stories260K.bin`` and ``tok512.bin`` of llama2.c (github.com/karpathy/llama2.c), as
 in the public repository DaveBben/esp32-llm, folder ``data``. That model writes the text itself, at
-temperature 1: 1,024 pieces of 128 tokens to learn from, 128 to choose temperatures on, and 128 to
+temperature 1: 1,024 pieces of 128 tokens to learn from, 64 to choose temperatures on, and 64 to
 measure on. So every position has the true distribution of its next token, the teacher's: no
 student can have a lower cross-entropy than the teacher's entropy, and the difference is
 D(teacher || student).
@@ -42,7 +42,7 @@ from ttm_lab.probability import largest_temperature, power_sum, shannon_entropy
 SIZES = {"quarter": ([4], 86), "half": ([0, 4], 172)}  # layers and hidden features that it keeps
 SEEDS = {"quarter": 5, "half": 3}
 CE_WEIGHT, BATCH, RATE, NATS = 0.1, 8, 0.005, 0.1
-LENGTH, TRAIN, HELD = 128, 1024, 256
+LENGTH, TRAIN, HELD = 128, 1024, 128
 OUTPUT = find_root(__file__) / "data" / "results" / "stories_tokens.csv"
 WRITTEN = 32  # texts that each student writes, twice
 
@@ -54,7 +54,7 @@ def text(teacher, folder: Path) -> tuple:
         draw = torch.Generator().manual_seed(0)
         parts = [
             stories.write(teacher, 256, LENGTH, generator=draw).to(torch.int16)
-            for _ in range((HELD + TRAIN) // 256)
+            for _ in range(-(-(HELD + TRAIN) // 256))
         ]
         torch.save(torch.cat(parts), path)
     tokens = torch.load(path).long()
