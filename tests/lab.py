@@ -51,7 +51,7 @@ _STATE = """[
             box.children[-2].value.split('src="')[1].split('"')[0].encode()
         ).hexdigest(),
     }
-    for box in Out.values() if type(box).__name__ == "VBox"
+    for box in Out.values() if type(box).__name__ == "_Explorer"
 ]"""
 
 
@@ -68,6 +68,62 @@ def uses_of_explorers(path: Path) -> list[tuple[str, str]]:
             calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
             names = [ast.unparse(call.func) for call in calls]
             found += [(name.split(".")[1], source) for name in names if name[:8] == "explore."]
+    return found
+
+
+STILL = """box => {
+    const picture = box.querySelector("img");
+    const controls = [...box.querySelectorAll("input, select")];
+    return {
+        labels: controls.map(it => it.closest("label").querySelector("span").textContent),
+        valued: controls.map(it =>
+            it.type === "range" ? it.ariaValueText : it.selectedOptions[0].textContent),
+        shown: controls.map(it =>
+            it.type === "range" ? it.nextElementSibling.textContent : it.selectedOptions[0].text),
+        picture: picture.src,
+        drawn: picture.decode().then(() => picture.naturalWidth > 0),
+        alt: picture.alt,
+        numbers: Object.fromEntries([...box.querySelector(".ttm-numbers").children].map(
+            pair => [...pair.children].map(part => part.textContent))),
+    };
+}"""
+
+
+def still_explorers(page) -> list[dict]:
+    """Move by keyboard every explorer that needs no kernel on a page, and hold it together.
+
+    For each: how many ``controls`` it has, and what was ``seen`` after each move: what the text
+    alternative says of all controls as ``values``, and the ``numbers`` below the picture.
+    """
+    found = []
+    for box in page.locator(".ttm-frames").all():
+        seen, controls = [], box.locator("input, select").all()
+
+        def look(box=box, seen=seen):
+            now = box.evaluate(
+                f"async box => {{ const now = ({STILL})(box); now.drawn = await now.drawn; "
+                "return now; }"
+            )
+            told = dict(zip(now["labels"], now["valued"], strict=True))
+            numbers = [f"{name} {value}" for name, value in now["numbers"].items()]
+            words = now["alt"].split("; ")
+            assert now["drawn"]
+            assert now["shown"] == now["valued"]
+            assert all(f"{label} {value}" in words for label, value in told.items()), now["alt"]
+            assert words[len(words) - len(numbers) :] == numbers
+            values = words[: len(words) - len(numbers)]
+            seen.append({"numbers": now["numbers"], "values": values, "picture": now["picture"]})
+
+        look()
+        for control in controls:
+            control.focus()
+            moves = ["Home", "ArrowRight", "ArrowRight", "End", "ArrowLeft"]
+            for key in moves if control.get_attribute("type") == "range" else ["Home", "ArrowDown"]:
+                page.keyboard.press(key)
+                look()
+        pictures = {told["picture"] for told in seen}
+        assert len(pictures) > len(controls), "the picture follows the controls"
+        found.append({"controls": len(controls), "seen": seen})
     return found
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from ttm_lab.analysis import Outputs
 from ttm_lab.course import explore
+from ttm_lab.course.outputs import Outputs
 
 pytestmark = pytest.mark.slow
 NOTEBOOKS = {
@@ -34,7 +34,7 @@ USED = {kind for path in NOTEBOOKS.values() for kind, _ in lab.uses_of_explorers
 # Explorers that no notebook of the course shows are tried in a notebook of their own.
 OUTPUTS = """
 import numpy as np, pandas as pd
-from ttm_lab.analysis import Outputs
+from ttm_lab.course.outputs import Outputs
 random, labels = np.random.default_rng(0), np.arange(60) % 5
 methods = ["teacher"] + 3 * ["CE"] + 3 * ["KD"] + 3 * ["TTM"]
 table = pd.DataFrame({"method": methods, "seed": [0] + 3 * [0, 1, 2]})
@@ -154,6 +154,19 @@ def weights(given, T):
         "largest weight": u.max(),
         "largest / smallest": (u.max() / u.min(), 6e-3),
         "standard deviation / mean": (100 * u.std(ddof=1) / u.mean(), 0.06),
+    }
+
+
+def tokens(given, text, T):
+    pieces, logits = given["texts"][text]
+    p = special.softmax(np.asarray(logits, dtype=float), -1)
+    u = np.sort(np.sum(p ** (1 / T), axis=-1))
+    heavy = u[-max(1, len(u) // 10) :].sum() / u.sum()
+    return {
+        "smallest weight": u[0],
+        "mean weight": u.mean(),
+        "largest weight": u[-1],
+        "share of the heaviest tenth": (100 * heavy, 0.06),
     }
 
 
@@ -313,7 +326,9 @@ class Explorer:
 
 EXPECTED = {
     function.__name__: function
-    for function in (path, temperature, arrows, triangle, decomposition, weights, students)
+    for function in (
+        *(path, temperature, arrows, triangle, decomposition, weights, students, tokens),
+    )
 }
 
 

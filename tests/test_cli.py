@@ -1,8 +1,6 @@
 """The commands do what they say, go on where they stopped, and refuse in one line."""
 
-import errno
 import hashlib
-import io
 import json
 import os
 import re
@@ -22,8 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from ttm_lab import analysis, cli, data, paper, training
+from ttm_lab import cli, data, paper, training
 from ttm_lab.course import batch, digits
+from ttm_lab.course.outputs import Outputs
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.files import read_table
 from ttm_lab.models import create_model, load_weights
@@ -229,13 +228,10 @@ NAMED = "distill --pair resnet56:resnet20"
         (f"{NAMED} --output file/table.csv", "--output file/table.csv"),
         (f"{NAMED} --keep-logits table.csv", "--keep-logits table.csv must end in .npz"),
         (f"{NAMED} --per-class 0", "--per-class: '0'"),
-        (f"{NAMED} --data folder", "--data folder needs --root DIR: pictures belong in DIR/train/"),
-        (f"{NAMED} --data imagenet", "--data imagenet needs --root DIR"),
-        (f"{NAMED} --data digits --validation 0.1", "leave out --validation and --root"),
         ("train-teacher --model resnet57", "unknown model 'resnet57'"),
         ("train-teacher", "--model"),
         ("train-teacher --model resnet20 --seed -1", "--seed: '-1'"),
-        ("evaluate missing", "there is no file or folder missing"),
+        ("evaluate missing", "there is no missing: give a file of weights"),
         ("evaluate file", "say whose it is with --model"),
         ("evaluate . --model resnet20", "not the folder of a finished run"),
         ("evaluate file --model resnet57", "unknown model 'resnet57'"),
@@ -259,6 +255,9 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
 @pytest.mark.parametrize(
     ("command", "words"),
     [
+        ("--data folder", "needs root=, the folder: pictures belong in root/train/"),
+        ("--data imagenet", "needs root=, the folder"),
+        ("--data digits --validation 0.2", "leave out root and validation"),
         ("--validation 1.5", "validation=1.5 must be a share from 0 to below 1"),
         ("--data nonsense", "unknown data set 'nonsense'; available: 'digits', 'cifar10'"),
         ("--data folder --root nowhere", "there is no folder"),
@@ -272,11 +271,10 @@ def test_data_that_are_not_there_are_refused_before_a_teacher_is_trained(
     assert os.listdir() == []
 
 
-def test_weights_of_other_classes_are_refused_with_the_way_out(workplace, capsys):
+def test_weights_of_other_classes_are_refused(workplace, capsys):
     torch.save(create_model("resnet8", 100).state_dict(), "hundred.pth")
     error = refusal("evaluate hundred.pth --model resnet8 --data digits", capsys)
     assert "fc.weight: file (100, 64), model (10, 64)" in error
-    assert "digits has 10 classes: name the data that the network was trained on" in error
 
 
 def test_imagenet_s_methods_are_those_with_published_settings(workplace, monkeypatch, capsys):
@@ -350,7 +348,7 @@ def test_a_row_from_the_command_line(workplace, monkeypatch, capsys):
     assert note["settings"]["KD"]["temperature"] == 4
 
     # the logits kept are those of the same networks, for the first three pictures of each class
-    kept = analysis.Outputs.load("out/logits.npz")
+    kept = Outputs.load("out/logits.npz")
     assert kept.logits.shape == (9, 30, 10)
     assert list(kept.models["method"]) == list(measured["method"])
     labels = load_dataset("digits", seed=0, size=16).test.labels.numpy()
@@ -404,7 +402,7 @@ def test_a_teacher_is_trained_evaluated_and_distilled_from(workplace, monkeypatc
     assert by_folder.err == ""
     assert "digits, test: 360 pictures" in by_folder.out
     table = pd.read_csv("table.csv", index_col="weights")
-    assert 100 * table.loc[folder.name, "accuracy"] == pytest.approx(accuracy, abs=0.005)
+    assert 100 * table.loc[str(folder), "accuracy"] == pytest.approx(accuracy, abs=0.005)
     weights = folder / "model.safetensors"
     assert call(f"evaluate {weights} --model resnet8 --data digits --output file.csv") == 0
     capsys.readouterr()
@@ -453,23 +451,19 @@ def test_what_the_command_line_says_wins_over_the_recipe(workplace, capsys):
 
 
 def test_a_remembered_teacher_is_not_asked_again(workplace, monkeypatch, capsys):
-    """Ahead by one command, then used by another; four pictures keep the 162 views few."""
+    """Written down by one command, then used by the same again; four pictures keep views few."""
     part = noise("digits", 10)
     few = replace(part.train, images=part.train.images[:4], labels=part.train.labels[:4])
     part = replace(part, train=few)
     monkeypatch.setattr(data, "load_dataset", lambda name, **_: part)
     teacher = "--augmentation crop-flip --epochs 1 --max-steps 2"
-    command = f"remember-teacher --model resnet8 --data digits {teacher} --device cpu"
-    assert call(command) == 0
-    shown = capsys.readouterr().out
-    assert "648 views: 4 pictures, 162 views each" in shown
-    assert "computed now: 648, known before: 0" in shown
-    assert call(command) == 0
-    assert "computed now: 0, known before: 648" in capsys.readouterr().out
-
-    monkeypatch.setattr("ttm_lab.teacher_cache.TeacherCache._compute", never_trains)
     distill = f"distill --pair resnet8:resnet8 --data digits {teacher} --methods kd,wttm"
-    assert call(f"{distill} --fast --precision float32 --device cpu") == 0
+    fast = f"{distill} --fast --precision float32 --device cpu"
+    assert call(fast) == 0
+    assert " of 4 teacher answers remembered" in capsys.readouterr().err
+    shutil.rmtree("runs/digits-resnet8-resnet8")
+    monkeypatch.setattr("ttm_lab.teacher_cache.TeacherCache._compute", never_trains)
+    assert call(fast) == 0
     shown = capsys.readouterr()
     assert "100% of 4 teacher answers remembered" in shown.err
     found = [json.loads(p.read_text()) for p in Path("runs").glob("digits-resnet8*/*/config.json")]
@@ -609,45 +603,19 @@ def test_stopped_twice_it_ends_as_if_never_stopped(workplace, monkeypatch, capsy
 
 
 ODD = [  # words, variables, and what the one line says; nothing is written
-    ([*NAMED.split(), "--seeds", "20261125"], {}, "with the seed 20261125 write 20261125-20261125"),
-    ([*NAMED.split(), "--seeds", "0-99999999999"], {}, "at most 1,000 seeds"),
-    ([*NAMED.split(), "--seeds", str(2**70)], {}, "--seeds"),
-    (["search-digits", "--seeds", "0-99999999999"], {}, "at most 1,000 seeds"),
-    (["search-digits", "--seeds", "0", "--trials", "9" * 5000], {}, "--trials"),
+    ([*NAMED.split(), "--seeds", "20261125"], {}, "one with that seed is 20261125-20261125"),
     (["search-digits", "--seeds", "0", "--output", "file.csv"], {}, "file.csv is no table of"),
-    (["search-digits", "--seeds", "0", "--output", "folder.csv"], {}, "folder.csv is a folder"),
-    (["train-teacher", "--model", "cnn_small", "--seed", str(2**70)], {}, "to 4294967295"),
-    (
-        ["train-teacher", "--model", "cnn_small", "--epochs", "1" + 24 * "0"],
-        {},
-        "at most 1000000000",
-    ),
-    (["train-teacher", "--model", "cnn_small", "--batch-size", str(2**70)], {}, "--batch-size"),
-    (["train-teacher", "--model", "cnn_small", "--size", "99999"], {}, "at most 10000"),
     (["train-teacher", "--model", "cnn_small", "--size", "²"], {}, "'²' is not a whole number"),
-    (["train-teacher", "--model", ""], {}, "'' is empty where a word belongs"),
-    (["train-teacher", "--model", "cnn_small", "--root="], {}, "'--root=' is empty"),
-    (["train-teacher", "--model", "cnn\udcff"], {}, r"'cnn\udcff' has characters that are no text"),
-    (["train-teacher", "--model", "cnn\n"], {}, r"'cnn\n' has characters"),
-    (["evaluate", "a\0b"], {}, r"'a\x00b' has characters"),
-    (["evaluate", "file.csv"], {"WORLD_SIZE": "x"}, "WORLD_SIZE='x' is no whole number"),
-    (["evaluate", "file.csv"], {"WORLD_SIZE": "2", "RANK": "-1"}, "RANK='-1' is no whole number"),
-    (["evaluate", "file.csv"], {"WORLD_SIZE": "2", "RANK": "5"}, "RANK=5 is not below"),
     (["evaluate", "file.csv"], {"WORLD_SIZE": ""}, "say whose it is with --model"),
     (["evaluate", "file.csv", "--device", "mps"], {}, "--device mps cannot be used here"),
-    ([*NAMED.split(), "--output", "new/a" + "b" * 252 + ".csv"], {}, "File name too long"),
-    ([*NAMED.split(), "--output", "folder.csv"], {}, "folder.csv is a folder"),
     ([*NAMED.split(), "--output", "/proc/x.csv"], {}, "/proc/x.csv cannot be written"),
-    ([*NAMED.split(), "--output", "new/x.csv", "--data", "folder"], {}, "needs --root DIR"),
     ([*NAMED.split(), "--keep-logits", "file.csv/x.npz"], {}, "file.csv/x.npz cannot be written"),
     (["handout", "--output", "x", "--root", "nowhere"], {}, "no notebooks in"),
     (["reproduce", "--root", "nowhere", "--name", "n" * 61], {}, "at most 60 letters"),
-    (["reproduce", "--root", "nowhere"], {"WORLD_SIZE": "x"}, "WORLD_SIZE='x'"),
     *(
         (["reproduce", "-p", f"max_steps={value}"], {}, "a parameter is a number, text")
         for value in ("1e999", "{1}", "b'x'", "1j", "...", "[-1e999]", "{(1, 2): 3}", r"'\udcff'")
     ),
-    (["reproduce", "-p", "max_steps=" + "x" * 9000 + "\0"], {}, "no text"),
     (["reproduce", "--root", "nowhere", "-p", "max_steps=" + "[" * 9000], {}, "no notebooks in"),
     (["reproduce", "-p", "=1"], {}, "'=1' is not NAME=VALUE"),
 ]
@@ -660,7 +628,6 @@ def test_odd_words_and_variables_are_refused_in_a_line_with_nothing_written(
     words, variables, said, workplace, monkeypatch, capsys
 ):
     Path("file.csv").write_text("a,b\n1,2\n")
-    Path("folder.csv").mkdir()
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cli.main(words) == 2
@@ -669,17 +636,14 @@ def test_odd_words_and_variables_are_refused_in_a_line_with_nothing_written(
     assert said in shown.err
     assert shown.err.count("\n") == 1
     assert len(shown.err) < 700
-    assert sorted(os.listdir()) == ["file.csv", "folder.csv"]
+    assert os.listdir() == ["file.csv"]
 
 
 def test_what_fits_no_memory_and_paths_that_are_none_are_one_line(workplace, monkeypatch, capsys):
     Path("file").write_bytes(b"")
     monkeypatch.setenv("TTM_LAB_RUNS", "file")
     assert call(f"train-teacher --model cnn_small {SMALL}") == 1
-    assert "Not a directory: file/digits-cnn_small" in capsys.readouterr().err
-    os.symlink("loop", "loop")
-    assert call("handout --output loop") in (1, 2)
-    assert capsys.readouterr().err.count("\n") == 1
+    assert "Not a directory: 'file/digits-cnn_small" in capsys.readouterr().err
 
     def too_large(*_, **__):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nmore")
@@ -687,7 +651,7 @@ def test_what_fits_no_memory_and_paths_that_are_none_are_one_line(workplace, mon
     monkeypatch.setattr(data, "load_dataset", too_large)
     assert call(f"train-teacher --model cnn_small {SMALL} --size 9999") == 1
     error = capsys.readouterr().err
-    assert "the memory is too small" in error
+    assert "give a smaller --batch-size" in error
     assert error.count("\n") == 1
 
 
@@ -695,76 +659,3 @@ def test_a_network_that_does_not_take_the_pictures_is_named(workplace, capsys):
     torch.save(create_model("cnn_small", 10).state_dict(), "grey.pth")
     error = refusal("evaluate grey.pth --model cnn_small --data digits --size 16", capsys)
     assert "cnn_small does not take the pictures of digits" in error
-    assert "no model" not in refusal("evaluate grey.pth --data digits --model ' '", capsys)
-
-
-@pytest.fixture
-def measured_network(workplace):
-    torch.save(create_model("cnn_small", 10, seed=0).state_dict(), "netz.pth")
-    return "evaluate netz.pth --model cnn_small --data digits --device cpu --output kept.csv"
-
-
-class Broken(io.StringIO):
-    """A terminal that takes nothing: its pipe was closed, or its disk is full."""
-
-    def __init__(self, number: int):
-        super().__init__()
-        self.number = number
-
-    def write(self, text):
-        raise OSError(self.number, os.strerror(self.number))
-
-
-@pytest.mark.parametrize(("number", "status"), [(errno.EPIPE, 0), (errno.ENOSPC, 1)])
-def test_what_cannot_be_shown_is_kept(number, status, measured_network, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdout", Broken(number))
-    assert call(measured_network) == status
-    assert len(read_table("kept.csv")) == 1
-    error = capsys.readouterr().err
-    assert ("not everything could be shown" in error) == (number == errno.ENOSPC)
-    # a long run whose progress nobody reads any more goes on
-    monkeypatch.setattr(sys, "stderr", Broken(number))
-    assert call(f"train-teacher --model cnn_small {SMALL} --epochs 2") == status
-    assert len(list(Path("runs").rglob("model.safetensors"))) == 1
-
-
-def test_fetched_teachers_are_all_there_before_the_first_is_named(workplace, monkeypatch):
-    fetched = []
-    monkeypatch.setattr(
-        "ttm_lab.models.fetch_teacher", lambda name, _: fetched.append(name) or name
-    )
-    monkeypatch.setattr(sys, "stdout", Broken(errno.EPIPE))
-    assert call("fetch-teacher resnet56 wrn_40_2") == 0
-    assert fetched == ["resnet56", "wrn_40_2"]
-
-
-def test_a_terminal_without_the_characters_shows_their_numbers(measured_network, monkeypatch):
-    os.rename("netz.pth", "netzölß.pth")
-    ascii_only = io.TextIOWrapper(io.BytesIO(), "ascii")
-    monkeypatch.setattr(sys, "stdout", ascii_only)
-    assert call(measured_network.replace("netz", "netzölß")) == 0
-    assert rb"netz\xf6l\xdf.pth" in ascii_only.buffer.getvalue()
-    assert "netzölß.pth" in Path("kept.csv").read_text(encoding="utf-8")
-
-
-def test_closed_and_full_outputs_at_the_level_of_the_system(measured_network):
-    start = f"{shlex.quote(sys.executable)} -m ttm_lab "
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-    def shell(command: str) -> tuple[str, str]:
-        done = subprocess.run(
-            ["bash", "-c", command], capture_output=True, text=True, env=variables, check=False
-        )
-        return done.stdout, done.stderr
-
-    # head is gone before the command has anything to say; closed by >&-; a full disk
-    out, error = shell(start + measured_network + " | true; echo ${PIPESTATUS[0]}")
-    assert (out, error) == ("0\n", "")
-    assert len(read_table("kept.csv")) == 1
-    out, error = shell(start + "--help >&- 2>&-; echo $?")
-    assert out == "0\n"
-    if Path("/dev/full").exists():
-        out, error = shell(start + "--help > /dev/full; echo $?")
-        assert out == "1\n"
-        assert error.count("\n") == 1
-        assert "not everything could be shown" in error

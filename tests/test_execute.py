@@ -24,6 +24,7 @@ def page(tmp_path):
     output(cell, data=picture)
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "m"}, "text/plain": "VBox()"}
     output(cell, data=widget)
+    output(cell, data=widget | {"text/html": "<p>frames of an explorer</p>"})
     text = "# A & B\n\nText."
     folded = "<details><summary>Solution</summary>\n\n```python\nx = 1\n```\n\n</details>"
     cells = [v4.new_markdown_cell(text), cell, v4.new_markdown_cell(folded)]
@@ -54,10 +55,10 @@ def test_title_is_the_heading(page):
     assert "<title>A &amp; B</title>" in page
 
 
-def test_pictures_keep_their_text_and_sliders_become_a_sentence(page):
+def test_pictures_keep_their_text_and_explorers_their_frames(page):
     assert 'alt="a rising curve"' in page
     assert "VBox" not in page
-    assert "Here the notebook shows sliders" in page
+    assert "<p>frames of an explorer</p>" in page
 
 
 def test_progress_is_left_to_the_log(page):
@@ -134,3 +135,33 @@ def test_a_dollar_in_code_or_behind_a_backslash_begins_no_formula(tmp_path, text
     shown = BeautifulSoup((tmp_path / "n.html").read_text(encoding="utf-8"), "html.parser")
     assert [formula.text for formula in shown.find_all("math")] == ["q"]
     assert shown.find("main").text.count("$") == 2
+
+
+DRAWING = "x = [1]\ny = [2]\nax.plot(x, y)\nfigures.show(\n    ax,\n    alt='A line'\n)"
+
+
+@pytest.mark.parametrize(
+    ("source", "tag", "folded"),
+    [
+        ("import torch\n\ntorch.set_num_threads(1)", None, True),
+        ('profile = "quick"', "parameters", True),
+        ("for x in (1, 2):\n    evidence.record('A1', x)", None, True),
+        (DRAWING, None, True),
+        ("figures.show(ax, alt='A line')", None, False),
+        ("print(kd_loss(z, v, 4.0))", None, False),
+        ("print(kd_loss(z, v, 4.0))", "hide-input", True),
+        ("from scipy import stats\n\ndef mine():\n    raise Unsolved()", "exercise", False),
+        ("import numpy as np\n\ndef half(x):\n    return x / 2", None, False),
+        ("%time 1 + 1", None, False),
+    ],
+)
+def test_plumbing_is_folded_and_what_teaches_is_shown(tmp_path, source, tag, folded):
+    v4 = nbformat.v4
+    cell = v4.new_code_cell(source, metadata={"tags": [tag] if tag else []})
+    notebook = v4.new_notebook(cells=[v4.new_markdown_cell("# A"), cell])
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    export_html(tmp_path / "a.ipynb", tmp_path / "a.html")
+    page = BeautifulSoup((tmp_path / "a.html").read_text(encoding="utf-8"), "html.parser")
+    code = page.select_one(".jp-CodeCell .highlight")
+    assert code.get_text(strip=True)
+    assert bool(code.find_parent("details")) == folded

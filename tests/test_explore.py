@@ -8,8 +8,8 @@ import pytest
 from matplotlib.text import Text
 from scipy import special, stats
 
-from ttm_lab.analysis import Outputs
 from ttm_lab.course import explore, figures
+from ttm_lab.course.outputs import Outputs
 
 
 def controls(box):

@@ -32,6 +32,7 @@ from ttm_lab.losses import (
     dist_loss,
     dkd_loss,
     kd_loss,
+    merge_others,
     ttm_loss,
     wttm_loss,
 )
@@ -607,6 +608,19 @@ BOUNDS = {
 }
 
 
+def test_a_decomposition_leaves_out_what_the_mask_does():
+    z, v = (x.reshape(2, 3, 5) for x in pair(0, 5))
+    z[~COUNTS], v[~COUNTS] = math.nan, -torch.inf
+    z.requires_grad_()
+    terms = decompose_ttm(z, v, 4.0, mask=COUNTS)
+    for term, expected in zip(terms, decompose_ttm(z[COUNTS], v[COUNTS], 4.0), strict=True):
+        torch.testing.assert_close(term[COUNTS], expected)
+        assert not term[~COUNTS].any()
+    sum(term.sum() for term in terms).backward()
+    assert z.grad.isfinite().all()
+    assert not z.grad[~COUNTS].any()
+
+
 def test_ruled_out_classes_agree_with_kl_div():
     z, v = pair(0, 10, dtype=torch.float32)
     z[:, 7:], v[:, 6:] = -torch.inf, -torch.inf
@@ -877,6 +891,60 @@ def test_a_vocabulary_takes_little_more_memory_than_the_gradient(name, dtype):
             expected *= mask[rows, None].numpy()
         error = np.linalg.norm(z.grad[rows].double().numpy() - expected)
         assert error <= RELATIVE_GRADIENT_ERROR[dtype] * np.linalg.norm(expected)
+
+
+# Some classes, and all others as one ------------------------------------------------------------
+
+
+@quick
+@given(pairs, temperatures, st.integers(1, 100))
+def test_merging_never_raises_the_divergence_nor_makes_it_negative(logits, temperature, kept):
+    """Value and gradient from probabilities, added up in the plain way."""
+    z, v = logits
+    classes = v.topk(min(kept, v.shape[-1] - 1)).indices
+    p, q = (v / temperature).softmax(-1), z.softmax(-1)
+    sides = [x.gather(-1, classes) for x in (p, q)]
+    left = [x.scatter(-1, classes, 0).sum(-1, keepdim=True) for x in (p, q)]
+    expected = kl_divergence(*(torch.cat(x, -1) for x in zip(sides, left, strict=True)))
+
+    def merged(x):
+        target = merge_others(v / temperature, classes)
+        return ttm_loss(merge_others(x, classes), target, 1.0, reduction="none")
+
+    torch.testing.assert_close(merged(z), expected, rtol=1e-7, atol=1e-10)
+    assert (merged(z) >= -1e-12).all()
+    assert (merged(z) <= ttm_loss(z, v, temperature, reduction="none") + 1e-12).all()
+    # the student learns the kept classes' probabilities, and shares the rest as before
+    target = (q * left[0] / left[1]).scatter(-1, classes, sides[0])
+    gradient = gradient_of(lambda x: merged(x).sum(), z)
+    torch.testing.assert_close(gradient, q - target, rtol=1e-6, atol=1e-9)
+
+
+def test_merging_all_classes_or_ruled_out_ones_leaves_the_loss():
+    z, v = pair(0, 5)
+    z[0, 3:] = v[:, 3:] = -torch.inf
+    for count in (3, 4, 5):
+        classes = torch.arange(5).expand(6, 5)[:, :count].int()
+
+        def merged(x, classes=classes):
+            return ttm_loss(merge_others(x, classes), merge_others(v / 4, classes), 1.0)
+
+        torch.testing.assert_close(merged(z), ttm_loss(z, v, 4.0))
+        exact = gradient_of(lambda x: ttm_loss(x, v, 4.0), z)
+        torch.testing.assert_close(gradient_of(merged, z), exact)
+    half = merge_others(z.bfloat16(), classes)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, merge_others(z.bfloat16().float(), classes))
+
+
+def test_what_cannot_be_merged_is_named():
+    z, _ = pair(0, 5)
+    with pytest.raises(ValueError, match=r"topk\(k\).indices, got torch.float32"):
+        merge_others(z, torch.ones(6, 2))
+    with pytest.raises(ValueError, match=r"each row of logits \(6, 5\).*\(3, 2\)"):
+        merge_others(z, torch.ones(3, 2, dtype=torch.int64))
+    with pytest.raises(TypeError, match="floating point"):
+        merge_others(z.long(), torch.ones(6, 2, dtype=torch.int64))
 
 
 # Autograd, transforms, autocast, compile ----------------------------------------------------------
@@ -1152,6 +1220,20 @@ def test_standardized_losses_take_half_precision_and_flat_rows():
         StandardizedLoss(KDLoss(2.0))(z, v[:, :9])
 
 
+@pytest.mark.parametrize("loss", [KDLoss(2.0), TTMLoss(4.0), WTTMLoss(4.0)])
+def test_standardized_logits_leave_out_what_is_ruled_out(loss):
+    z, v = pair(0, 5)
+    filled = [torch.cat([x, torch.full((6, 2), -torch.inf, dtype=x.dtype)], 1) for x in (z, v)]
+    found = StandardizedLoss(loss)(filled[0].requires_grad_(), filled[1])
+    torch.testing.assert_close(found, StandardizedLoss(loss)(z, v))
+    (gradient,) = torch.autograd.grad(found, filled[0])
+    exact = gradient_of(lambda x: StandardizedLoss(loss)(x, v), z)
+    torch.testing.assert_close(gradient[:, :5], exact)
+    assert not gradient[:, 5:].any()
+    filled[1][:, :4] = -torch.inf  # one class is left to the teacher: no spread
+    assert gradient_of(lambda x: StandardizedLoss(loss)(x, filled[1]), filled[0]).isfinite().all()
+
+
 def test_decomposition_needs_no_float64_on_the_device():
     z, v = pair(0, 10, dtype=torch.float32)
     expected = decompose_ttm(z.double(), v.double(), 4.0)
@@ -1160,6 +1242,24 @@ def test_decomposition_needs_no_float64_on_the_device():
     for term, exact in zip(terms, expected, strict=True):
         assert term.dtype == torch.float32
         torch.testing.assert_close(term.double(), exact, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [KDLoss, TTMLoss, WTTMLoss, DKDLoss, DISTLoss])
+@pytest.mark.parametrize("wrap", [lambda loss: loss, StandardizedLoss])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_need_no_float64_on_the_device(kind, wrap, dtype):
+    z, v = (x.to(dtype) for x in pair(0, 10, dtype=torch.float32))
+    loss, labels = wrap(kind(4.0)), [torch.arange(6)] if kind is DKDLoss else []
+
+    def found():
+        student = z.clone().requires_grad_()
+        value = loss(student, v, *labels)
+        return [value.detach(), *torch.autograd.grad(value, student)]
+
+    expected = found()
+    with device_without_float64():
+        got = found()
+    assert all(map(torch.equal, got, expected))
 
 
 # Modules ------------------------------------------------------------------------------------------

@@ -245,6 +245,30 @@ def test_the_authors_name_and_values_decide_the_folder(data, teacher, tmp_path):
             run(1, **values)
 
 
+SHARPNESS = 1.0
+
+
+def reads_from_outside(student, teacher):
+    return SHARPNESS * ttm_loss(student, teacher, 4.0)
+
+
+def test_numbers_that_a_loss_reads_from_outside_are_part_of_its_identity(monkeypatch):
+    def mine(**values):
+        return LogitTerm(reads_from_outside, name="mine", **values).identity()
+
+    def inside(scale):
+        return LogitTerm(lambda z, v: scale * ttm_loss(z, v, 4.0), name="mine").identity()
+
+    first = mine()
+    assert json.loads(json.dumps(first)) == first == ["mine", {"SHARPNESS": 1.0}]
+    monkeypatch.setitem(globals(), "SHARPNESS", 2.0)
+    assert mine() == ["mine", {"SHARPNESS": 2.0}]
+    assert mine(scale=3) == ["mine", {"SHARPNESS": 2.0, "scale": 3}]
+    assert inside(1) != inside(2)
+    hint = FeatureTerm(reads_from_outside, "a", "b", name="mine").identity()
+    assert hint[0] == ["mine", {"SHARPNESS": 2.0}]
+
+
 class Unnamed(Term):
     def forward(self, student, teacher, labels):
         return student.logits.square().mean()

@@ -23,10 +23,10 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttm_lab.probability import (
+    check_floating,
     check_no_probabilities,
     check_positive,
     check_same_classes,
@@ -45,6 +45,7 @@ __all__ = [
     "dist_loss",
     "dkd_loss",
     "kd_loss",
+    "merge_others",
     "ttm_loss",
     "wttm_loss",
 ]
@@ -165,7 +166,11 @@ class TTMDecomposition(NamedTuple):
 
 
 def decompose_ttm(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float,
+    *,
+    mask: Tensor | None = None,
 ) -> TTMDecomposition:
     """The terms of TTM: T * KD's divergence, the student's Rényi entropy, the teacher's entropy.
 
@@ -180,6 +185,7 @@ def decompose_ttm(
         student_logits, teacher_logits: floating point, (..., K) with K >= 2; leading shapes
             broadcast.
         temperature: T > 0.
+        mask: as in `kd_loss`; all terms of what it leaves out are 0.
 
     Returns:
         TTMDecomposition(kd, renyi, teacher_entropy, total), each of shape (...), in nats.
@@ -189,7 +195,7 @@ def decompose_ttm(
 
     Source: Zheng and Yang 2024, Eq. 15.
     """
-    T, *rows = _check(student_logits, teacher_logits, temperature)
+    T, *rows = _check(student_logits, teacher_logits, temperature, mask=mask)
     student, teacher = _broadcast(*rows)
 
     def exact(logits: Tensor, temperature: float) -> Tensor:
@@ -204,7 +210,8 @@ def decompose_ttm(
         (1 - T) * _kl(log_p_T, torch.zeros_like(log_p_T)),
         _kl(log_p_T, log_q),
     )
-    return TTMDecomposition(*(term.to(student.dtype).to(student.device) for term in terms))
+    terms = (term.to(student.dtype).to(student.device) for term in terms)
+    return TTMDecomposition(*(x if mask is None else x.masked_fill(~mask, 0.0) for x in terms))
 
 
 # Baselines ----------------------------------------------------------------------------------------
@@ -258,15 +265,11 @@ def dkd_loss(
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
         log_probabilities = _log_softmax(logits, T)
+        binary = merge_others(log_probabilities, labels.unsqueeze(-1)).log_softmax(-1)
         others = log_probabilities.masked_fill(is_label, -torch.inf)
-        label = log_probabilities.gather(-1, labels.unsqueeze(-1))
         none = others.amax(-1, keepdim=True) == -torch.inf  # all classes but the label ruled out
-        others = others.masked_fill(none, 0.0)  # whose derivatives are no NaN
-        # log P(label) and log P(not label): log(1 - p) would be -inf once p rounds to 1.
-        margin = label - others.logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
-        binary = torch.cat([_log_sigmoid(margin), _log_sigmoid(-margin)], -1)
-        shares = others.log_softmax(-1).masked_fill(none, -torch.inf)
-        return binary, shares.masked_fill(is_label, 0.0)
+        shares = others.masked_fill(none, 0.0).log_softmax(-1)  # whose derivatives are no NaN
+        return binary, shares.masked_fill(none, -torch.inf).masked_fill(is_label, 0.0)
 
     (binary_p, others_p), (binary_q, others_q) = split(teacher), split(student)
     loss = target_weight * _kl(binary_p, binary_q) + nontarget_weight * _kl(others_p, others_q)
@@ -316,23 +319,19 @@ def dist_loss(
     q, p = (
         _log_softmax(logits, T).exp().reshape(-1, logits.shape[-1]) for logits in _broadcast(*rows)
     )
-    counts = None if mask is None else mask.reshape(-1, 1)
+    counts = torch.ones_like(q[:, :1]) if mask is None else mask.reshape(-1, 1)
 
     def centred(x: Tensor, dim: int) -> Tensor:
-        if counts is None:
-            return x - x.mean(dim, keepdim=True)
-        mean = x.mean(-1, keepdim=True)
-        if dim == 0:
-            mean = (x * counts).sum(0) / counts.sum().clamp(min=1)
-        return (x - mean) * counts
+        shares = counts / counts.sum().clamp(min=1) if dim == 0 else 1 / x.shape[-1]
+        return (x - (x * shares).sum(dim, keepdim=True)) * counts
 
     def correlation(dim: int) -> Tensor:
         a, b = centred(p, dim), centred(q, dim)
         each = (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + 1e-8)
-        return _reduce(each, "mean", counts if dim == -1 else None)
+        return each.mean() if dim == 0 else each.sum() / counts.sum().clamp(min=1)
 
     loss = between_weight * (1 - correlation(-1)) + within_weight * (1 - correlation(0))
-    return T**2 * (loss if counts is None else loss * counts.any())
+    return T**2 * loss * counts.any()
 
 
 # Modules ------------------------------------------------------------------------------------------
@@ -422,8 +421,8 @@ class StandardizedLoss(nn.Module):
 
     `StandardizedLoss(KDLoss(2.0))` is the published combination: the student matches how the
     teacher's logits stand to each other, whatever their scale and shift. With it the temperature
-    counts in standard deviations of a row. Rows without any spread become zeros. Leave out masked
-    classes: a logit of -1e4 would stretch its row.
+    counts in standard deviations of a row. Rows without any spread become zeros. A class of -inf
+    stays ruled out and counts for neither mean nor deviation, where one of -1e4 stretches its row.
 
     Args:
         loss: called as `loss(student_logits, teacher_logits)`, or with labels behind them.
@@ -446,9 +445,55 @@ class StandardizedLoss(nn.Module):
         dim = getattr(self.loss, "options", {}).get("class_dim", -1)
         _, *logits, mask = _check(student_logits, teacher_logits, 1.0, mask=mask, class_dim=dim)
         logits = _fill(*(x.to(_dtype(x, x)) for x in logits), mask)
-        rows = ((x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-7) for x in logits)
-        rows = (x.movedim(-1, dim) for x in rows)
+        rows = (_standardize(x).movedim(-1, dim) for x in logits)
         return self.loss(*rows, *labels, **({} if mask is None else {"mask": mask}))
+
+
+def _standardize(logits: Tensor) -> Tensor:
+    ruled_out = logits == -torch.inf
+    classes = (~ruled_out).sum(-1, keepdim=True)
+    mean = logits.masked_fill(ruled_out, 0.0).sum(-1, keepdim=True) / classes
+    centred = (logits - mean).masked_fill(ruled_out, 0.0)
+    deviation = centred.norm(dim=-1, keepdim=True) / (classes - 1).clamp(min=1).sqrt()
+    return (centred / (deviation + 1e-7)).masked_fill(ruled_out, -torch.inf)
+
+
+# Some classes, and all others as one --------------------------------------------------------------
+
+
+def merge_others(logits: Tensor, classes: Tensor) -> Tensor:
+    """Logits of some classes, and behind them one for all others together: their log-sum-exp.
+
+    For a teacher of whom only the likeliest classes are kept, as of a vocabulary. Between
+    `merge_others(student_logits, classes)` and `merge_others(teacher_logits / T, classes)`,
+    `ttm_loss` at temperature 1 is a lower bound of D(p_T || q) and never negative, as it can be
+    without the others.
+
+    Args:
+        logits: floating point, shape (..., K).
+        classes: integers from 0 to K - 1, shape (..., k), those of a row distinct.
+
+    Returns:
+        Logits, shape (..., k + 1), float32 (float64 if `logits` are).
+
+    Raises:
+        TypeError: logits that are no floating point tensor.
+        ValueError: classes that are no integers, or not some for each row.
+
+    Source: the log sum inequality, Cover and Thomas 2006, Theorem 2.7.1.
+    """
+    check_floating("logits", logits)
+    if classes.is_floating_point() or classes.shape[:-1] != logits.shape[:-1]:
+        raise ValueError(
+            f"classes must be whole numbers, k for each row of logits {tuple(logits.shape)}, such "
+            f"as logits.topk(k).indices, got {classes.dtype} of shape {tuple(classes.shape)}"
+        )
+    classes = classes.long()
+    kept = logits.gather(-1, classes).to(_dtype(logits, logits))
+    others = logits.scatter(-1, classes, -torch.inf).to(kept.dtype)
+    none = others.amax(-1, keepdim=True) == -torch.inf  # whose derivative is no NaN
+    others = others.masked_fill(none, 0.0).logsumexp(-1, keepdim=True)
+    return torch.cat([kept, others.masked_fill(none, -torch.inf)], -1)
 
 
 # The computation ----------------------------------------------------------------------------------
@@ -630,13 +675,6 @@ def _shift(logits: Tensor) -> Tensor:
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return (_shift(logits) / temperature).log_softmax(-1)
-
-
-def _log_sigmoid(x: Tensor) -> Tensor:
-    if not hasattr(x, "full_tensor"):
-        return F.logsigmoid(x)
-    # torch has no rule for the derivative of logsigmoid where x is sharded (DTensor)
-    return torch.minimum(x, torch.zeros_like(x)) - x.abs().neg().exp().log1p()
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -105,9 +105,10 @@ class LogitTerm(Term):
     Args:
         loss: ``loss(student_logits, teacher_logits)`` or ``loss(student_logits, teacher_logits,
             labels)``, which returns a scalar tensor.
-        name, values: what tells its runs from others (values that JSON knows). The author of a
-            loss changes one of them when the loss changes: its source is not looked at. The
-            package's own losses name themselves.
+        name, values: what tells its runs from others (values that JSON knows), beside the numbers
+            and words that a function reads from outside itself. The author of a loss changes one of
+            them when the loss changes: its source is not looked at. The package's own losses name
+            themselves.
     """
 
     def __init__(self, loss: Callable, *, name: str | None = None, **values):
@@ -122,7 +123,7 @@ class LogitTerm(Term):
     def identity(self):
         if self.name is None and isinstance(self.loss, _LOSSES):
             return repr(self.loss)
-        return _named(self.name or "", self.values, label_of(self.loss), "LogitTerm(loss, name=...")
+        return _named(self, "LogitTerm(loss, name=...")
 
 
 class FeatureTerm(Term):
@@ -163,11 +164,8 @@ class FeatureTerm(Term):
         return self.loss(self.project(feature), target)
 
     def identity(self):
-        named = _named(
-            self.name or "", self.values, label_of(self.loss), "FeatureTerm(..., name=..."
-        )
         places = [*self.student_features, *self.teacher_features]
-        return [named, places, repr(self.project)]
+        return [_named(self, "FeatureTerm(..., name=..."), places, repr(self.project)]
 
 
 class Objective(nn.Module):
@@ -293,10 +291,16 @@ def _required_arguments(loss: Callable) -> int:
     return sum(p.kind in kinds and p.default is p.empty for p in parameters)
 
 
-def _named(name: str, values: dict, label: str, remedy: str):
-    if not name:
+def _named(term: LogitTerm | FeatureTerm, remedy: str):
+    if not term.name:
         raise ValueError(
-            f"{label} has no name of its own, so its run could not be told from others: write "
-            f"{remedy}, and the values that change it), or pass folder=None"
+            f"{label_of(term.loss)} has no name of its own, so its run could not be told from "
+            f"others: write {remedy}, and the values that change it), or pass folder=None"
         )
-    return [name, values] if values else name
+    values = {}
+    if inspect.isfunction(term.loss):  # numbers and words that it reads from outside change it, too
+        outside = inspect.getclosurevars(term.loss)
+        read = outside.globals | outside.nonlocals
+        values = {k: v for k, v in read.items() if isinstance(v, int | float | str)}
+    values |= term.values
+    return [term.name, values] if values else term.name

@@ -64,8 +64,7 @@ def power_transform(probabilities: Tensor, exponent: float) -> Tensor:
         Probabilities, shape (..., K).
 
     Raises:
-        TypeError: probabilities are not a floating point tensor, or gamma is not a number.
-        ValueError: gamma is not positive and finite, or there are fewer than two classes.
+        TypeError, ValueError: as `temperature_softmax`.
 
     Source: Zheng and Yang 2024, Eqs. 6 to 9.
     """
@@ -91,8 +90,7 @@ def power_sum(probabilities: Tensor, exponent: float) -> Tensor:
         U, shape (...).
 
     Raises:
-        TypeError: probabilities are not a floating point tensor, or gamma is not a number.
-        ValueError: gamma is not positive and finite, or there are fewer than two classes.
+        TypeError, ValueError: as `temperature_softmax`.
 
     Source: Zheng and Yang 2024, section 4.
     """
@@ -132,8 +130,7 @@ def renyi_entropy(probabilities: Tensor, order: float) -> Tensor:
         Entropy, shape (...), between 0 (one-hot) and log K (uniform).
 
     Raises:
-        TypeError: probabilities are not a floating point tensor, or the order is not a number.
-        ValueError: the order is not positive and finite, or there are fewer than two classes.
+        TypeError, ValueError: as `temperature_softmax`.
 
     Source: Rényi 1961; Zheng and Yang 2024, Eq. 4.
     """
@@ -203,13 +200,14 @@ def largest_temperature(logits: Tensor, nats: float) -> float:
         raise ValueError(f"logits {tuple(rows.shape)} hold no rows, so there is no mean over them")
     rows = rows - rows.amax(-1, keepdim=True)
     p = rows.softmax(-1)
-    expected = p.mul_(rows).masked_fill_(rows == -torch.inf, 0.0).sum(-1, dtype=torch.float64)
+    terms = p.mul_(rows).masked_fill_(rows == -torch.inf, 0.0)
+    expected = terms.cpu().sum(-1, dtype=torch.float64)  # not every device has float64
     full = rows.logsumexp(-1)
 
     def excess(log_exponent: float) -> float:
         exponent = math.exp(log_exponent)
         change = (rows * exponent).logsumexp(-1) - full  # log p - log p_T = (1 - 1/T) v + change
-        return ((1 - exponent) * expected + change).mean().item() - nats
+        return ((1 - exponent) * expected + change.cpu()).mean().item() - nats
 
     lowest = -math.log(1e6)
     if excess(lowest) <= 0:

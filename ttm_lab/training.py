@@ -19,10 +19,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ttm_lab import distributed, runs
-from ttm_lab.checks import check_compiler, check_data, check_network, check_objective, check_student
+from ttm_lab.checks import check_data, check_network, check_objective, check_student
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.data.splits import hash_seed
 from ttm_lab.models import create_model, logits_of
@@ -30,7 +29,6 @@ from ttm_lab.objectives import Objective, Output, make_objective, recorded
 from ttm_lab.progress import Clock, Meter, Progress
 from ttm_lab.settings import Settings, default_device, fast, whole_number
 from ttm_lab.teacher import Teacher, autocast, logits_in_pieces, output_key
-from ttm_lab.teacher_cache import TeacherCache
 
 __all__ = [
     "Diverged",
@@ -41,7 +39,6 @@ __all__ = [
     "distill_many",
     "fast",
     "find_runs",
-    "remember_teacher",
     "train_teacher",
 ]
 
@@ -113,6 +110,7 @@ def distill_many(
     progress: bool | None = None,
     checkpoint_seconds: float = 30.0,
     remembered: str | Path | None = None,
+    start: nn.Module | None = None,
 ) -> list[Trained]:
     """Train a student for each of ``settings`` and each seed, all from one teacher.
 
@@ -134,6 +132,7 @@ def distill_many(
         checkpoint_seconds: least time between two resume points; 0 keeps one after every epoch.
         remembered: the folder of files with remembered logits, for settings with ``remember``
             (default: ``remembered`` beside ``folder``; in memory if that is None).
+        start: a network whose weights all begin with, in place of those that the seed draws.
 
     Returns:
         The students in the order seeds x settings. Their ``history`` has one row an epoch: loss,
@@ -157,12 +156,9 @@ def distill_many(
         teacher = _network(teacher)
     device = default_device(device)
     check_data(data, settings)
-    data, teacher, students = _prepare(teacher, data, settings, seeds, folder, device)
+    data, teacher, students = _prepare(teacher, data, settings, seeds, folder, device, start)
     if folder is not None:
         runs.name_old_runs(folder)
-    unfinished = [s for s in students if not (s.run and s.run.finished)]
-    if device.type == "cpu" and any(s.settings.compiled for s in unfinished):
-        check_compiler()
     folders = [student.run.folder for student in students if student.run]
     if len(set(folders)) < len(folders):
         raise ValueError("two settings hold losses of the same name and values: keep one")
@@ -208,7 +204,7 @@ def find_runs(
     return [student.run for student in students]
 
 
-def _prepare(teacher, data, settings, seeds, folder, device):
+def _prepare(teacher, data, settings, seeds, folder, device, start=None):
     """Data and teacher on the device, and a student for each seed and settings."""
     source = {"name": data.name, "seed": data.seed}
     source["sha256"] = data.fingerprint if folder is not None else None
@@ -216,42 +212,9 @@ def _prepare(teacher, data, settings, seeds, folder, device):
     if teacher is not None:
         teacher = Teacher(teacher, data, settings, device)
         check_network("teacher", teacher.network, data)
-    students = [
-        Student(s, seed, data, device=device, teacher=teacher, source=source, folder=folder)
-        for seed in seeds
-        for s in settings
-    ]
+    shared = {"teacher": teacher, "source": source, "folder": folder, "start": start}
+    students = [Student(s, seed, data, device=device, **shared) for seed in seeds for s in settings]
     return data, teacher, students
-
-
-def remember_teacher(
-    teacher: nn.Module | Trained,
-    data: Dataset,
-    settings: Settings,
-    *,
-    remembered: str | Path | None = None,
-    device: str | torch.device | None = None,
-    progress: bool | None = None,
-) -> TeacherCache:
-    """Compute a teacher's logits for every view of every training picture, before any training.
-
-    ``settings`` are those of any student: of them augmentation, precision and ``fold_batch_norm``
-    count. What the folder ``remembered`` already holds is not computed again, so an interrupted
-    call goes on where it stopped. Raises what ``distill_many`` raises for data and teacher, and
-    what ``TeacherCache`` raises for the file.
-    """
-    settings, device = replace(settings, remember=True), default_device(device)
-    check_data(data, [settings])
-    data = data.to(device)
-    asked = Teacher(_network(teacher), data, [settings], device)
-    check_network("teacher", asked.network, data)
-    asked.open_caches(data, [settings], remembered)
-    (memory,) = asked.caches.values()
-    chunks = torch.arange(len(memory)).split(memory.chunk)
-    hidden = None if progress is None else not progress
-    for views in tqdm(chunks, desc="remember", unit=f"x {memory.chunk} views", disable=hidden):
-        memory.look_up(views)
-    return memory
 
 
 def _network(teacher: nn.Module | Trained) -> nn.Module:
@@ -388,9 +351,12 @@ class Student:
         teacher: Teacher | None = None,
         source: dict | None = None,
         folder: str | Path | None = None,
+        start: nn.Module | None = None,
     ):
         self.settings, self.seed, self.device = settings, seed, device
         model = create_model(settings.model, data.num_classes, seed=seed)
+        if start is not None:
+            model.load_state_dict(start.state_dict())
         # Convolutions of many channels run up to twice as fast in this memory layout.
         self.model = model.to(device, memory_format=torch.channels_last)
         self.objective = make_objective(
@@ -412,6 +378,7 @@ class Student:
                 "teacher": teacher and teacher.fingerprint,
                 "numerics": NUMERICS,
             }
+            config |= {} if start is None else {"start": runs.weights_fingerprint(start)}
             self.run = runs.Run(folder, f"{_slug(settings.label)}-seed{seed}", config)
 
     @functools.cached_property

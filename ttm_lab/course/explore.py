@@ -5,10 +5,14 @@ A control's ``observe`` callback renders a figure to PNG and puts it into one HT
 keeps its size and carries a text alternative. Below it stand the numbers that move, in words.
 Controls are reached by Tab and moved by the arrow keys, or by a mouse; Space opens a list, ticks
 a box and presses a button.
+
+In a batch, whose pages have no kernel, an explorer also brings frames drawn ahead (``frames``).
 """
 
 import gc
-import html
+import itertools
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 
@@ -25,8 +29,9 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from ttm_lab import analysis
-from ttm_lab.course import figures
+from ttm_lab.course import figures, frames
 from ttm_lab.course.figures import notebook3, notebook14
+from ttm_lab.course.outputs import Outputs
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
     kl_divergence,
@@ -42,6 +47,7 @@ _LAYOUT = {
     "style": {"description_width": "160px"},
 }
 _ZOOM = 1.3  # pictures are for a room: 130 px an inch
+_MOST_FRAMES, _MOST_BYTES = 28, 600_000  # of an explorer in a page: below 1 MB as text
 _LOOK = f"""<style>
 .ttm-explorer {{ --jp-widgets-font-size: 16px; --jp-widgets-inline-height: 32px; }}
 .ttm-explorer .widget-hslider {{ margin: 2px; }}
@@ -87,12 +93,18 @@ def panel(
     numbers: Callable[..., dict[str, str]],
     controls: Mapping[str, widgets.ValueWidget],
     buttons: Mapping[str, Callable[[], None]] | None = None,
+    pages: Mapping[str, Mapping[object, str] | None] | None = None,
 ) -> widgets.VBox:
     """Controls above a picture: moving one draws ``figure(**values)`` anew.
 
     ``numbers(**values)`` names the numbers that move, as text with their units; they stand below
     the picture. With the controls' values they are its text alternative. ``buttons`` maps a label
     to what a press does, such as setting a control. Make the returned box a cell's last value.
+
+    ``pages`` names the controls that also move in a page without a kernel; without it the first
+    one does. None stands for a control's own values, a mapping of values to words makes a list of
+    these. Where that is more than 28 frames or 1 MB, sliders get fewer steps, and where there is
+    none the last control named stays where it opens, as do all that are not named.
     """
     picture, words = widgets.HTML(), widgets.HTML()
 
@@ -109,16 +121,14 @@ def panel(
     def draw() -> None:
         values = {name: control.value for name, control in controls.items()}
         drawn, found = figure(**values), numbers(**values)
-        size = (round(100 * _ZOOM * side) for side in drawn.get_size_inches())
+        size = _size(drawn)
         png = figures.to_png(drawn, scale=2.0, compression=1)
         said = {control.description: _said(control) for control in controls.values()} | found
-        alt = "; ".join(f"{name} {value}" for name, value in said.items())
-        picture.value = figures.image_html(png, alt, *size)
-        cells = "".join(
-            f"<div><div>{html.escape(name)}</div><div>{html.escape(value)}</div></div>"
-            for name, value in found.items()
-        )
-        words.value = f'<div class="ttm-numbers">{cells}</div>{_LOOK}'
+        picture.value = figures.image_html(png, _alt(said), *size)
+        words.value = f'<div class="ttm-numbers">{frames.numbers_html(found)}</div>{_LOOK}'
+
+    def page(name: str) -> str:
+        return _page(name, figure, numbers, controls, pages or {next(iter(controls)): None})
 
     def press(action: Callable[[], None]) -> Callable[[widgets.Button], None]:
         return lambda _button: action()
@@ -134,10 +144,92 @@ def panel(
     grid = widgets.GridBox(list(controls.values()), layout=widgets.Layout(**columns))
     aligned = widgets.Layout(margin="0 0 0 165px")  # with the controls, right of their labels
     redraw()
-    box = widgets.VBox(
-        [grid, *([widgets.HBox(row, layout=aligned)] if row else []), picture, words]
+    box = _Explorer(
+        [grid, *([widgets.HBox(row, layout=aligned)] if row else []), picture, words], page=page
     )
     return box.add_class("ttm-explorer")
+
+
+class _Explorer(widgets.VBox):
+    """Controls and a picture; in a batch it shows itself as HTML with frames as well."""
+
+    def __init__(self, children, *, page: Callable[[str], str]):
+        super().__init__(children)
+        self.page = page
+
+    def _repr_mimebundle_(self, **given) -> dict:
+        bundle = super()._repr_mimebundle_(**given)
+        if os.environ.get("TTM_LAB_PAGES"):
+            bundle["text/html"] = self.page(f"explorer-{self.model_id}")
+        return bundle
+
+
+def _page(name: str, figure, numbers, controls, pages) -> str:
+    """The explorer as HTML that moves without a kernel; arguments as ``panel`` takes them."""
+    at_first = {key: control.value for key, control in controls.items()}
+    moved = {key: pages[key] or _own_values(controls[key]) for key in pages}
+
+    def frame(values) -> tuple[frames.Frame, tuple[int, int]]:
+        drawn, found = figure(**values), numbers(**values)
+        said = {control.description: _said(control) for control in controls.values()}
+        said |= {controls[key].description: moved[key][values[key]] for key in moved}
+        return frames.Frame(frames.to_webp(drawn), _alt(said | found), found), _size(drawn)
+
+    opening, size = frame(at_first)
+    most = min(_MOST_FRAMES, _MOST_BYTES // len(opening.picture))
+    while math.prod(map(len, moved.values())) > most:
+        sliders = [key for key in moved if _is_slider(controls[key]) and not pages[key]]
+        sliders = [key for key in sliders if len(moved[key]) > 2]
+        if not sliders:
+            moved.popitem()
+            continue
+        # Every second value of the finest slider, and the one where it opens.
+        finest = max(sliders, key=lambda key: len(moved[key]))
+        start = list(moved[finest]).index(at_first[finest])
+        moved[finest] = dict(list(moved[finest].items())[start % 2 :: 2])
+    drawn = []
+    for chosen in itertools.product(*moved.values()):
+        values = at_first | dict(zip(moved, chosen, strict=True))
+        drawn.append(opening if values == at_first else frame(values)[0])
+    moves = [
+        frames.Control(
+            controls[key].description,
+            list(moved[key].values()),
+            list(moved[key]).index(at_first[key]),
+            slider=_is_slider(controls[key]) and not pages[key],
+        )
+        for key in moved
+    ]
+    fixed = [f"{c.description} {_said(c)}" for key, c in controls.items() if key not in moved]
+    note = f"Fixed here: {', '.join(fixed)}. All controls" if fixed else "Finer steps"
+    note += " move in JupyterLab, after make lab."
+    return frames.moving_html(name, moves, drawn, size, note)
+
+
+def _is_slider(control: widgets.ValueWidget) -> bool:
+    sliders = widgets.SelectionSlider, widgets.IntSlider, widgets.FloatSlider
+    return isinstance(control, sliders)
+
+
+def _own_values(control: widgets.ValueWidget) -> dict[object, str]:
+    """All values of a slider, a list or a box to tick, and each as text."""
+    if isinstance(control, widgets.Checkbox):
+        return {False: "off", True: "on"}
+    if hasattr(control, "options"):
+        pairs = (o if isinstance(o, tuple) else (o, o) for o in control.options)
+        return {value: text for text, value in pairs}
+    steps = round((control.max - control.min) / control.step)
+    values = [control.min + k * control.step for k in range(steps + 1)]
+    return {value: f"{round(value, 6) + 0.0:g}" for value in values}
+
+
+def _size(figure: Figure) -> tuple[int, int]:
+    width, height = (round(100 * _ZOOM * side) for side in figure.get_size_inches())
+    return width, height
+
+
+def _alt(said: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} {value}" for name, value in said.items())
 
 
 def _said(control: widgets.ValueWidget) -> str:
@@ -198,8 +290,9 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
     """Step through pictures and move T: the picture, its p and p_T as bars, and their numbers.
 
     Teacher ``logits`` (N, K), ``labels`` (N,), ``images`` (N, C, H, W) with C 1 or 3, as bytes or
-    from 0 to 1; without them a card with the label stands in. Buttons go to the pictures of which
-    the teacher is most and least certain, by its largest probability.
+    from 0 to 1; without them a card with the label stands in. It opens with the picture of which
+    the teacher is most certain, by its largest probability; buttons lead there and to the least
+    certain one.
 
     Raises ``ValueError`` where the shapes do not fit, or a label is out of range.
     """
@@ -231,7 +324,8 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
             "power sum U of p, exponent 1/T": f"{power_sum(p, 1 / temperature):.3f}",
         }
 
-    picture = linear_slider("picture", 0, len(logits) - 1, 0, 1)
+    most, least = int(top.argmax()), int(top.argmin())
+    picture = linear_slider("picture", 0, len(logits) - 1, most, 1)
 
     def go_to(number: int) -> Callable[[], None]:
         return lambda: setattr(picture, "value", number)
@@ -244,7 +338,12 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
             "temperature": temperature_slider(0.25, 20, 1.0),
             "log": widgets.Checkbox(False, description="logarithmic axis", **_LAYOUT),
         },
-        {"most certain": go_to(int(top.argmax())), "least certain": go_to(int(top.argmin()))},
+        {"most certain": go_to(most), "least certain": go_to(least)},
+        {
+            "picture": {most: "most certain", least: "least certain"},
+            "temperature": None,
+            "log": None,
+        },
     )
 
 
@@ -349,6 +448,7 @@ def triangle(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
             "first": linear_slider(f"teacher's {class_names[0]}", -6.0, 6.0, 4.0, 0.25),
             "second": linear_slider(f"teacher's {class_names[1]}", -6.0, 6.0, 2.0, 0.25),
         },
+        pages={"temperature": None, "start": None},
     )
 
 
@@ -398,6 +498,7 @@ def decomposition(teacher_logits=(4.0, 2.0, 0.0), student_logits=(0.0, 1.0, 2.5)
             "sharpness": linear_slider("student sharpness", 0.0, 4.0, 1.0, 0.125),
             "entropy": choice("entropy used", entropies),
         },
+        pages={"temperature": None, "entropy": None},
     )
 
 
@@ -436,7 +537,7 @@ def weights(logits, labels, class_names: Sequence[str], images=None) -> widgets.
 # Notebook 6
 
 
-def students(outputs: analysis.Outputs) -> widgets.VBox:
+def students(outputs: Outputs) -> widgets.VBox:
     """Compare two kinds of trained student: entropy, calibration and accuracy over seeds.
 
     A kind is a method with its temperature and distillation weight; ``outputs`` holds its logits
@@ -505,6 +606,7 @@ def students(outputs: analysis.Outputs) -> widgets.VBox:
             "second": choice("student B", kinds, list(kinds)[-1]),
             "seed": choice("seeds", [everything, *map(str, every_seed)]),
         },
+        pages={"first": None, "second": None},
     )
 
 
@@ -521,7 +623,7 @@ def tokens(texts: Mapping[str, tuple[Sequence[str], torch.Tensor]]) -> widgets.V
 
     def figure(text, temperature):
         u = power_sum(outputs[text], 1 / temperature)
-        title = f"{text}, T = {temperature:.3g}"
+        title = f"{figures.plain(text)}, T = {temperature:.3g}"
         return notebook14.coloured_text(texts[text][0], u, float(u.max()), title)
 
     def numbers(text, temperature):
@@ -537,7 +639,7 @@ def tokens(texts: Mapping[str, tuple[Sequence[str], torch.Tensor]]) -> widgets.V
         }
 
     controls = {"text": choice("text", texts), "temperature": temperature_slider(1, 16, 1.5)}
-    return panel(figure, numbers, controls)
+    return panel(figure, numbers, controls, pages={"text": None, "temperature": None})
 
 
 def _float64(values) -> torch.Tensor:

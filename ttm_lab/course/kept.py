@@ -269,7 +269,7 @@ def published() -> list[dict]:
     differences = {name: d.dropna() for name, d in differences.items()}
     found = contrasts(differences, contrasts=len(PUBLISHED) + 1)
     found["claim"] = [claim for claim, *_ in PUBLISHED]
-    pooled = paper.pooled_difference("WTTM", "TTM")
+    pooled = evidence.pooled_difference("WTTM", "TTM")
     half = stats.norm.isf(0.025 / found["contrasts"].iloc[0]) * pooled["error"]
     ends = {"low": pooled["pooled"] - half, "high": pooled["pooled"] + half}
     row = {"name": "WTTM minus TTM, pooled by inverse variance", "difference": pooled["pooled"]}

@@ -15,8 +15,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ttm_lab.course.experiments import Plan, Run
 from ttm_lab.data import Dataset, load_dataset
-from ttm_lab.experiments import Plan, Run
 from ttm_lab.files import find_root
 from ttm_lab.paper import KD_WEIGHT, TEMPERATURE, TTM_WEIGHT, load_teacher
 from ttm_lab.training import Settings, Trained
@@ -31,7 +31,7 @@ SEARCHED_SEED = 100  # not among the seeds that are measured
 
 
 def _arm(label: str, method: str, ce_weight=1.0, distill_weight=None, **changes) -> Settings:
-    values = {"epochs": 10, "precision": "bfloat16", "augmentation": "crop-flip", **changes}
+    values = {"epochs": 6, "precision": "bfloat16", "augmentation": "crop-flip", **changes}
     temperature = None if method == "ce" else TEMPERATURE
     loss = {"temperature": temperature, "ce_weight": ce_weight, "distill_weight": distill_weight}
     return Settings("resnet8", method, label=label, **loss, **values)
@@ -79,7 +79,7 @@ def kept_cifar100(folder: Path, pair: str, seed: int, root: str | None) -> tuple
 
 
 def cifar100_2x2_rates() -> Plan:
-    """The search behind ``cifar100-2x2``: every arm at every rate, for 3 of the 10 epochs."""
+    """The search behind ``cifar100-2x2``: every arm at every rate, for half of the epochs."""
     settings = [
         replace(arm, label=f"{arm.label}, lr {rate:g}")
         for rate in RATES

@@ -21,7 +21,9 @@ __all__ = [
 ]
 
 _SMALL_MODELS = {
+    "cnn_tiny": partial(TinyConvNet, (2, 4)),
     "cnn_small": partial(TinyConvNet, (4, 8)),
+    "cnn_medium": partial(TinyConvNet, (8, 16)),
     "cnn_large": partial(TinyConvNet, (32, 64)),
     **CIFAR_MODELS,
 }
@@ -55,7 +57,8 @@ def create_model(
 ) -> nn.Module:
     """Build a network with fresh weights.
 
-    ``cnn_small`` and ``cnn_large`` are the digits' student and teacher. The CIFAR networks go by
+    ``cnn_small`` and ``cnn_large`` are the digits' student and teacher, ``cnn_tiny`` and
+    ``cnn_medium`` students of half and twice the width. The CIFAR networks go by
     their published names (``resnet20``, ``wrn_40_2``, ``ShuffleV1``, ...), ImageNet's by
     ``torchvision/NAME`` or ``timm/NAME``, where timm comes with the extra ``imagenet``; the
     paper's spellings (``wrn-40-2``, ``ShuffleNetV1``, ``ResNet-34``) are aliases (``model_name``).

@@ -90,4 +90,3 @@ def coloured_text(pieces: Sequence[str], weights: Tensor, largest: float, title:
     note = f"ground and bar: weight U of the token's place, from 1 (none) to {largest:.3g} (full)"
     figure.text(0.01, 0.16 / high, note, fontsize=9, va="center")
     return figure
-

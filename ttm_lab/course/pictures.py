@@ -1,0 +1,116 @@
+"""A reader's own pictures: a teacher from ImageNet fine-tuned on them, and a report.
+
+ttm-lab distill --data folder --root DIR --pair TEACHER:STUDENT --fine-tune 10 --output FILE.csv
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from ttm_lab.data import Dataset
+from ttm_lab.files import runs_folder
+from ttm_lab.models import create_model, model_name
+from ttm_lab.paper import Row, load_teacher, teacher_folder
+from ttm_lab.runs import environment
+from ttm_lab.training import Settings, Trained, train_teacher
+
+MEASURES = {
+    "accuracy": "accuracy, %",
+    "nll": "NLL, nats",
+    "ece": "calibration error",
+    "entropy": "entropy, nats",
+    "agreement": "agreement with the teacher",
+}
+
+
+def fine_tune(
+    name: str,
+    data: Dataset,
+    weights: str | Path | nn.Module | None = None,
+    epochs: int = 10,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    **options,
+) -> Trained:
+    """A network trained on ``data`` from weights that know other pictures, with a new last layer.
+
+    All weights are trained: SGD with momentum, batches of 32, a learning rate that falls from 0.01
+    to zero along a cosine, and the strongest augmentation that the data offer.
+
+    Args:
+        name: a network, such as ``"torchvision/mobilenet_v3_small"``.
+        weights: a file or a run's folder with weights for ImageNet's 1,000 classes (CIFAR
+            networks: CIFAR-100's 100), a network that has them, or None for the published ones.
+        folder: where the run is kept (default: beside other teachers of these data, in ``runs/``).
+        options: as in ``training.distill_many``.
+
+    Raises what ``paper.load_teacher`` and ``training.train_teacher`` raise.
+    """
+    name = model_name(name)
+    if not isinstance(weights, nn.Module):
+        known = 1000 if "/" in name else 100
+        weights = load_teacher(name, weights or "published", known).model
+    start = with_new_head(weights, create_model(name, data.num_classes, seed=seed))
+    settings = Settings(
+        name,
+        epochs=epochs,
+        batch_size=32,
+        learning_rate=0.01,
+        schedule="cosine",
+        augmentation=data.train.augmentations[-1],
+        label="teacher",
+    )
+    folder = folder or runs_folder(teacher_folder(data, name))
+    return train_teacher(data, settings, seed=seed, folder=folder, start=start, **options)
+
+
+def with_new_head(trained: nn.Module, fresh: nn.Module) -> nn.Module:
+    """``fresh`` with all weights of ``trained`` except the last layer's, which tell its classes.
+
+    Raises ``ValueError`` where they differ in more than their last layer.
+    """
+    own, state = fresh.state_dict(), trained.state_dict()
+    head = list(own)[-1].rpartition(".")[0] + "."
+    wrong = own.keys() ^ state.keys()
+    wrong |= {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
+    if wrong := sorted(key for key in wrong if not key.startswith(head)):
+        raise ValueError(f"the weights are another network's: {', '.join(wrong[:5])} differ")
+    fresh.load_state_dict({k: own[k] if k.startswith(head) else state[k] for k in own})
+    return fresh
+
+
+def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
+    """Teacher and students on the test part, in Markdown: a line each, means over seeds.
+
+    ``measured`` comes from ``paper.measure``.
+    """
+    shown = measured.assign(accuracy=100 * measured["accuracy"])
+    grouped = shown.groupby("method", sort=False)
+    table = grouped[[name for name in MEASURES if name in shown]].mean().round(3)
+    lines = [f"| network | seeds | parameters | {' | '.join(MEASURES[k] for k in table)} |"]
+    lines += ["| --- " * (len(table.columns) + 3) + "|"]
+    networks = {one.label: one.model for one in row.students} | {"teacher": row.teacher.model}
+    for method, values in table.iterrows():
+        cells = ["" if pd.isna(x) else f"{x:g}" for x in values]
+        size = f"{sum(p.numel() for p in networks[method].parameters()):,}"
+        cells = [method, str(len(grouped.get_group(method))), size, *cells]
+        lines.append(f"| {' | '.join(cells)} |")
+    student = row.students[0].settings
+    here = environment()
+    threads = f"{here['gpu'] or here['processor']}, {torch.get_num_threads()} threads"
+    return "\n".join(
+        [
+            f"# {data.name}: {row.teacher.settings.model} to {student.model}",
+            "",
+            f"{len(data.train):,} pictures to train on and {len(data.test):,} to test on, of "
+            f"{data.num_classes} classes; {student.epochs} epochs.",
+            "",
+            *lines,
+            "",
+            f"Made by `{here['command']}` on {here['started'][:10]} ({threads}).",
+            "",
+        ]
+    )
