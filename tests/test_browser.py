@@ -158,7 +158,7 @@ def weights(given, T):
 
 
 def tokens(given, text, T):
-    pieces, logits = given["texts"][text]
+    _, logits = given["texts"][text]
     p = special.softmax(np.asarray(logits, dtype=float), -1)
     u = np.sort(np.sum(p ** (1 / T), axis=-1))
     heavy = u[-max(1, len(u) // 10) :].sum() / u.sum()
