@@ -12,13 +12,12 @@ PACKAGE = Path(ttm_lab.__file__).parent
 FLOORS = (
     ("files", "probability", "distributed"),
     ("losses",),
-    ("data", "models", "runs", "engine", "teacher_cache", "objectives", "features"),
+    ("data", "models", "runs", "teacher_cache", "objectives", "features"),
     ("settings",),
     ("teacher",),
     ("checks", "progress", "analysis"),
     ("training",),
     ("paper",),
-    ("experiments",),
     ("cli", "__main__"),
     ("course",),
 )

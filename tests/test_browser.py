@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from ttm_lab.analysis import Outputs
 from ttm_lab.course import explore
+from ttm_lab.course.outputs import Outputs
 
 pytestmark = pytest.mark.slow
 NOTEBOOKS = {
@@ -34,7 +34,7 @@ USED = {kind for path in NOTEBOOKS.values() for kind, _ in lab.uses_of_explorers
 # Explorers that no notebook of the course shows are tried in a notebook of their own.
 OUTPUTS = """
 import numpy as np, pandas as pd
-from ttm_lab.analysis import Outputs
+from ttm_lab.course.outputs import Outputs
 random, labels = np.random.default_rng(0), np.arange(60) % 5
 methods = ["teacher"] + 3 * ["CE"] + 3 * ["KD"] + 3 * ["TTM"]
 table = pd.DataFrame({"method": methods, "seed": [0] + 3 * [0, 1, 2]})
@@ -179,6 +179,16 @@ def students(given, first, second, seed):
     return expected
 
 
+def transfer(given, dataset, pictures, first, second):
+    """Of the table ``rows``: two arms of one set and number of pictures, in pairs over seeds."""
+    rows = given["rows"]
+    rows = rows[(rows["dataset"] == dataset) & (rows["pictures"] == pictures)]
+    wide = rows.pivot(index="seed", columns="arm", values="accuracy")
+    gaps = (wide[first] - wide[second]).dropna()
+    expected = {arm: (wide[arm].mean(), 0.06) for arm in (first, second)}
+    return expected | {"difference": (gaps.mean(), 6e-3)}
+
+
 # The page
 
 
@@ -313,7 +323,16 @@ class Explorer:
 
 EXPECTED = {
     function.__name__: function
-    for function in (path, temperature, arrows, triangle, decomposition, weights, students)
+    for function in (
+        path,
+        temperature,
+        arrows,
+        triangle,
+        decomposition,
+        weights,
+        students,
+        transfer,
+    )
 }
 
 

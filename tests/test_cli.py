@@ -20,8 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from ttm_lab import analysis, cli, data, paper, training
+from ttm_lab import cli, data, paper, training
 from ttm_lab.course import batch, digits
+from ttm_lab.course.outputs import Outputs
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.files import read_table
 from ttm_lab.models import create_model, load_weights
@@ -347,7 +348,7 @@ def test_a_row_from_the_command_line(workplace, monkeypatch, capsys):
     assert note["settings"]["KD"]["temperature"] == 4
 
     # the logits kept are those of the same networks, for the first three pictures of each class
-    kept = analysis.Outputs.load("out/logits.npz")
+    kept = Outputs.load("out/logits.npz")
     assert kept.logits.shape == (9, 30, 10)
     assert list(kept.models["method"]) == list(measured["method"])
     labels = load_dataset("digits", seed=0, size=16).test.labels.numpy()
@@ -450,23 +451,19 @@ def test_what_the_command_line_says_wins_over_the_recipe(workplace, capsys):
 
 
 def test_a_remembered_teacher_is_not_asked_again(workplace, monkeypatch, capsys):
-    """Ahead by one command, then used by another; four pictures keep the 162 views few."""
+    """Written down by one command, then used by the same again; four pictures keep views few."""
     part = noise("digits", 10)
     few = replace(part.train, images=part.train.images[:4], labels=part.train.labels[:4])
     part = replace(part, train=few)
     monkeypatch.setattr(data, "load_dataset", lambda name, **_: part)
     teacher = "--augmentation crop-flip --epochs 1 --max-steps 2"
-    command = f"remember-teacher --model resnet8 --data digits {teacher} --device cpu"
-    assert call(command) == 0
-    shown = capsys.readouterr().out
-    assert "648 views: 4 pictures, 162 views each" in shown
-    assert "computed now: 648, known before: 0" in shown
-    assert call(command) == 0
-    assert "computed now: 0, known before: 648" in capsys.readouterr().out
-
-    monkeypatch.setattr("ttm_lab.teacher_cache.TeacherCache._compute", never_trains)
     distill = f"distill --pair resnet8:resnet8 --data digits {teacher} --methods kd,wttm"
-    assert call(f"{distill} --fast --precision float32 --device cpu") == 0
+    fast = f"{distill} --fast --precision float32 --device cpu"
+    assert call(fast) == 0
+    assert " of 4 teacher answers remembered" in capsys.readouterr().err
+    shutil.rmtree("runs/digits-resnet8-resnet8")
+    monkeypatch.setattr("ttm_lab.teacher_cache.TeacherCache._compute", never_trains)
+    assert call(fast) == 0
     shown = capsys.readouterr()
     assert "100% of 4 teacher answers remembered" in shown.err
     found = [json.loads(p.read_text()) for p in Path("runs").glob("digits-resnet8*/*/config.json")]

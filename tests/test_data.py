@@ -7,13 +7,9 @@ import http.server
 import io
 import os
 import pickle
-import shutil
 import struct
-import sys
 import tarfile
 import threading
-import unicodedata
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import datasets
-from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2 import functional
 
 from ttm_lab.data import Dataset, FileSplit, Split, cifar100, load_dataset
@@ -220,7 +215,9 @@ def test_pictures_of_another_size_on_request(small_cifar100):
 
 def test_a_download_with_another_checksum_is_refused(small_cifar100, server, downloads):
     (server[0] / "cifar-100-python.tar.gz").write_bytes(b"something else")
-    with pytest.raises(ConnectionError, match=r"cifar-100-python\.tar\.gz.*another or damaged"):
+    with pytest.raises(
+        ConnectionError, match=r"remove what is damaged in .*cifar-100-python\.tar\.gz"
+    ):
         load_dataset("cifar100", validation=0.25)
     assert not (downloads / "cifar-100-python").exists()
 
@@ -234,7 +231,8 @@ def test_without_a_network_the_message_says_what_to_put_where(
     with pytest.raises(ConnectionError) as refused:
         load_dataset("cifar100", validation=0.25)
     target = downloads / "cifar-100-python.tar.gz"
-    assert f"{address} to {target} (MD5 {hashlib.md5(body).hexdigest()})" in str(refused.value)
+    assert f"damaged in {downloads}, and" in str(refused.value)
+    assert f"fetch {address} into it" in str(refused.value)
     assert "load_dataset('digits', size=32)" in str(refused.value)
     # Doing what it says is enough.
     target.write_bytes(body)
@@ -283,86 +281,23 @@ def test_fashion_mnist_without_a_network_names_the_files_that_are_missing(
     (server[0] / "t10k-images-idx3-ubyte.gz").unlink()
     with pytest.raises(ConnectionError) as refused:
         load_dataset("fashion_mnist", root=tmp_path)
-    raw = tmp_path / "FashionMNIST" / "raw"
-    assert f"{server[1]}/t10k-images-idx3-ubyte.gz to {raw}/t10k-images" in str(refused.value)
-    assert "train-images" not in str(refused.value).split("Fetch by any other way")[1]
+    assert f"damaged in {tmp_path / 'FashionMNIST' / 'raw'}, and" in str(refused.value)
+    assert f"{server[1]}/t10k-images-idx3-ubyte.gz" in str(refused.value)
 
 
-def stop_serving(folder):
-    """From now on the server has nothing; gives what it had."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for path in folder.iterdir():
-        path.unlink()
-    return files
-
-
-@pytest.mark.parametrize("kept", [0, 20, -1, "a page"])
-def test_an_unpacked_file_that_is_damaged_is_named_until_it_is_removed(
-    server, tmp_path, monkeypatch, kept
+def test_an_unpacked_file_that_is_damaged_is_refused_until_it_is_removed(
+    server, tmp_path, monkeypatch
 ):
-    """Fashion-MNIST's: cut short while unpacking, or foreign. Its archives alone have checksums."""
+    """Fashion-MNIST's archives alone have checksums."""
     offer_fashion_mnist(monkeypatch, *server)
     load = functools.partial(load_dataset, "fashion_mnist", root=tmp_path, validation=0)
     whole = load().fingerprint
-    files = stop_serving(server[0])
-    raw = tmp_path / "FashionMNIST" / "raw"
-    damaged = raw / "train-labels-idx1-ubyte"
-    body = damaged.read_bytes()
-    damaged.write_bytes(b"<html>" if kept == "a page" else body[:kept])
-    with pytest.raises(ConnectionError, match="Remove what was unpacked") as refused:
-        load()
-    assert f"  {damaged}\n" in str(refused.value)
-    assert "Fetch" not in str(refused.value)  # the archives are there
-    # Doing what it says is enough, with the archives and, fetched by other ways, without.
-    damaged.unlink()
-    assert load().fingerprint == whole
-    damaged.write_bytes(body[:-1])
-    for name in files:
-        (raw / name).unlink()
-    with pytest.raises(ConnectionError, match=r"(?s)Remove .*Fetch .*labels-idx1-ubyte\.gz"):
+    damaged = tmp_path / "FashionMNIST" / "raw" / "train-labels-idx1-ubyte"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ConnectionError, match=r"remove what is damaged in .*raw"):
         load()
     damaged.unlink()
-    for name, content in files.items():
-        (raw / name).write_bytes(content)
     assert load().fingerprint == whole
-
-
-def test_damaged_files_of_an_old_torchvision_are_named(server, tmp_path, monkeypatch):
-    offer_fashion_mnist(monkeypatch, *server)
-    processed = tmp_path / "FashionMNIST" / "processed"
-    processed.mkdir(parents=True)
-    for name in ("training.pt", "test.pt"):
-        (processed / name).write_bytes(b"cut short")
-    with pytest.raises(ConnectionError, match="Remove what was unpacked") as refused:
-        load_dataset("fashion_mnist", root=tmp_path, validation=0)
-    assert f"  {processed}\n" in str(refused.value)
-    shutil.rmtree(processed)
-    assert len(load_dataset("fashion_mnist", root=tmp_path, validation=0).train) == 40
-
-
-@pytest.mark.parametrize("archive", ["kept", "gone"])
-@pytest.mark.parametrize("what", ["meta", "train", "all"])
-def test_unpacked_cifar_files_that_are_foreign_are_named(
-    small_cifar100, server, downloads, what, archive
-):
-    whole = load_dataset("cifar100", validation=0).fingerprint
-    ((name, content),) = stop_serving(server[0]).items()
-    unpacked = downloads / "cifar-100-python"
-    if what == "all":
-        shutil.rmtree(unpacked)
-        unpacked.write_bytes(b"something else")
-    else:
-        (unpacked / what).write_bytes(b"something else")
-    if archive == "gone":
-        (downloads / name).unlink()
-    if (what, archive) != ("train", "kept"):  # which torchvision mends by itself
-        with pytest.raises(ConnectionError, match="Remove what was unpacked") as refused:
-            load_dataset("cifar100", validation=0)
-        assert f"  {unpacked}\n" in str(refused.value)
-        assert ("Fetch" in str(refused.value)) is (archive == "gone")
-        unpacked.unlink() if what == "all" else shutil.rmtree(unpacked)
-        (downloads / name).write_bytes(content)
-    assert load_dataset("cifar100", validation=0).fingerprint == whole
 
 
 # Picture folders
@@ -408,30 +343,24 @@ def test_every_mode_becomes_rgb(tmp_path):
     grey = save(tmp_path / "train/a/grey.png", mode="L")
     rgb = save(tmp_path / "train/a/rgb.BMP")
     palette = Image.fromarray(rgb).quantize(16)
-    palette.save(tmp_path / "train/a/palette.gif")
+    palette.save(tmp_path / "train/a/palette.png")
     clear = np.dstack([rgb, grey])
     save(tmp_path / "train/a/clear.png", clear)
-    deep = np.random.default_rng(0).integers(0, 65536, (8, 8)).astype(np.uint16)
-    save(tmp_path / "train/a/deep.png", deep)
-    save(tmp_path / "train/a/deep.tif", deep)
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "train/a/red.jpg")
     save(tmp_path / "test/a/1.webp", rgb, lossless=True)
     data = load_dataset("folder", root=tmp_path, validation=0)
     found = data.train.images.permute(0, 2, 3, 1).numpy()
-    names = sorted(["grey.png", "rgb.BMP", "palette.gif", "clear.png", "deep.png", "deep.tif"])
+    names = sorted(["grey.png", "rgb.BMP", "palette.png", "clear.png"])
     pictures = dict(zip(sorted([*names, "red.jpg"]), found, strict=True))
     assert np.array_equal(pictures["grey.png"], np.dstack([grey] * 3))
     assert np.array_equal(pictures["rgb.BMP"], rgb)
     opaque = grey[..., None] / 255  # over white
     assert np.abs(pictures["clear.png"] - (opaque * rgb + (1 - opaque) * 255)).max() <= 1
-    assert np.array_equal(pictures["palette.gif"], palette.convert("RGB"))
-    for name in ("deep.png", "deep.tif"):
-        assert np.array_equal(pictures[name], np.dstack([deep // 256] * 3))
+    assert np.array_equal(pictures["palette.png"], palette.convert("RGB"))
     assert np.abs(pictures["red.jpg"].astype(int) - (255, 0, 0)).max() < 10
     assert np.array_equal(data.test.images[0].permute(1, 2, 0), rgb)
 
 
-@pytest.mark.filterwarnings("ignore:.*left out files that Pillow:UserWarning")
 def test_hidden_files_other_files_and_depth(tmp_path):
     make_folder(tmp_path)
     cats = tmp_path / "train/cat"
@@ -439,116 +368,10 @@ def test_hidden_files_other_files_and_depth(tmp_path):
     (cats / "notes.txt").write_text("no picture")
     (cats / ".cache").mkdir()
     (cats / ".cache/1.png").write_bytes(b"no picture")
-    (tmp_path / "train/.cache").mkdir()
     save(cats / "more/of/them.png")
     data = load_dataset("folder", root=tmp_path, validation=0)
     assert data.class_names == ("cat", "dog")
     assert data.train.labels.tolist() == [0] * 5 + [1] * 4
-
-
-def load_with_warning(root, **options):
-    """What was left out is said in one warning, at the line that asked."""
-    with pytest.warns(UserWarning, match="left out") as caught:
-        data = load_dataset("folder", root=root, validation=0, **options)
-    assert [warning.filename for warning in caught] == [__file__]
-    return data, str(caught[0].message)
-
-
-def test_links_that_lead_back_are_named_and_no_picture_counts_twice(tmp_path):
-    make_folder(tmp_path / "pictures", count=3)
-    cats = tmp_path / "pictures/train/cat"
-    (cats / "more").mkdir()
-    (cats / "0.png").rename(cats / "more/0.png")
-    links = {"itself": cats, "again": cats / "more", "up": cats.parent, "home": tmp_path}
-    for name, target in links.items():
-        (cats / name).symlink_to(target, target_is_directory=True)
-    (cats.parent / "all").symlink_to(cats.parent, target_is_directory=True)
-    (cats / "more/nowhere").symlink_to(cats / "more/nowhere")
-    data, said = load_with_warning(tmp_path / "pictures")
-    assert data.class_names == ("cat", "dog")
-    assert data.train.labels.tolist() == [0] * 3 + [1] * 3
-    assert "lead back or that devices leave: train/cat/again, train/cat/home" in said
-    assert "and 2 more" in said
-
-    # a ring over two classes, and links elsewhere, which are taken as before
-    make_folder(tmp_path / "ring", count=1)
-    for one, other in (("cat", "dog"), ("dog", "cat")):
-        (tmp_path / "ring/train" / one / other).symlink_to(tmp_path / "ring/train" / other)
-    data, said = load_with_warning(tmp_path / "ring")
-    assert data.train.labels.tolist() == [0, 0, 1, 1]
-    assert "train/cat/dog/cat, train/dog/cat/dog" in said
-
-
-def test_links_to_other_places_are_followed_even_for_two_classes(tmp_path, recwarn):
-    make_folder(tmp_path / "pictures")
-    for part in ("train", "test"):
-        (tmp_path / "pictures" / part / "lion").symlink_to(tmp_path / "pictures/train/cat")
-    data = load_dataset("folder", root=tmp_path / "pictures", validation=0)
-    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    # of this folder: what other tests left may be collected, and complain, meanwhile
-    assert not [w for w in recwarn if str(tmp_path) in str(w.message)]
-
-
-def test_what_devices_leave_is_no_picture_and_no_class(tmp_path):
-    make_folder(tmp_path)
-    cats = tmp_path / "train/cat"
-    for name in ("@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/._0.png", "._0.png"):
-        for folder in (cats, cats.parent, cats.parent.parent):
-            save(folder / name)
-    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
-        (cats / name).write_bytes(b"a list")
-    data, said = load_with_warning(tmp_path)
-    assert data.class_names == ("cat", "dog")
-    assert data.train.labels.tolist() == [0] * 4 + [1] * 4
-    for name in ("train/@eaDir", "train/__MACOSX", "train/cat/@eaDir", "and 1 more"):
-        assert name in said
-    assert "Pillow" not in said
-
-
-def test_files_that_are_no_pictures_to_pillow_are_counted(tmp_path):
-    make_folder(tmp_path)
-    for name in ("train/cat/a.h5", "train/cat/a.HEIC", "train/dog/b.heic", "test/dog/a.mpg"):
-        (tmp_path / name).write_bytes(b"something else")
-    (tmp_path / "train/cat/no ending").write_bytes(b"something else")
-    data, said = load_with_warning(tmp_path)
-    assert (len(data.train), len(data.test)) == (8, 8)
-    assert "2 .heic, 1 .h5, 1 without an ending, 1 .mpg (save pictures among them as JPEG" in said
-    for path in (tmp_path / "train/dog").glob("*.png"):
-        path.rename(path.with_suffix(".heic"))
-    with pytest.raises(ValueError, match=r"train/dog holds no picture but .*: 5 \.heic.*fill it"):
-        load_dataset("folder", root=tmp_path, validation=0)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no such names")
-def test_a_file_name_that_is_not_utf_8_works_and_a_class_name_is_refused(tmp_path):
-    make_folder(tmp_path)
-    odd = os.fsdecode(os.fsencode(tmp_path / "train/cat") + b"/caf\xe9.png")
-    pixels = save(Path(odd))
-    for size in (None, 96):
-        data = load_dataset("folder", root=tmp_path, validation=0, size=size, workers=0)
-        assert len(inputs(data.train)) == 9
-        assert len(data.fingerprint) == 64
-    images = load_dataset("folder", root=tmp_path, validation=0).train.images
-    assert np.array_equal(images[4].permute(1, 2, 0), pixels)
-    Path(odd).write_bytes(b"no picture")
-    data, _ = load_with_warning(tmp_path, skip_corrupt=True)
-    assert data.skipped == 1
-    Path(odd).unlink()
-    Path(os.fsdecode(os.fsencode(tmp_path / "train") + b"/caf\xe9")).mkdir()
-    with pytest.raises(ValueError, match=r"class folder b'.*train/caf.xe9' is not UTF-8: rename"):
-        load_dataset("folder", root=tmp_path, validation=0)
-
-
-def test_an_accent_written_as_one_character_or_as_two_is_the_same_class(tmp_path):
-    one, two = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-    for part, accented in (("train", one), ("test", two)):
-        for k, name in enumerate((accented, "cafz", "cage")):
-            save(tmp_path / part / name / "0.png", seed=k)
-    data = load_dataset("folder", root=tmp_path, validation=0)
-    assert data.class_names == tuple(sorted(("cafz", one, "cage")))
-    for split in (data.train, data.test):
-        assert split.labels.tolist() == [0, 1, 2]
-        assert torch.equal(split.images, data.train.images)
 
 
 def test_validation_pictures_come_from_training_by_seed_in_equal_shares(tmp_path):
@@ -644,33 +467,10 @@ def test_a_band_that_never_changes_in_train_is_not_blown_up(tmp_path, noise):
     train[..., 1] = 200 + (generator.random(train.shape[:-1]) < 0.2) * noise  # as JPEG leaves it
     data = load_parts(tmp_path, train, test)
     scaled = train / 255
-    std = scaled.std((0, 1, 2))
-    np.testing.assert_allclose(data.train.std, [std[0], std.max(), std[2]], rtol=1e-9)
-    wanted = (test / 255 - scaled.mean((0, 1, 2))) / data.train.std
-    np.testing.assert_allclose(inputs(data.test).permute(0, 2, 3, 1), wanted, atol=1e-5)
-    assert inputs(data.train, "crop").abs().max() < 4  # black comes in at the edge
-
-
-def test_a_band_that_never_changes_in_test_alone_stays_where_train_puts_it(tmp_path):
-    train, test = np.random.default_rng(0).integers(0, 256, (2, 20, 8, 8, 3), dtype=np.uint8)
-    test[..., 2] = 90
-    data = load_parts(tmp_path, train, test)
-    wanted = (90 / 255 - (train / 255).mean((0, 1, 2))[2]) / (train / 255).std((0, 1, 2))[2]
-    np.testing.assert_allclose(inputs(data.test)[:, 2], wanted, atol=1e-5)
-
-
-def test_pictures_of_one_colour_and_masks_of_0_and_1_give_sane_inputs(tmp_path):
-    from sklearn.preprocessing import StandardScaler
-
-    flat = np.full((4, 8, 8, 3), 7, np.uint8)
-    mask = np.random.default_rng(0).integers(0, 2, (4, 8, 8), dtype=np.uint8)
-    data = load_parts(tmp_path / "flat", flat, [mask[0] * 255])
-    assert data.train.std == tuple(StandardScaler().fit(flat.reshape(-1, 3) / 255).scale_)
-    assert inputs(data.train).abs().max() < 1e-6
-    assert inputs(data.test).abs().max() <= 1
-    data = load_parts(tmp_path / "mask", mask, mask)
-    wanted = np.repeat((mask - mask.mean())[:, None], 3, axis=1)
-    np.testing.assert_allclose(inputs(data.test), wanted, atol=1e-5)
+    std = np.maximum(scaled.std((0, 1, 2)), 1 / 255)
+    np.testing.assert_allclose(data.train.std, std, rtol=1e-9)
+    wanted = (test / 255 - scaled.mean((0, 1, 2))) / std
+    np.testing.assert_allclose(inputs(data.test).permute(0, 2, 3, 1), wanted, atol=1e-4)
 
 
 def test_a_standard_deviation_of_zero_is_refused():
@@ -682,7 +482,7 @@ def test_a_standard_deviation_of_zero_is_refused():
 def test_one_odd_file_does_not_decide_for_all(tmp_path):
     saved = make_folder(tmp_path, count=4, size=(20, 30))
     saved |= {"train/a/0.png": save(tmp_path / "train/a/0.png", size=(300, 400))}  # comes first
-    save(tmp_path / "train/zebra/0.png", np.zeros((20, 30), np.uint16))
+    save(tmp_path / "train/zebra/0.png", size=(20, 30))
     for part in ("test/a", "test/zebra"):
         save(tmp_path / part / "0.png", size=(20, 30))
     data = load_dataset("folder", root=tmp_path, validation=0)
@@ -694,14 +494,6 @@ def test_one_odd_file_does_not_decide_for_all(tmp_path):
     assert isinstance(
         load_dataset("folder", root=tmp_path / "large", validation=0).train, FileSplit
     )
-
-
-def test_a_damaged_first_file_decides_nothing_either(tmp_path):
-    make_folder(tmp_path, size=(20, 30))
-    (tmp_path / "train/cat/0.png").write_bytes(b"no picture")
-    with pytest.warns(UserWarning, match=r"left out 1 pictures.*cat/0\.png"):
-        data = load_dataset("folder", root=tmp_path, validation=0, skip_corrupt=True)
-    assert data.train.images.shape == (7, 3, 20, 30)
 
 
 @pytest.mark.parametrize("size", [None, 96])
@@ -769,142 +561,39 @@ def test_what_lies_under_transparency_is_white_in_every_mode(tmp_path):
         assert found[:, 4, 4].tolist() == list(wanted), name
 
 
-@pytest.mark.parametrize("size", [None, 96])
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_grey_data_of_fewer_bits_in_16_bit_files_are_not_black(tmp_path, bits, size):
-    """Dim pictures stay dim beside bright ones, and one odd picture changes no other."""
-    generator = np.random.default_rng(bits)
-    pictures = generator.integers(0, 2**bits, (6, 8, 8)).astype(np.uint16)
-    pictures[3] //= 64
-    for part in ("train", "test"):
-        for k, pixels in enumerate(pictures):
-            save(tmp_path / part / "a" / f"{k}.{'png' if k % 2 else 'tif'}", pixels)
-    white = save(tmp_path / "train/a/odd.png", np.full((8, 8), 65535, np.uint16))
-    data = load_dataset("folder", root=tmp_path, validation=0, size=size, workers=0)
-    for split in (data.train, data.test):
-        found = split.images if size is None else inputs(split)
-        wanted = np.repeat((pictures >> (bits - 8))[:, None], 3, axis=1)
-        if size is None:
-            assert np.array_equal(found[:6], wanted)
-            continue
-        large = functional.resize(torch.from_numpy(wanted.astype(np.uint8)), 109, antialias=True)
-        wanted = functional.center_crop(large, 96) / 255
-        scaled = found * torch.tensor(data.train.std).view(3, 1, 1)
-        scaled += torch.tensor(data.train.mean).view(3, 1, 1)
-        np.testing.assert_allclose(scaled[:6], wanted, atol=0.006)
-    if size is None:
-        assert (data.train.images[-1] == white[0, 0] // 257).all()
-
-
-def png_of_16_bits(pixels):
-    """A colour PNG (H, W, 3) by the format's specification: Pillow writes none."""
-    height, width, _ = pixels.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">2I5B", width, height, 16, 2, 0, 0, 0)
-    body = b"\x89PNG\r\n\x1a\n"
-    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
-        body += struct.pack(">I", len(data)) + kind + data
-        body += struct.pack(">I", zlib.crc32(kind + data))
-    return body
-
-
-def test_colour_of_16_bits_that_pillow_would_show_black_is_named(tmp_path):
+def test_grey_of_more_than_8_bits_is_refused(tmp_path):
     make_folder(tmp_path)
-    generator = np.random.default_rng(0)
-    path = tmp_path / "train/cat/0.png"
-    pixels = generator.integers(0, 65536, (8, 8, 3))
-    path.write_bytes(png_of_16_bits(pixels))
-    found = load_dataset("folder", root=tmp_path, validation=0).train.images[0]
-    assert np.array_equal(found.permute(1, 2, 0), pixels >> 8)
-    path.write_bytes(png_of_16_bits(pixels >> 4))
-    with pytest.raises(ValueError, match=r"cat/0\.png cannot be decoded.*save it with 8 bits"):
+    save(tmp_path / "train/cat/deep.png", np.zeros((8, 8), np.uint16))
+    with pytest.raises(ValueError, match=r"cat/deep\.png .*more than 8 bits: save it with 8"):
         load_dataset("folder", root=tmp_path, validation=0)
 
 
-def test_a_very_long_picture_is_cut_before_it_is_scaled(tmp_path, monkeypatch):
-    """1 x 20,000 pixels at 224 took 4.2 GB; its middle is the same."""
-    largest = 0
-
-    def resized(self, image, *arguments, _real=transforms.Resize.transform):
-        nonlocal largest
-        result = _real(self, image, *arguments)
-        largest = max(largest, result.numel())
-        return result
-
-    monkeypatch.setattr(transforms.Resize, "transform", resized)
-    ramp = (np.arange(2000) % 256).astype(np.uint8)
-    for part in ("train", "test"):
-        save(tmp_path / part / "a/wide.png", np.tile(ramp, (2, 1)))
-        save(tmp_path / part / "a/tall.png", np.tile(ramp, (1, 10)).T)
-    data = load_dataset("folder", root=tmp_path, validation=0, size=70, workers=0)
-    tall, wide = inputs(data.test) * data.test.std[0] + data.test.mean[0]
-    assert largest <= 3 * 80 * 80 * 33
-    for found, pixels in ((tall, np.tile(ramp, 10)), (wide.mT, ramp)):
-        shortest = 1 if found is tall else 2
-        column = torch.from_numpy(pixels).repeat(shortest, 1).T[None]
-        whole = functional.resize(column.expand(3, -1, -1), 80, antialias=True)
-        wanted = functional.center_crop(whole, 70)[0] / 255
-        assert (found[0] - wanted).abs().max() < 0.01
-    assert inputs(data.train, "resized-crop-flip").isfinite().all()
-
-
-def test_corrupt_pictures_are_named_or_skipped_and_counted(tmp_path):
+@pytest.mark.parametrize("size", [None, 96])
+def test_a_corrupt_picture_is_named(tmp_path, size):
     make_folder(tmp_path, count=5, size=(40, 40))
-    broken = ["train/cat/0.png", "train/dog/3.jpg", "test/cat/1.png"]
-    for path in broken:
-        save(tmp_path / path, size=(40, 40))
-        body = (tmp_path / path).read_bytes()
-        (tmp_path / path).write_bytes(body[: len(body) // 2])
-    for size in (None, 96):
-        load = functools.partial(
-            load_dataset, "folder", root=tmp_path, validation=0, size=size, workers=0
-        )
-        with pytest.raises(ValueError, match=r"train/cat/0\.png cannot be decoded.*skip_corrupt"):
-            list(load().train.batches(20))
-        with pytest.warns(UserWarning, match=r"left out 3 pictures.*train/cat/0\.png") as caught:
-            data = load(skip_corrupt=True)
-        assert caught[0].filename == __file__
-        assert data.skipped == 3
-        assert (len(data.train), len(data.test)) == (9, 9)
-        # Positions count every file, so that they name the same one either way.
-        assert data.indices["train"].tolist() == [1, 2, 3, 4, 5, 6, 7, 9, 10]
-        assert data.train.labels.tolist() == [0] * 4 + [1] * 5
-        assert sum(len(labels) for _, labels in data.train.batches(4)) == 9
-
-
-def test_a_class_that_is_corrupt_as_a_whole_is_named(tmp_path):
-    make_folder(tmp_path)
-    for path in (tmp_path / "train/dog").iterdir():
-        path.write_bytes(b"no picture")
-    with (
-        pytest.warns(UserWarning, match="left out 4 pictures.*and 1 more"),
-        pytest.raises(ValueError, match=r"no picture in .*dog can be decoded"),
-    ):
-        load_dataset("folder", root=tmp_path, validation=0, skip_corrupt=True)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads any file")
-def test_a_file_without_permission_is_not_taken_for_a_corrupt_one(tmp_path):
-    make_folder(tmp_path)
-    (tmp_path / "train/cat/0.png").chmod(0)
-    with pytest.raises(PermissionError, match=r"train/cat/0\.png"):
-        load_dataset("folder", root=tmp_path, skip_corrupt=True)
+    path = tmp_path / "train/cat/0.png"
+    path.write_bytes(path.read_bytes()[:-1000])
+    load = functools.partial(load_dataset, "folder", root=tmp_path, validation=0, workers=0)
+    with pytest.raises(ValueError, match=r"train/cat/0\.png cannot be decoded.*remove it"):
+        inputs(load(size=size).train)
 
 
 def test_a_folder_of_another_layout_is_refused_with_the_layout_it_needs(tmp_path):
     load = functools.partial(load_dataset, "folder", validation=0)
     with pytest.raises(ValueError, match=r"needs root=.*root/train/<class>/"):
         load()
-    with pytest.raises(FileNotFoundError, match=r"no folder .*gone: .*gone/train/<class>/"):
+    with pytest.raises(
+        FileNotFoundError, match=r"gone holds nothing, or is no folder: .*gone/train/<class>/"
+    ):
         load(root=tmp_path / "gone")
     make_folder(tmp_path / "flat", parts=(".",))
-    with pytest.raises(FileNotFoundError, match=r"no folder 'train' \(it holds cat, dog\)"):
+    with pytest.raises(FileNotFoundError, match=r"flat holds cat, dog: pictures belong in"):
         load(root=tmp_path / "flat")
     make_folder(tmp_path / "alone", parts=("train",))
-    with pytest.raises(FileNotFoundError, match=r"no folder 'test' or 'val'"):
+    with pytest.raises(FileNotFoundError, match=r"alone holds train: .*alone/test/<class>"):
         load(root=tmp_path / "alone")
     make_folder(tmp_path / "loose", classes=(".",))
-    with pytest.raises(ValueError, match=r"loose/train holds no class folders: .*<class>"):
+    with pytest.raises(ValueError, match=r"Couldn't find any class folder in .*loose/train"):
         load(root=tmp_path / "loose")
 
 
@@ -912,7 +601,7 @@ def test_classes_that_do_not_fit_are_named(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "test/cow").mkdir()
     (tmp_path / "test/cow/notes.txt").write_text("no picture")
-    with pytest.raises(ValueError, match=r"class folder .*test/cow holds no picture"):
+    with pytest.raises(ValueError, match=r"/test: Found no valid file for the classes cow"):
         load_dataset("folder", root=tmp_path)
     save(tmp_path / "test/cow/0.png")
     with pytest.raises(ValueError, match=r"test holds the class 'cow', which .*train lacks"):
@@ -922,7 +611,9 @@ def test_classes_that_do_not_fit_are_named(tmp_path):
 def test_a_class_too_small_for_both_parts_is_named(tmp_path):
     make_folder(tmp_path, count=10)
     save(tmp_path / "train/cow/0.png")
-    with pytest.raises(ValueError, match=r"validation=0\.2 .*'cow', has 1\).*validation=0 "):
+    with pytest.raises(
+        ValueError, match=r"validation=0\.2 .*'cow', has 1\).*for validation give 0"
+    ):
         load_dataset("folder", root=tmp_path, validation=0.2)
 
 
@@ -1028,8 +719,7 @@ def test_the_second_time_nothing_is_decoded_unless_something_changed(
 def test_folders_of_other_pictures_are_a_folder(cifar100_folders, recwarn):
     root, saved = cifar100_folders
     path = next(iter(saved))
-    broken = (root / path).read_bytes()[:-40]
-    for change in ("one value", "one more", "another label", "broken"):
+    for change in ("one value", "one more", "another label"):
         if change == "one value":
             save(root / path, saved[path] ^ (np.arange(3072).reshape(32, 32, 3) == 7))
         if change == "one more":
@@ -1038,18 +728,13 @@ def test_folders_of_other_pictures_are_a_folder(cifar100_folders, recwarn):
         if change == "another label":
             (root / "train/class 07/more.png").unlink()
             (root / path).rename(root / "train/class 50/moved.png")
-        if change == "broken":
-            (root / "train/class 50/moved.png").rename(root / path)
-            (root / path).write_bytes(broken)
-            with pytest.raises(ValueError, match=f"{path} cannot be decoded"):
-                load_dataset("cifar100", root=root, validation=0)
         with pytest.warns(UserWarning, match="exactly CIFAR-100's") as caught:
-            data = load_dataset("cifar100", root=root, validation=0, skip_corrupt=True)
+            data = load_dataset("cifar100", root=root, validation=0)
         assert {warning.filename for warning in caught} == {__file__}
         assert data.name == "folder"
         assert data.train.mean != (0.5071, 0.4867, 0.4408)
         with pytest.raises(ValueError, match=r"exactly CIFAR-100's pictures.*'listed'"):
-            load_dataset("cifar100", root=root, validation="listed", skip_corrupt=True)
+            load_dataset("cifar100", root=root, validation="listed")
 
 
 def test_a_disk_that_takes_no_kept_file_costs_time_only(cifar100_folders, downloads):
@@ -1190,22 +875,3 @@ def test_real_imagenet_pictures_through_the_real_loader(tmp_path):
     scaled = images[: len(grey)] * torch.tensor(data.train.std).view(3, 1, 1)
     scaled += torch.tensor(data.train.mean).view(3, 1, 1)
     torch.testing.assert_close(scaled[:, 0], scaled[:, 2], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
-        "DataLoader worker (pid 7) is killed by signal: Bus error.",
-    ],
-)
-def test_too_little_shared_memory_for_worker_processes_is_named(said, tmp_path, monkeypatch):
-    def fails(*_, **__):
-        raise RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\n{said}")
-        yield
-
-    Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
-    part = FileSplit(tmp_path, ("a.png",), torch.tensor([0]), (0.5,) * 3, (0.2,) * 3, workers=2)
-    monkeypatch.setattr(torch.utils.data, "DataLoader", fails)
-    with pytest.raises(OSError, match=r"/dev/shm.*workers=0"):
-        next(part.batches(1))

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import torch
 
-from ttm_lab import engine
-from ttm_lab.engine import free_cores, run_tasks
+from ttm_lab.course import engine
+from ttm_lab.course.engine import free_cores, run_tasks
 
 SECONDS = 120  # until something counts as dead
 
@@ -97,7 +97,7 @@ def test_who_leaves_early_leaves_no_worker_behind(one_thread):
 @pytest.mark.skipif(os.name != "posix", reason="a parent's death is seen on POSIX")
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from ttm_lab.engine import run_tasks\n"
+        "import sys; from pathlib import Path; from ttm_lab.course.engine import run_tasks\n"
         "import test_engine\n"
         "tasks = [(Path(sys.argv[1]), number) for number in range(2)]\n"
         "list(run_tasks(test_engine.waits, tasks, workers=2))"

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.text import Text
 from scipy import special, stats
 
-from ttm_lab.analysis import Outputs
 from ttm_lab.course import explore, figures
+from ttm_lab.course.outputs import Outputs
 
 
 def controls(box):
@@ -246,3 +246,28 @@ def test_names_with_markup_or_dollars_stay_text(teacher, monkeypatch):
     for box in boxes:
         for shown in (picture(box), box.children[-1].value):
             assert "<b>" not in shown
+
+
+def test_transfer_shows_the_pair_and_its_interval():
+    random, rows = np.random.default_rng(0), []
+    for name in ("near", "far"):
+        for arm in ("pixels", "CE", "KD", "TTM", "teacher"):
+            for seed in range(1 if arm in ("pixels", "teacher") else 3):
+                for n in (1, 20):
+                    row = {"dataset": name, "arm": arm, "seed": seed, "pictures": n, "draw_sd": 2.0}
+                    rows.append(row | {"accuracy": random.uniform(20, 60)})
+    table = pd.DataFrame(rows)
+    box = explore.transfer(table)
+    control = controls(box)
+    assert set(control["student A"].options) == {"CE", "KD", "TTM"}
+    control["pictures"].value, control["pictures of each class"].value = "far", 20
+    chosen = table[(table["dataset"] == "far") & (table["pictures"] == 20)]
+    wide = chosen.pivot(index="seed", columns="arm", values="accuracy")
+    gaps = wide["TTM"] - wide["KD"]
+    half = stats.t.isf(0.025, 2) * gaps.std() / 3**0.5
+    found = numbers(box)
+    assert floats(found["TTM"]) == pytest.approx([wide["TTM"].mean()], abs=0.06)
+    assert floats(found["difference"]) == pytest.approx([gaps.mean()], abs=6e-3)
+    ends = [float(x) for x in found["95 % interval, 3 seeds"].split()[::2][:2]]
+    assert ends == pytest.approx([gaps.mean() - half, gaps.mean() + half], abs=0.06)
+    assert found["another draw of pictures moves"] == "2.0 points"

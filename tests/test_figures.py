@@ -11,10 +11,10 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from PIL import Image
 
-from ttm_lab.analysis import Outputs
 from ttm_lab.course import evidence, figures
 from ttm_lab.course.exercises import Unsolved, check
 from ttm_lab.course.figures import notebook0, notebook7, notebook9
+from ttm_lab.course.outputs import Outputs
 
 PNG = b"\x89PNG"
 

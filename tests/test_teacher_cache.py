@@ -15,7 +15,7 @@ from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.models import create_model
 from ttm_lab.teacher import fold_batch_norm
 from ttm_lab.teacher_cache import TeacherCache
-from ttm_lab.training import Settings, distill, distill_many, remember_teacher
+from ttm_lab.training import Settings, distill, distill_many
 
 
 @pytest.fixture(scope="module")
@@ -230,16 +230,6 @@ def test_broken_off_a_run_that_remembers_ends_bit_identical(data, teacher, tmp_p
             distill_many(teacher, data, settings, **options)
     broken = distill_many(teacher, data, settings, **options)
     assert all(same(one, two) for one, two in zip(whole, broken, strict=True))
-
-
-def test_remembered_ahead_nothing_is_asked_again(data, teacher, tmp_path, monkeypatch):
-    settings = student(max_steps=5)
-    memory = remember_teacher(teacher, data, settings, remembered=tmp_path, progress=False)
-    assert memory.computed == 60 * 162
-    again = remember_teacher(teacher, data, settings, remembered=tmp_path, progress=False)
-    assert again.computed == 0
-    monkeypatch.setattr(TeacherCache, "_compute", None)  # would fail
-    distill(teacher, data, settings, remembered=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "ShuffleV1", "ShuffleV2"])

@@ -1,8 +1,6 @@
 """The published teachers come once, whole and unchanged, or not at all and with what to do."""
 
-import hashlib
 import http.server
-import json
 import os
 import pickle
 import signal
@@ -10,7 +8,6 @@ import subprocess
 import sys
 import threading
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,14 +99,6 @@ def place(folder, name="resnet8"):
     return folder / f"{name}_vanilla" / "ckpt_epoch_240.pth"
 
 
-def sha256(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-def recorded(folder):
-    return json.loads((folder / "checksums.json").read_text())
-
-
 def files(folder):
     return sorted(p.name for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
 
@@ -120,7 +109,7 @@ def assert_nothing_came(folder, host, error, name="resnet8"):
         assert part in str(error.value)
 
 
-def test_the_first_download_is_whole_and_its_checksum_recorded(tmp_path, host, checkpoint):
+def test_the_first_download_is_whole(tmp_path, host, checkpoint):
     host.answer = serve(checkpoint)
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -128,8 +117,7 @@ def test_the_first_download_is_whole_and_its_checksum_recorded(tmp_path, host, c
     assert torch.equal(torch.get_rng_state(), before)  # a download changes no training after it
     assert path == place(tmp_path)
     assert path.read_bytes() == checkpoint
-    assert recorded(tmp_path) == {"resnet8": sha256(checkpoint)}
-    assert files(tmp_path) == ["checksums.json", "ckpt_epoch_240.pth"]
+    assert files(tmp_path) == ["ckpt_epoch_240.pth"]
     found = load_weights(create_model("resnet8", 100), path).state_dict()
     wanted = torch.load(BytesIO(checkpoint), weights_only=False)["model"]
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
@@ -154,7 +142,7 @@ def test_progress_is_shown_unless_unwanted(tmp_path, host, checkpoint, capsys, p
     host.answer = serve(checkpoint)
     fetch_teacher("resnet8", tmp_path, progress=progress)
     shown = capsys.readouterr().err
-    assert ("resnet8: 100%" in shown) is progress
+    assert ("100%" in shown) is progress
     assert progress or not shown
 
 
@@ -164,7 +152,6 @@ def test_the_papers_spelling_is_the_same_teacher(tmp_path, host):
     assert path == place(tmp_path, "wrn_16_1")
     assert fetch_teacher("wrn_16_1", tmp_path) == path
     assert len(host.requests) == 1
-    assert list(recorded(tmp_path)) == ["wrn_16_1"]
 
 
 def test_big_data_goes_where_the_environment_says(tmp_path, monkeypatch, host, checkpoint):
@@ -195,44 +182,11 @@ def test_an_unknown_teacher_is_named_with_the_known_ones(tmp_path, name):
     assert not (tmp_path / "never").exists()
 
 
-def test_a_changed_file_is_refused_until_it_is_removed(tmp_path, host, checkpoint):
-    host.answer = serve(checkpoint)
-    path = fetch_teacher("resnet8", tmp_path)
-    changed = bytearray(checkpoint)
-    changed[-1] ^= 1  # in a weight: it would load
-    path.write_bytes(changed)
-    with pytest.raises(ValueError, match="has changed") as error:
-        fetch_teacher("resnet8", tmp_path)
-    for part in (path, sha256(changed), sha256(checkpoint), tmp_path / "checksums.json"):
-        assert str(part) in str(error.value)
-    assert path.read_bytes() == changed  # it is the user's to remove
-    assert len(host.requests) == 1
-    path.unlink()
-    assert fetch_teacher("resnet8", tmp_path).read_bytes() == checkpoint
-
-
-def test_another_download_is_refused_until_its_entry_is_removed(tmp_path, host, checkpoint):
-    host.answer = serve(checkpoint)
-    path = fetch_teacher("resnet8", tmp_path)
-    path.unlink()
-    other = published(seed=2)
-    host.answer = serve(other)
-    with pytest.raises(ValueError, match="now gives another file") as error:
-        fetch_teacher("resnet8", tmp_path)
-    for part in (host.address("resnet8"), sha256(other), sha256(checkpoint), "checksums.json"):
-        assert part in str(error.value)
-    assert files(tmp_path) == ["checksums.json"]
-    assert recorded(tmp_path) == {"resnet8": sha256(checkpoint)}
-    (tmp_path / "checksums.json").write_text("{}")
-    assert fetch_teacher("resnet8", tmp_path).read_bytes() == other
-
-
-def test_a_file_put_there_by_hand_is_taken_and_recorded(tmp_path, host, checkpoint):
+def test_a_file_put_there_by_hand_is_taken(tmp_path, host, checkpoint):
     path = place(tmp_path)
     path.parent.mkdir()
     path.write_bytes(checkpoint)
     assert fetch_teacher("resnet8", tmp_path) == path
-    assert recorded(tmp_path) == {"resnet8": sha256(checkpoint)}
     assert host.requests == []
 
 
@@ -240,25 +194,13 @@ def test_a_wrong_file_put_there_by_hand_is_named_and_left(tmp_path, host, checkp
     path = place(tmp_path)
     path.parent.mkdir()
     path.write_bytes(published("resnet14"))
-    with pytest.raises(ValueError, match=r"ckpt_epoch_240\.pth does not fit ResNet") as error:
+    with pytest.raises(ValueError, match=r"ckpt_epoch_240\.pth does not fit ResNet"):
         fetch_teacher("resnet8", tmp_path)
-    assert f"Without this file, the teacher is fetched from {host.address('resnet8')}" in str(
-        error.value
-    )
     assert files(tmp_path) == ["ckpt_epoch_240.pth"]
     assert host.requests == []
     path.unlink()
     host.answer = serve(checkpoint)
     assert fetch_teacher("resnet8", tmp_path).read_bytes() == checkpoint
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "\xff"])
-def test_damaged_checksums_are_named(tmp_path, host, checkpoint, content):
-    host.answer = serve(checkpoint)
-    fetch_teacher("resnet8", tmp_path)
-    (tmp_path / "checksums.json").write_text(content, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"checksums\.json is damaged .*remove it"):
-        fetch_teacher("resnet8", tmp_path)
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
@@ -276,32 +218,11 @@ def test_a_closed_port(tmp_path, host):
     assert_nothing_came(tmp_path, host, error)
 
 
-def test_a_host_that_falls_silent(tmp_path, monkeypatch, host, checkpoint):
-    end = threading.Event()
-
-    def answer(handler):
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(checkpoint)))
-        handler.end_headers()
-        handler.wfile.write(checkpoint[:1000])
-        handler.wfile.flush()
-        end.wait(60)
-
-    host.answer = answer
-    monkeypatch.setattr(teachers, "_TIMEOUT", 0.2)
-    try:
-        with pytest.raises(ConnectionError, match="timed out") as error:
-            fetch_teacher("resnet8", tmp_path)
-    finally:
-        end.set()
-    assert_nothing_came(tmp_path, host, error)
-
-
-@pytest.mark.parametrize("kept", [0, 1, 1000, -1])
-def test_a_body_that_ends_too_early(tmp_path, host, checkpoint, kept):
-    body = checkpoint[:kept]
-    host.answer = serve(body, length=len(checkpoint))
-    with pytest.raises(ConnectionError, match=f"{len(body)} of {len(checkpoint)} b") as error:
+@pytest.mark.parametrize("kept", [0, 1000, -1])
+@pytest.mark.parametrize("length", ["said", "unsaid"])
+def test_a_body_that_ends_too_early(tmp_path, host, checkpoint, kept, length):
+    host.answer = serve(checkpoint[:kept], length=length if length == "unsaid" else len(checkpoint))
+    with pytest.raises(ValueError, match=r"gives no teacher resnet8 .*not a whole file") as error:
         fetch_teacher("resnet8", tmp_path)
     assert_nothing_came(tmp_path, host, error)
 
@@ -321,14 +242,6 @@ def test_chunks_that_end_too_early(tmp_path, host, checkpoint):
     assert_nothing_came(tmp_path, host, error)
 
 
-@pytest.mark.parametrize("kept", [0, 1000, -1])
-def test_a_cut_file_of_unsaid_length(tmp_path, host, checkpoint, kept):
-    host.answer = serve(checkpoint[:kept], length="unsaid")
-    with pytest.raises(ValueError, match="what it gives is not a whole file") as error:
-        fetch_teacher("resnet8", tmp_path)
-    assert_nothing_came(tmp_path, host, error)
-
-
 def test_a_web_page_at_the_end_of_a_redirection(tmp_path, host):
     def answer(handler):
         if handler.path.endswith(".pth"):
@@ -341,10 +254,9 @@ def test_a_web_page_at_the_end_of_a_redirection(tmp_path, host):
         handler.wfile.write(b"<!DOCTYPE html><title>We have moved</title>")
 
     host.answer = answer
-    with pytest.raises(ValueError, match=r"gives no teacher resnet8: .*not a whole file") as error:
+    with pytest.raises(ValueError, match=r"gives no teacher resnet8 .*not a whole file") as error:
         fetch_teacher("resnet8", tmp_path)
     assert host.requests[-1] == "/moved.html"
-    assert "remove it" not in str(error.value)  # there is nothing to remove
     assert_nothing_came(tmp_path, host, error)
 
 
@@ -373,23 +285,10 @@ def test_a_file_that_would_run_code_is_refused_unrun(tmp_path, host):
     torch.load(BytesIO(body), weights_only=False)
     marker.rmdir()  # so it does run where nobody looks
     host.answer = serve(body)
-    with pytest.raises(ValueError, match="what it gives is refused: it asks for") as error:
+    with pytest.raises(ValueError, match="is refused: it asks for") as error:
         fetch_teacher("resnet8", tmp_path / "teachers")
     assert not marker.exists()
     assert_nothing_came(tmp_path / "teachers", host, error)
-
-
-def test_a_full_disk_is_not_called_a_bad_connection(tmp_path, monkeypatch, host, checkpoint):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    host.answer = serve(checkpoint)
-    with monkeypatch.context() as patch:
-        patch.setattr(teachers.shutil, "copyfileobj", full)
-        with pytest.raises(OSError, match="No space left") as error:
-            fetch_teacher("resnet8", tmp_path)
-    assert not isinstance(error.value, ConnectionError)
-    assert files(tmp_path) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has neither signal")
@@ -422,12 +321,11 @@ def test_a_stopped_download_leaves_nothing_that_counts(tmp_path, host, checkpoin
         process.kill()
         end.set()
     assert not place(tmp_path).exists()
-    assert not (tmp_path / "checksums.json").exists()
     if ending == "SIGINT":
         assert files(tmp_path) == []
     host.answer = serve(checkpoint)
     assert fetch_teacher("resnet8", tmp_path).read_bytes() == checkpoint
-    assert files(tmp_path) == ["checksums.json", "ckpt_epoch_240.pth"]
+    assert place(tmp_path).is_file()
 
 
 def run_at_once(tasks):
@@ -460,18 +358,3 @@ def test_callers_at_once_share_one_download(tmp_path, host, checkpoint):
     assert results == [place(tmp_path)] * 4
     assert len(host.requests) == 1
     assert place(tmp_path).read_bytes() == checkpoint
-
-
-def test_teachers_fetched_at_once_are_both_recorded(tmp_path, host, checkpoint):
-    bodies = {"resnet8": checkpoint, "resnet14": published("resnet14")}
-    both = threading.Event()
-
-    def answer(handler):
-        body = bodies[Path(handler.path).parent.name.removesuffix("_vanilla")]
-        both.set() if len(host.requests) > 1 else both.wait(0.3)
-        serve(body)(handler)
-
-    host.answer = answer
-    results = run_at_once([lambda n=n: fetch_teacher(n, tmp_path, progress=False) for n in bodies])
-    assert results == [place(tmp_path, name) for name in bodies]
-    assert recorded(tmp_path) == {name: sha256(body) for name, body in bodies.items()}

@@ -490,15 +490,14 @@ def test_settings_of_numpy_kinds_are_plain_ones_or_refused(kind):
         np.int8: {"temperature": np.int8(16), "epochs": np.array(2, np.int8)},
         np.float16: {"temperature": np.float16(0.5), "decay_at": np.array([0.5], np.float16)},
         np.longdouble: {"temperature": np.longdouble(4)},
-        np.str_: {"precision": np.str_("float32"), "method": np.str_("kd")},
+        np.str_: {"precision": np.str_("float32")},
     }[kind]
     got = replace(plain, **values)
     for name, value in vars(got).items():
         assert type(value) in (str, bool, int, float, tuple, type(None)), name
     assert json.loads(json.dumps(vars(got))) == {**vars(got), "decay_at": [*got.decay_at]}
-    for name, value in [("temperature", np.complex64(4 + 3j)), ("epochs", np.float64(2))]:
-        with pytest.raises(ValueError, match=f"{name}=.* must be a .*number"):
-            replace(plain, **{name: value})
+    with pytest.raises(ValueError, match=r"epochs=.* must be a whole number"):
+        replace(plain, epochs=np.float64(2))
 
 
 @pytest.mark.parametrize(
@@ -507,7 +506,7 @@ def test_settings_of_numpy_kinds_are_plain_ones_or_refused(kind):
         ({"temperature": "4"}, "temperature='4' must be a number"),
         ({"temperature": True}, "temperature=True must be a number"),
         ({"temperature": 10**400}, "temperature=10+ must be a number"),
-        ({"learning_rate": np.zeros(2)}, "learning_rate=array.* must be one value"),
+        ({"learning_rate": np.zeros(2)}, "learning_rate=array.* must be a number"),
         ({"learning_rate": np.datetime64("2020")}, "learning_rate=.*date.* must be a number"),
         ({"decay_at": 0.5}, "decay_at=0.5 must be several numbers"),
         ({"decay_at": ("half",)}, "decay_at='half' must be a number"),
@@ -771,16 +770,3 @@ def test_the_environment_of_a_finished_run_is_not_made_up(data, teacher, tmp_pat
         distill(teacher, data, student(epochs=1), **options)
     assert (folder / "config.json").exists()
     assert not (folder / "environment.json").exists()
-
-
-def test_compiling_without_a_compiler_is_refused_before_anything_is_written(tmp_path):
-    from torch._inductor import config
-
-    data = load_dataset("digits", seed=0)
-    settings = Settings("cnn_small", epochs=1, max_steps=1, compiled=True)
-    with (
-        config.patch({"cpp.cxx": (None, "/no/such/compiler")}),
-        pytest.raises(ValueError, match=r"compiled=True needs a C\+\+ compiler .* install g\+\+"),
-    ):
-        train_teacher(data, settings, folder=tmp_path / "runs", device="cpu", progress=False)
-    assert not list(tmp_path.iterdir())

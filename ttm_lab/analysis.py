@@ -3,11 +3,8 @@
 Everything works on plain arrays of logits (N, K) and labels (N,), from any framework.
 """
 
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,8 +12,7 @@ import torch
 from scipy import optimize, special, stats
 from torch import nn
 
-from ttm_lab.data import Dataset, FileSplit, Split
-from ttm_lab.files import atomic_write, user_path
+from ttm_lab.data import FileSplit, Split
 from ttm_lab.models import logits_of
 from ttm_lab.probability import check_no_probabilities
 
@@ -49,126 +45,6 @@ def predict(
         for module, mode in modes.items():
             module.training = mode
     return torch.cat(parts).numpy()
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Logits of several networks on the same pictures, with what tells the networks apart.
-
-    ``models`` has a row for each network with the columns method, temperature, distill_weight
-    (both nan where a method has none) and seed; the teacher's method is ``"teacher"``. ``logits``
-    (M, N, K), ``labels`` (N,), ``class_names`` K words, ``pictures`` (N,) the pictures'
-    positions in the part of the data set they come from.
-
-    Raises ``ValueError`` or ``TypeError`` where these do not fit together.
-    """
-
-    models: pd.DataFrame
-    logits: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    pictures: np.ndarray
-
-    COLUMNS = ("method", "temperature", "distill_weight", "seed")
-
-    def __post_init__(self):
-        shape = np.shape(self.logits)
-        wanted = (len(self.models), len(self.labels), len(self.class_names))
-        if shape != wanted or len(self.pictures) != len(self.labels):
-            raise ValueError(
-                f"logits have shape {shape}; {wanted[0]} models, {wanted[1]} labels, "
-                f"{len(self.pictures)} pictures and {wanted[2]} class names want {wanted}"
-            )
-        missing = set(self.COLUMNS) - set(self.models.columns)
-        if missing:
-            raise ValueError(f"models lack the columns {sorted(missing)}")
-        for row in self.logits:
-            _labels(self.labels, _logits(row).shape)
-
-    def teacher(self) -> np.ndarray:
-        """The teacher's logits (N, K)."""
-        rows = np.flatnonzero(self.models["method"] == "teacher")
-        if not len(rows):
-            raise ValueError("no row of these outputs is a teacher's")
-        return self.logits[rows[0]]
-
-    def kinds(self) -> dict[str, np.ndarray]:
-        """The students' rows by kind: a method with its temperature and weight, over all seeds."""
-        found: dict[str, list[int]] = {}
-        for row, model in enumerate(self.models.to_dict("records")):
-            if model["method"] == "teacher":
-                continue
-            name = model["method"]
-            if pd.notna(model["temperature"]):
-                name += f", T = {model['temperature']:g}, weight {model['distill_weight']:.3g}"
-            found.setdefault(name, []).append(row)
-        return {name: np.array(rows) for name, rows in found.items()}
-
-    def save(self, path: str | Path) -> None:
-        """Write a compressed ``.npz`` with the logits in float16: no pickle, no code.
-
-        Logits above 65,504, which float16 does not reach, are kept as they are.
-        """
-        buffer = io.BytesIO()
-        small = np.abs(self.logits).max() <= np.finfo(np.float16).max
-        columns = {f"model_{name}": self.models[name].to_numpy() for name in self.COLUMNS}
-        columns["model_method"] = columns["model_method"].astype(str)
-        np.savez_compressed(
-            buffer,
-            logits=self.logits.astype(np.float16) if small else self.logits,
-            labels=self.labels.astype(np.min_scalar_type(len(self.class_names))),
-            class_names=np.array(self.class_names, dtype=str),
-            pictures=self.pictures,
-            **columns,
-        )
-        atomic_write(path, buffer.getvalue())
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Outputs":
-        """Read what ``save`` wrote; float16 logits come back as float32.
-
-        Raises ``FileNotFoundError``, or ``ValueError`` where the file is damaged or another kind.
-        """
-        try:
-            with np.load(user_path(path), allow_pickle=False) as file:
-                found = dict(file)
-            models = pd.DataFrame({name: found[f"model_{name}"] for name in cls.COLUMNS})
-            names = tuple(map(str, found["class_names"]))
-            logits, labels = found["logits"], found["labels"].astype(np.int64)
-            logits = logits.astype(np.promote_types(logits.dtype, np.float32))
-            return cls(models, logits, labels, names, found["pictures"])
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # a torn archive fails in many ways
-            raise ValueError(
-                f"{path} is no file of outputs, or it is damaged ({error}); make it again or take "
-                "it from the repository again"
-            ) from error
-
-
-def collect_outputs(
-    teacher, students, data: Dataset, *, pictures: np.ndarray | None = None
-) -> Outputs:
-    """The outputs of a teacher and its students, ``Trained`` each, on the test part of ``data``.
-
-    ``pictures`` are positions in the test part; by default all of them are asked about.
-    """
-    pictures = np.arange(len(data.test)) if pictures is None else np.asarray(pictures)
-    rows, logits = [], []
-    for one in (teacher, *students):
-        found = one.settings
-        rows.append(
-            {
-                "method": "teacher" if one is teacher else one.label,
-                "temperature": np.nan if found.method == "ce" else found.temperature,
-                "distill_weight": np.nan if found.method == "ce" else found.distill_weight,
-                "seed": one.seed,
-            }
-        )
-        logits.append(predict(one.model, data.test)[pictures])
-    labels = np.asarray(data.test.labels)[pictures]
-    names = tuple(data.class_names)
-    return Outputs(pd.DataFrame(rows), np.stack(logits), labels, names, pictures)
 
 
 def _array(values) -> np.ndarray:
@@ -330,20 +206,6 @@ def _mean_gap(table: pd.DataFrame) -> float:
     return float((gap * table["count"]).sum() / table["count"].sum())
 
 
-def generalization_gap(student, data) -> pd.Series:
-    """Train minus test accuracy, and test minus train NLL: larger means more overfitting.
-
-    ``data`` is a ``Dataset``; ``student`` a network or ``Trained``.
-    """
-    train, test = evaluate(student, data.train), evaluate(student, data.test)
-    return pd.Series(
-        {
-            "accuracy_gap": train["accuracy"] - test["accuracy"],
-            "nll_gap": test["nll"] - train["nll"],
-        }
-    )
-
-
 def fit_temperature(logits, labels) -> float:
     """The one temperature that minimises NLL when logits are divided by it (Guo et al. 2017).
 
@@ -426,42 +288,6 @@ def contrasts(
         deviation = d.std(ddof=1) if len(d) > 1 else np.nan
         rows.append((name, *interval, p, len(d), deviation, many))
     names = ["name", "difference", "low", "high", "p", "seeds", "deviation", "contrasts"]
-    return pd.DataFrame(rows, columns=names)
-
-
-def compare_seeds(
-    results: pd.DataFrame,
-    baseline: str,
-    measures: Sequence[str] = ("accuracy",),
-    *,
-    confidence: float = 0.95,
-) -> pd.DataFrame:
-    """Each method against a baseline, in pairs over seeds.
-
-    ``results`` has the columns ``method``, ``seed`` and the measures: a row a student. Returns a
-    row a method and measure: mean, baseline_mean, difference with its t interval (low, high) and
-    the number of seeds. Where one teacher serves all seeds the interval is conditional on it.
-
-    Raises ``ValueError`` if a method misses a seed that the baseline has, or has one twice.
-    """
-    twice = results[results.duplicated(["method", "seed"])]
-    if len(twice):
-        raise ValueError(f"{twice.iloc[0]['method']!r} has seed {twice.iloc[0]['seed']} twice")
-    rows = []
-    for measure in measures:
-        table = results.pivot(index="seed", columns="method", values=measure)
-        if baseline not in table:
-            raise ValueError(f"baseline {baseline!r} is not among {sorted(table.columns)}")
-        if table.isna().any(axis=None):
-            gaps = [c for c in table if table[c].isna().any()]
-            raise ValueError(f"{measure}: {gaps} lack a seed that other methods have")
-        for method in results["method"].drop_duplicates():
-            if method != baseline:
-                differences = table[method] - table[baseline]
-                interval = paired_interval(differences, confidence=confidence)
-                means = table[method].mean(), table[baseline].mean()
-                rows.append((method, measure, *means, *interval, len(table)))
-    names = ["method", "measure", "mean", "baseline_mean", "difference", "low", "high", "seeds"]
     return pd.DataFrame(rows, columns=names)
 
 

@@ -95,19 +95,6 @@ def check_objective(
         )
 
 
-def check_compiler() -> None:
-    """Refuse ``compiled`` on a CPU where ``torch.compile`` finds no C++ compiler."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
-
-    try:
-        get_cpp_compiler()
-    except RuntimeError as error:
-        raise ValueError(
-            f"compiled=True needs a C++ compiler ({error}): install g++, name one in the variable "
-            "CXX, or leave it out (on the command line --compiled)"
-        ) from error
-
-
 @torch.no_grad()
 def _check_answer(name: str, network, images: Tensor, data: Dataset, hint: str = "") -> None:
     shape, wanted = tuple(images.shape[1:]), (len(images), data.num_classes)

@@ -107,7 +107,7 @@ def _distill(options) -> int:
     (--batch-size is the batch of all processes together, so the learning rate stays.)
     """
     from ttm_lab import distributed, paper
-    from ttm_lab.course import pictures
+    from ttm_lab.course import outputs, pictures
     from ttm_lab.data import Split
 
     teacher, student = options.pair
@@ -140,7 +140,7 @@ def _distill(options) -> int:
         paper.save_results(options.output, row, measured, data)
         atomic_write(report, pictures.report(measured, row, data))
     if options.keep_logits:
-        paper.save_outputs(options.keep_logits, row, data, options.per_class)
+        outputs.save_outputs(options.keep_logits, row, data, options.per_class)
     _print_row(measured, teacher, student, changes)
     print(f"\nRuns: {folder}")
     made = {"Table": options.output, "Report": report, "Logits": options.keep_logits}
@@ -167,8 +167,10 @@ def _default_methods(teacher: str, student: str, changes: dict) -> list[str]:
 
 def _print_row(measured, teacher: str, student: str, changes: dict) -> None:
     """A row beside the paper's, and how it differs from KD's."""
+    import pandas as pd
+
     from ttm_lab import paper
-    from ttm_lab.analysis import compare_seeds
+    from ttm_lab.analysis import paired_interval
 
     table = paper.summarise(measured, teacher, student)
     known, dataset = table["paper"].notna(), measured["dataset"].iloc[0]
@@ -187,39 +189,12 @@ def _print_row(measured, teacher: str, student: str, changes: dict) -> None:
     else:
         print(f"The paper has no results of this pair on {dataset}.")
     students = measured[measured["method"] != "teacher"]
-    if "KD" in set(students["method"]) and students["method"].nunique() > 1:
-        differences = compare_seeds(students, "KD").set_index("method")
+    points = 100 * students.pivot(index="seed", columns="method", values="accuracy")
+    others = [name for name in table.index if name not in ("teacher", "KD")]
+    if "KD" in points and others:
+        rows = {name: paired_interval(points[name] - points["KD"]) for name in others}
         print("\nAccuracy minus KD, in pairs over seeds, with 95 % t intervals, in points:")
-        print(as_text(100 * differences[["difference", "low", "high"]]))
-
-
-def _remember_teacher(options) -> int:
-    """Compute a teacher's logits for every view of every image, once.
-
-    Train or load a teacher as distill does, and keep its logits for every crop and flip of every
-    training image (CIFAR-100: 8.1 million views, 3.3 GB) in runs/remembered, where
-    distill --remember finds them. The same command continues after a stop.
-
-    Example: ttm-lab remember-teacher --model resnet56 --data cifar100
-    """
-    from ttm_lab import paper, training
-
-    model, weights, device = options.model, options.teacher, options.device
-    _check_device(device)
-    changes = _changes(options)
-    paper.check_pair(model, model, ["ce"], weights=weights, changes=changes)
-    data = _load_data(options, [model])
-    teacher = paper.obtain_teacher(
-        data, model, weights, folder=runs_folder("-"), changes=changes, device=device
-    )
-    settings, folder = paper.teacher_settings(model, **changes), runs_folder("remembered")
-    memory = training.remember_teacher(teacher, data, settings, remembered=folder, device=device)
-    views = data.train.count_views(memory.augmentation)
-    print(f"{memory.asked:,} views: {len(data.train):,} pictures, {views} views each")
-    print(f"computed now: {memory.computed:,}, known before: {memory.asked - memory.computed:,}")
-    print(f"{memory.size_in_bytes / 1e9:.2f} GB: {memory.path}")
-    print("ttm-lab distill --remember (or --fast) reads it, with the same teacher and precision.")
-    return 0
+        print(as_text(pd.DataFrame(rows, index=["difference", "low", "high"]).T))
 
 
 def _evaluate(options) -> int:
@@ -440,20 +415,15 @@ def _parser() -> argparse.ArgumentParser:
     kept = "keep the teacher's logits in runs/remembered and use them again (default: no)"
     add("--remember", action=argparse.BooleanOptionalAction, help=kept)
 
-    remember = add_command(commands, "remember-teacher", _remember_teacher)
-    add = remember.add_argument
-    add("--model", required=True, metavar="NAME", help=network)
-    add("--teacher", type=local_path, metavar="PATH", help=weights)
-
     evaluate = add_command(commands, "evaluate", _evaluate)
     add = evaluate.add_argument
     add("weights", nargs="+", type=local_path, metavar="PATH", help="run folders, or files")
     add("--model", metavar="NAME", help="whose weights the files hold, such as resnet56")
     add("--part", choices=["train", "validation", "test"], default="test", help="default: test")
 
-    for command in (teacher, distill, remember):
+    for command in (teacher, distill):
         _add_training_options(command)
-    for command in (teacher, distill, remember, evaluate):
+    for command in (teacher, distill, evaluate):
         _add_data_options(command, "those of the run, else " if command is evaluate else "")
     for command in (distill, evaluate):
         table = "write the numbers there, too"

@@ -25,20 +25,8 @@ def count() -> int:
 
 
 def started() -> int:
-    """How many processes torchrun started, by its variables; raises ``ValueError`` for odd ones."""
-    found = {name: os.environ.get(name) or "0" for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    for name, text in found.items():
-        if not (text.isascii() and text.isdecimal() and len(text) < 10):
-            raise ValueError(
-                f"{name}={os.environ[name]!r} is no whole number: torchrun sets it; without "
-                f"torchrun, unset {name}"
-            )
-    processes = max(int(found["WORLD_SIZE"]), 1)
-    if processes > 1 and int(found["RANK"]) >= processes:  # the others would be waited for
-        raise ValueError(
-            f"RANK={found['RANK']} is not below WORLD_SIZE={processes}: torchrun sets both"
-        )
-    return processes
+    """How many processes torchrun started, by its variable."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def rank() -> int:

@@ -13,13 +13,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 from ttm_lab import objectives, runs
-from ttm_lab.analysis import collect_outputs, evaluate, paired_interval, predict
+from ttm_lab.analysis import evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
 from ttm_lab.files import atomic_write, read_table, short, user_path
 from ttm_lab.losses import WTTMLoss
@@ -77,41 +75,6 @@ def hyperparameters() -> pd.DataFrame:
 def results() -> pd.DataFrame:
     """The published top-1 accuracies in per cent: a row a pair and method, with ``source``."""
     return read_table(files("ttm_lab").joinpath("paper_results.csv"))
-
-
-def pooled_difference(more: str, less: str) -> pd.Series:
-    """One method minus another over all CIFAR-100 pairs of the paper, in points of top-1.
-
-    Each pair's difference has the standard error of its runs. Returns the number of pairs, how
-    many differences are positive and how many are beyond_two_errors, their mean pooled by inverse
-    variance with its error and z, the plain mean with its mean_z, and p of Wilcoxon's two-sided
-    signed-rank test. Raises ``ValueError`` where the paper gives no spreads for a method.
-    """
-    table = results()
-    table = table[(table["dataset"] == "CIFAR-100") & table["method"].isin([more, less])]
-    values = ["top1", "std", "runs"]
-    table = table.pivot(index=["teacher", "student"], columns="method", values=values)
-    d = (table["top1"][more] - table["top1"][less]).to_numpy()
-    variance = sum(table["std"][m] ** 2 / table["runs"][m] for m in (more, less)).to_numpy()
-    if np.isnan(variance).all():
-        raise ValueError(f"{more} minus {less}: the paper gives no spreads for one of them")
-    known = np.isfinite(d + variance)
-    d, variance = d[known], variance[known]
-    weight = 1 / variance
-    pooled, error = np.average(d, weights=weight), weight.sum() ** -0.5
-    return pd.Series(
-        {
-            "pairs": len(d),
-            "positive": (d > 0).sum(),
-            "beyond_two_errors": (abs(d) > 2 * variance**0.5).sum(),
-            "pooled": pooled,
-            "error": error,
-            "z": pooled / error,
-            "mean": d.mean(),
-            "mean_z": d.sum() / variance.sum() ** 0.5,
-            "p": stats.wilcoxon(d).pvalue,
-        }
-    )
 
 
 def pairs(dataset: str = "CIFAR-100") -> list[tuple[str, str]]:
@@ -510,33 +473,14 @@ def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Datas
 
     Raises ``ValueError`` for a path that does not end in .csv.
     """
-    path = _beside_a_note(path, ".csv")
-    atomic_write(path, measured.to_csv(index=False))
-    _save_note(path, row, data)
-
-
-def save_outputs(path: str | Path, row: Row, data: Dataset, per_class: int | None = None) -> None:
-    """Keep the logits of teacher and students on test (``analysis.Outputs``), and how, as JSON.
-
-    ``per_class`` keeps the first so many images of each class only.
-
-    Raises ``ValueError`` for a path that does not end in .npz.
-    """
-    path = _beside_a_note(path, ".npz")
-    labels = pd.Series(np.asarray(data.test.labels))
-    images = labels.index if per_class is None else labels.groupby(labels).head(per_class).index
-    collect_outputs(row.teacher, row.students, data, pictures=images.to_numpy()).save(path)
-    _save_note(path, row, data)
-
-
-def _beside_a_note(path: str | Path, ending: str) -> Path:
     path = user_path(path)
-    if path.suffix != ending:
-        raise ValueError(f"{path} must end in {ending}: beside it goes a file that ends in .json")
-    return path
+    if path.suffix != ".csv":
+        raise ValueError(f"{path} must end in .csv: beside it goes a file that ends in .json")
+    atomic_write(path, measured.to_csv(index=False))
+    save_note(path, row, data)
 
 
-def _save_note(path: Path, row: Row, data: Dataset) -> None:
+def save_note(path: str | Path, row: Row, data: Dataset) -> None:
     """Write how a row came about into the JSON file beside its results."""
     # how weights from a file were trained is not known
     trained = {s.label: s.settings for s in (row.teacher, *row.students) if len(s.history)}
@@ -553,7 +497,7 @@ def _save_note(path: Path, row: Row, data: Dataset) -> None:
         },
         "settings": {label: vars(replace(s, label=label)) for label, s in trained.items()},
     }
-    atomic_write(path.with_suffix(".json"), json.dumps(note, indent=1))
+    atomic_write(Path(path).with_suffix(".json"), json.dumps(note, indent=1))
 
 
 def mean_power_sum(teacher: Trained, data: Dataset, temperature: float) -> float:

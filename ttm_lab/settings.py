@@ -3,9 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -98,9 +96,6 @@ class Settings:
     label: str = field(default="", compare=False)
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if not callable(value) and hasattr(value, "item") and name != "decay_at":
-                object.__setattr__(self, name, plain_value(name, value))
         method = self.method
         if not callable(method) and method not in ("ce", *METHODS):
             raise ValueError(
@@ -172,21 +167,14 @@ def default_device(device: str | torch.device | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def plain_value(name: str, value):
-    """The one Python value in a scalar of NumPy or torch."""
-    try:
-        return value.item()
-    except (ValueError, RuntimeError):  # NumPy's and torch's for more values than one
-        raise ValueError(f"{name}={value!r} must be one value") from None
-
-
 def number(name: str, value) -> float:
     """``value`` as a plain float; ``ValueError`` naming it where it is none."""
-    value = plain_value(name, value) if hasattr(value, "item") else value
-    if isinstance(value, Real) and not isinstance(value, bool):
-        with suppress(OverflowError):
-            return float(value)
-    raise ValueError(f"{name}={value!r} must be a number")
+    try:
+        if isinstance(value, bool | str):  # which float() would take
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name}={value!r} must be a number") from None
 
 
 def whole_number(name: str, value, limit: int = 2**63) -> int:

@@ -19,10 +19,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ttm_lab import distributed, runs
-from ttm_lab.checks import check_compiler, check_data, check_network, check_objective, check_student
+from ttm_lab.checks import check_data, check_network, check_objective, check_student
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.data.splits import hash_seed
 from ttm_lab.models import create_model, logits_of
@@ -30,7 +29,6 @@ from ttm_lab.objectives import Objective, Output, make_objective, recorded
 from ttm_lab.progress import Clock, Meter, Progress
 from ttm_lab.settings import Settings, default_device, fast, whole_number
 from ttm_lab.teacher import Teacher, autocast, logits_in_pieces, output_key
-from ttm_lab.teacher_cache import TeacherCache
 
 __all__ = [
     "Diverged",
@@ -41,7 +39,6 @@ __all__ = [
     "distill_many",
     "fast",
     "find_runs",
-    "remember_teacher",
     "train_teacher",
 ]
 
@@ -162,9 +159,6 @@ def distill_many(
     data, teacher, students = _prepare(teacher, data, settings, seeds, folder, device, start)
     if folder is not None:
         runs.name_old_runs(folder)
-    unfinished = [s for s in students if not (s.run and s.run.finished)]
-    if device.type == "cpu" and any(s.settings.compiled for s in unfinished):
-        check_compiler()
     folders = [student.run.folder for student in students if student.run]
     if len(set(folders)) < len(folders):
         raise ValueError("two settings hold losses of the same name and values: keep one")
@@ -221,36 +215,6 @@ def _prepare(teacher, data, settings, seeds, folder, device, start=None):
     shared = {"teacher": teacher, "source": source, "folder": folder, "start": start}
     students = [Student(s, seed, data, device=device, **shared) for seed in seeds for s in settings]
     return data, teacher, students
-
-
-def remember_teacher(
-    teacher: nn.Module | Trained,
-    data: Dataset,
-    settings: Settings,
-    *,
-    remembered: str | Path | None = None,
-    device: str | torch.device | None = None,
-    progress: bool | None = None,
-) -> TeacherCache:
-    """Compute a teacher's logits for every view of every training picture, before any training.
-
-    ``settings`` are those of any student: of them augmentation, precision and ``fold_batch_norm``
-    count. What the folder ``remembered`` already holds is not computed again, so an interrupted
-    call goes on where it stopped. Raises what ``distill_many`` raises for data and teacher, and
-    what ``TeacherCache`` raises for the file.
-    """
-    settings, device = replace(settings, remember=True), default_device(device)
-    check_data(data, [settings])
-    data = data.to(device)
-    asked = Teacher(_network(teacher), data, [settings], device)
-    check_network("teacher", asked.network, data)
-    asked.open_caches(data, [settings], remembered)
-    (memory,) = asked.caches.values()
-    chunks = torch.arange(len(memory)).split(memory.chunk)
-    hidden = None if progress is None else not progress
-    for views in tqdm(chunks, desc="remember", unit=f"x {memory.chunk} views", disable=hidden):
-        memory.look_up(views)
-    return memory
 
 
 def _network(teacher: nn.Module | Trained) -> nn.Module:

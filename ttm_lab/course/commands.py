@@ -83,8 +83,7 @@ def plan(options) -> int:
     """
     import torch
 
-    from ttm_lab import experiments
-    from ttm_lab.course import plans
+    from ttm_lab.course import experiments, plans
 
     torch.set_num_threads(options.threads)
     chosen = plans.find(options.name)

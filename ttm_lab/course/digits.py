@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ttm_lab.analysis import Outputs, collect_outputs, evaluate, generalization_gap
+from ttm_lab.analysis import evaluate
+from ttm_lab.course.engine import free_cores, run_tasks
+from ttm_lab.course.outputs import Outputs, collect_outputs
 from ttm_lab.data import Dataset, load_dataset
-from ttm_lab.engine import free_cores, run_tasks
 from ttm_lab.files import atomic_write, read_table, user_path
 from ttm_lab.objectives import LogitTerm
 from ttm_lab.paper import KD_WEIGHT, TEMPERATURE, TTM_WEIGHT, mean_power_sum
@@ -375,11 +376,16 @@ def _train_grid(seed: int, folder: Path, max_steps: int | None) -> None:
 def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:
     """One row of notebook 5's and 6's tables: the student on the test part of its seed.
 
-    The columns of ``analysis.evaluate`` (divergence at the published temperature) and of
-    ``analysis.generalization_gap``, with the student's method and seed.
+    The columns of ``analysis.evaluate`` (divergence at the published temperature), with the
+    student's method and seed; and ``accuracy_gap``, train minus test, and ``nll_gap``, test minus
+    train: larger means more overfitting.
     """
     measured = evaluate(student, data.test, teacher=teacher, temperature=TEMPERATURE)
-    gaps = generalization_gap(student, data)
+    train = evaluate(student, data.train)
+    gaps = {
+        "accuracy_gap": train["accuracy"] - measured["accuracy"],
+        "nll_gap": measured["nll"] - train["nll"],
+    }
     return {"method": student.label, "seed": student.seed, **measured, **gaps}
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
+from ttm_lab import paper
 from ttm_lab.files import atomic_write, find_root, user_path
 
 # From the strongest word against a claim to its only confirmation: of a claim's parts the first
@@ -55,7 +56,7 @@ COLUMNS = [
 
 @cache
 def claims() -> dict[str, dict[str, str]]:
-    """All claims by id, in reading order: A1 to A8 are exact, B1 to B14 are empirical.
+    """All claims by id, in reading order: those with A are exact, those with B empirical.
 
     ``paper_value`` is empty where the paper gives none; ``decided_by`` names the only data set
     that can decide the claim, and is empty where any data can, within its scope.
@@ -466,3 +467,38 @@ def _number(value: float | None) -> float | None:
 
 def _unknown(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def pooled_difference(more: str, less: str) -> pd.Series:
+    """One method minus another over all CIFAR-100 pairs of the paper, in points of top-1.
+
+    Each pair's difference has the standard error of its runs. Returns the number of pairs, how
+    many differences are positive and how many are beyond_two_errors, their mean pooled by inverse
+    variance with its error and z, the plain mean with its mean_z, and p of Wilcoxon's two-sided
+    signed-rank test. Raises ``ValueError`` where the paper gives no spreads for a method.
+    """
+    table = paper.results()
+    table = table[(table["dataset"] == "CIFAR-100") & table["method"].isin([more, less])]
+    values = ["top1", "std", "runs"]
+    table = table.pivot(index=["teacher", "student"], columns="method", values=values)
+    d = (table["top1"][more] - table["top1"][less]).to_numpy()
+    variance = sum(table["std"][m] ** 2 / table["runs"][m] for m in (more, less)).to_numpy()
+    if np.isnan(variance).all():
+        raise ValueError(f"{more} minus {less}: the paper gives no spreads for one of them")
+    known = np.isfinite(d + variance)
+    d, variance = d[known], variance[known]
+    weight = 1 / variance
+    pooled, error = np.average(d, weights=weight), weight.sum() ** -0.5
+    return pd.Series(
+        {
+            "pairs": len(d),
+            "positive": (d > 0).sum(),
+            "beyond_two_errors": (abs(d) > 2 * variance**0.5).sum(),
+            "pooled": pooled,
+            "error": error,
+            "z": pooled / error,
+            "mean": d.mean(),
+            "mean_z": d.sum() / variance.sum() ** 0.5,
+            "p": stats.wilcoxon(d).pvalue,
+        }
+    )

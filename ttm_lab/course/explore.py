@@ -19,6 +19,7 @@ from functools import cache, lru_cache
 import numpy as np
 import torch
 from scipy import special
+from torch import nn
 
 try:
     import ipywidgets as widgets
@@ -30,7 +31,9 @@ except ModuleNotFoundError as missing:
 
 from ttm_lab import analysis
 from ttm_lab.course import figures, frames
-from ttm_lab.course.figures import notebook3
+from ttm_lab.course.compression import prune_weights, round_weights, stored, weighted_layers
+from ttm_lab.course.figures import notebook3, notebook10, notebook11
+from ttm_lab.course.outputs import Outputs
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
     kl_divergence,
@@ -46,7 +49,7 @@ _LAYOUT = {
     "style": {"description_width": "160px"},
 }
 _ZOOM = 1.3  # pictures are for a room: 130 px an inch
-_MOST_FRAMES, _MOST_BYTES = 25, 600_000  # of an explorer in a page: below 1 MB as text
+_MOST_FRAMES, _MOST_BYTES = 28, 600_000  # of an explorer in a page: below 1 MB as text
 _LOOK = f"""<style>
 .ttm-explorer {{ --jp-widgets-font-size: 16px; --jp-widgets-inline-height: 32px; }}
 .ttm-explorer .widget-hslider {{ margin: 2px; }}
@@ -102,7 +105,7 @@ def panel(
 
     ``pages`` names the controls that also move in a page without a kernel; without it the first
     one does. None stands for a control's own values, a mapping of values to words makes a list of
-    these. Where that is more than 25 frames or 1 MB, sliders get fewer steps, and where there is
+    these. Where that is more than 28 frames or 1 MB, sliders get fewer steps, and where there is
     none the last control named stays where it opens, as do all that are not named.
     """
     picture, words = widgets.HTML(), widgets.HTML()
@@ -178,6 +181,7 @@ def _page(name: str, figure, numbers, controls, pages) -> str:
     most = min(_MOST_FRAMES, _MOST_BYTES // len(opening.picture))
     while math.prod(map(len, moved.values())) > most:
         sliders = [key for key in moved if _is_slider(controls[key]) and not pages[key]]
+        sliders = [key for key in sliders if len(moved[key]) > 2]
         if not sliders:
             moved.popitem()
             continue
@@ -288,8 +292,9 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
     """Step through pictures and move T: the picture, its p and p_T as bars, and their numbers.
 
     Teacher ``logits`` (N, K), ``labels`` (N,), ``images`` (N, C, H, W) with C 1 or 3, as bytes or
-    from 0 to 1; without them a card with the label stands in. Buttons go to the pictures of which
-    the teacher is most and least certain, by its largest probability.
+    from 0 to 1; without them a card with the label stands in. It opens with the picture of which
+    the teacher is most certain, by its largest probability; buttons lead there and to the least
+    certain one.
 
     Raises ``ValueError`` where the shapes do not fit, or a label is out of range.
     """
@@ -321,8 +326,8 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
             "power sum U of p, exponent 1/T": f"{power_sum(p, 1 / temperature):.3f}",
         }
 
-    picture = linear_slider("picture", 0, len(logits) - 1, 0, 1)
     most, least = int(top.argmax()), int(top.argmin())
+    picture = linear_slider("picture", 0, len(logits) - 1, most, 1)
 
     def go_to(number: int) -> Callable[[], None]:
         return lambda: setattr(picture, "value", number)
@@ -337,8 +342,9 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
         },
         {"most certain": go_to(most), "least certain": go_to(least)},
         {
-            "picture": {0: "the first", most: "most certain", least: "least certain"},
+            "picture": {most: "most certain", least: "least certain"},
             "temperature": None,
+            "log": None,
         },
     )
 
@@ -533,7 +539,7 @@ def weights(logits, labels, class_names: Sequence[str], images=None) -> widgets.
 # Notebook 6
 
 
-def students(outputs: analysis.Outputs) -> widgets.VBox:
+def students(outputs: Outputs) -> widgets.VBox:
     """Compare two kinds of trained student: entropy, calibration and accuracy over seeds.
 
     A kind is a method with its temperature and distillation weight; ``outputs`` holds its logits
@@ -603,6 +609,111 @@ def students(outputs: analysis.Outputs) -> widgets.VBox:
             "seed": choice("seeds", [everything, *map(str, every_seed)]),
         },
         pages={"first": None, "second": None},
+    )
+
+
+def transfer(rows) -> widgets.VBox:
+    """Students' features on other pictures: choose a set, pictures a class, and a pair of arms.
+
+    ``rows`` are probes as ``course.transfer.read_kept`` gives them. The interval is the paired
+    95 % t interval of this difference alone, over seeds.
+    """
+    sets = list(rows["dataset"].unique())
+    counts = sorted(int(n) for n in rows["pictures"].unique())
+    arms = [arm for arm in rows["arm"].unique() if arm not in ("pixels", "teacher")]
+
+    def table(dataset, pictures):
+        found = rows[(rows["dataset"] == dataset) & (rows["pictures"] == pictures)]
+        wide = found[found["arm"].isin(arms)].pivot(index="seed", columns="arm", values="accuracy")
+        return wide[[arm for arm in arms if arm in wide]]
+
+    def figure(dataset, pictures, first, second):
+        title = f"{dataset}, {pictures} of each class"
+        return notebook10.pairs(table(dataset, pictures), first, second, title)
+
+    def numbers(dataset, pictures, first, second):
+        found = table(dataset, pictures)
+        gaps = (found[first] - found[second]).dropna()
+        mean, low, high = analysis.paired_interval(gaps)
+        interval = f"{low:+.1f} to {high:+.1f} points" if len(gaps) > 1 else "–"
+        draws = rows[(rows["dataset"] == dataset) & (rows["pictures"] == pictures)]["draw_sd"]
+        return {
+            f"{first}": f"{found[first].mean():.1f} %",
+            f"{second}": f"{found[second].mean():.1f} %",
+            "difference": f"{mean:+.2f} points",
+            f"95 % interval, {len(gaps)} seeds": interval,
+            "another draw of pictures moves": f"{draws.mean():.1f} points",
+        }
+
+    slider = widgets.SelectionSlider(
+        options=counts, value=counts[0], description="pictures of each class", **_LAYOUT
+    )
+    controls = {"dataset": choice("pictures", sets), "pictures": slider}
+    controls |= {
+        "first": choice("student A", arms, "TTM"),
+        "second": choice("student B", arms, "KD"),
+    }
+    return panel(figure, numbers, controls, pages={"dataset": None, "pictures": None})
+
+
+# Notebook 11
+
+
+def compression(networks: Mapping[tuple[str, str, int], nn.Module], data: Mapping) -> widgets.VBox:
+    """A fraction to prune and bits to keep: what is left of students of the digits.
+
+    ``networks`` are those of ``compression.digits_networks``, students by (model, method, seed);
+    ``data`` maps a seed to its data set. Teachers are left out.
+    """
+    methods = list(dict.fromkeys(method for _, method, _ in networks if method != "teacher"))
+    models = list(dict.fromkeys(key[0] for key in networks if key[1] in methods))
+
+    def changed(model, method, seed, fraction, bits):
+        network = prune_weights(networks[model, method, seed], fraction)
+        return network if bits == 9 else round_weights(network, bits)
+
+    @cache
+    def accuracies(model, method, fraction, bits):
+        """In per cent, one a seed."""
+        seeds = [s for name, how, s in networks if (name, how) == (model, method)]
+        changes = {seed: changed(model, method, seed, fraction, bits) for seed in seeds}
+        return [100 * analysis.evaluate(z, data[s].test)["accuracy"] for s, z in changes.items()]
+
+    def shown(model, fraction, bits):
+        """The network whose weights are drawn."""
+        return changed(model, methods[-1], min(data), fraction, bits)
+
+    def figure(model, fraction, bits):
+        layers = weighted_layers(shown(model, fraction, bits))
+        weights = torch.cat([layer.weight.detach().ravel() for layer in layers]).numpy()
+        both = {
+            method: [accuracies(model, method, *how) for how in ((0.0, 9), (fraction, bits))]
+            for method in methods
+        }
+        zero = f"{np.mean(weights == 0):.0%} of {len(weights):,} are 0"
+        return notebook11.compressed(
+            weights[weights != 0], both, f"a {methods[-1]} student: {zero}"
+        )
+
+    def numbers(model, fraction, bits):
+        means = {m: np.mean(accuracies(model, m, fraction, bits)) for m in methods}
+        found = {f"{method}: accuracy": f"{mean:.1f} %" for method, mean in means.items()}
+        for name, how in (("bytes, compressed", (fraction, bits)), ("before", (0.0, 9))):
+            size = len(stored(shown(model, *how), None if how[1] == 9 else how[1]))
+            found[name] = f"{size:,}"
+        return found
+
+    several = [(str(b), b) for b in range(2, 9)] + [("16, float", 9)]
+    bits = widgets.SelectionSlider(options=several, value=9, description="bits", **_LAYOUT)
+    return panel(
+        figure,
+        numbers,
+        {
+            "model": choice("student", models, models[-1]),
+            "fraction": linear_slider("share that is 0", 0.0, 0.95, 0.5, 0.05),
+            "bits": bits,
+        },
+        pages={"fraction": {0.0: "0", 0.5: "0.5", 0.7: "0.7", 0.9: "0.9"}, "bits": None},
     )
 
 

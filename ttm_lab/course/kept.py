@@ -15,7 +15,7 @@ from scipy import stats
 
 from ttm_lab import paper
 from ttm_lab.analysis import contrasts, paired_interval
-from ttm_lab.course import evidence
+from ttm_lab.course import compression, evidence
 from ttm_lab.files import find_root, read_table
 from ttm_lab.training import Settings
 
@@ -124,7 +124,7 @@ def entries(folder: str | Path | None = None) -> list[dict]:
     ``folder`` is ``data/results`` of the checkout by default.
     """
     judged = [one for table in tables(folder) for one in judge(table)]
-    return published() + judged + step_costs(folder)
+    return published() + judged + step_costs(folder) + compression.entries(folder)
 
 
 def tables(folder: str | Path | None = None) -> list[Kept]:
@@ -269,7 +269,7 @@ def published() -> list[dict]:
     differences = {name: d.dropna() for name, d in differences.items()}
     found = contrasts(differences, contrasts=len(PUBLISHED) + 1)
     found["claim"] = [claim for claim, *_ in PUBLISHED]
-    pooled = paper.pooled_difference("WTTM", "TTM")
+    pooled = evidence.pooled_difference("WTTM", "TTM")
     half = stats.norm.isf(0.025 / found["contrasts"].iloc[0]) * pooled["error"]
     ends = {"low": pooled["pooled"] - half, "high": pooled["pooled"] + half}
     row = {"name": "WTTM minus TTM, pooled by inverse variance", "difference": pooled["pooled"]}

@@ -55,7 +55,7 @@ def listed_validation(images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.nd
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
-def from_folders(root: Path, skip_corrupt: bool):
+def from_folders(root: Path):
     """CIFAR-100 from class folders, or None where the pictures are not exactly CIFAR-100's.
 
     Gives the class names, then images (N, 3, 32, 32) uint8 and labels (N,) int64 of train and of
@@ -63,7 +63,7 @@ def from_folders(root: Path, skip_corrupt: bool):
     data folder. That file is believed while all picture files have the names, sizes and times that
     it was made from, and its pictures have CIFAR-100's checksum.
     """
-    class_names, files, _ = list_pictures("folder", root, find_parts("folder", root))
+    class_names, files = list_pictures(root, find_parts("folder", root))
     counts = {part: len(paths) for part, (paths, _) in files.items()}
     if counts != COUNTS or len(class_names) != 100:
         return None
@@ -72,9 +72,7 @@ def from_folders(root: Path, skip_corrupt: bool):
     images = _read_kept(file, listing)
     believed = images is not None and _are_original(images, labels)
     if not believed:
-        images = {}
-        for part, (paths, _) in files.items():
-            images[part], _ = read_all(root, paths, (32, 32), skip_corrupt, part=part)
+        images = {part: read_all(root, paths, (32, 32), part) for part, (paths, _) in files.items()}
         if not _are_original(images, labels):
             return None
         _keep(file, listing, images)
@@ -83,8 +81,7 @@ def from_folders(root: Path, skip_corrupt: bool):
 
 def _are_original(images: dict[str, Tensor], labels: dict[str, Tensor]) -> bool:
     return all(
-        images[part] is not None
-        and len(images[part]) == count
+        len(images[part]) == count
         and is_original(part, picture_digests(images[part], labels[part]))
         for part, count in COUNTS.items()
     )

@@ -1,11 +1,9 @@
 """Data sets by name: where their pictures come from, and their split by seed."""
 
 import os
-import socket
 import warnings
-from http.client import HTTPException
+from contextlib import suppress
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -19,7 +17,6 @@ from ttm_lab.files import FileLock, downloads_folder, user_path
 # Our names for torchvision's classes, which know each address and checksum.
 DOWNLOADS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
 NAMES = ("digits", *DOWNLOADS, "folder", "imagenet")
-_NO_CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError)
 # The constants of the published recipe, in place of measured ones.
 CIFAR100_SCALE = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}
 
@@ -31,7 +28,6 @@ def load_dataset(
     root: str | os.PathLike | None = None,
     validation: float | str = 0.1,
     size: int | None = None,
-    skip_corrupt: bool = False,
     workers: int | None = None,
     test_share: float | None = None,
 ) -> Dataset:
@@ -47,8 +43,7 @@ def load_dataset(
     2017) are downloaded by torchvision, once and with their checksums, into ``root`` (default:
     ``$TTM_LAB_DATA``, else ``data/downloads``): uint8 (N, 3, 32, 32), or (N, 1, 28, 28) for
     Fashion-MNIST. With ``size`` they become RGB of that size. They are normalised by mean and
-    standard deviation of the pictures trained on (a channel that hardly varies by the largest of
-    the others); CIFAR-100 by the published recipe's constants.
+    standard deviation of the pictures trained on; CIFAR-100 by the published recipe's constants.
 
     ``"cifar100"`` also takes class folders, ``root/train/<class>/`` and ``root/test/<class>/``,
     such as those of the public repository cyizhuo/CIFAR-100-dataset. It knows CIFAR-100 by a
@@ -57,14 +52,12 @@ def load_dataset(
     takes seconds.
 
     ``"folder"`` is any collection of pictures in ``root/train/<class>/`` and ``root/test/<class>/``
-    or ``root/val/<class>/``; with all three, ``val`` is the validation part. Files of any size and
-    mode become RGB: upright as EXIF says, transparent pixels on white, grey ones with more than 8
-    bits by the upper 8 of the 8, 10, 12, 14 or 16 that they fill. Where the median height and width
-    of (up to a hundred) training pictures are up to 64, or ``size`` is, all are held in memory as
-    uint8 (N, 3, H, W), scaled and cut to that size; otherwise they stay in their files
-    (``FileSplit``) and give 224x224, or ``size``. One warning counts the files that are no pictures
-    to Pillow, and names folders that lead back or that devices leave (``@eaDir``): they are left
-    out, as are hidden ones.
+    or ``root/val/<class>/``; with all three, ``val`` is the validation part. Which files are
+    pictures, torchvision's ``ImageFolder`` says; hidden ones are left out. They become RGB: upright
+    as EXIF says, transparent pixels on white. Where the median height and width of (up to a
+    hundred) training pictures are up to 64, or ``size`` is, all are held in memory as uint8
+    (N, 3, H, W), scaled and cut to that size; otherwise they stay in their files (``FileSplit``)
+    and give 224x224, or ``size``.
 
     ``"imagenet"`` is such a folder of ILSVRC2012 (``root/train/<wnid>/``, ``root/val/<wnid>/``),
     never held in memory; a number of classes other than 1000 is allowed with a warning. Pictures
@@ -76,14 +69,12 @@ def load_dataset(
         fixed shares, and a folder with ``val`` and ``test`` has its own validation part.
         ``"listed"`` holds out, of CIFAR-100 alone, the same 5,000 pictures whatever their source
         and the seed: the 50 of each class whose SHA-256 (label byte, then pixels) is smallest.
-    skip_corrupt: leave out and count files that cannot be decoded; otherwise the first is named in
-        a ``ValueError`` (here if in memory, else when its batch comes). ``Dataset.skipped`` counts
-        them; of pictures that stay in files, each is decoded once for it.
     workers: processes that decode picture files (default: one per CPU core, at most 8).
     test_share: of a folder ``root/<class>/`` or ``root/train/<class>/`` without a test part,
         ``seed`` draws this share of each class for it.
 
-    Raises ``ValueError`` for an argument out of range or pictures that do not fit the layout, and
+    Raises ``ValueError`` for an argument out of range, pictures that do not fit the layout or that
+    cannot be decoded (those in memory here, others when their batch comes), and
     ``FileNotFoundError`` for a folder that is not there. Where a download fails,
     ``ConnectionError`` says which file to put where.
     """
@@ -110,7 +101,7 @@ def load_dataset(
     if name in DOWNLOADS:
         root = (downloads_folder() if root is None else user_path(root)).absolute()
         if name == "cifar100" and _has_class_folders(root):
-            parts = cifar100.from_folders(root, skip_corrupt)
+            parts = cifar100.from_folders(root)
         else:
             train, test = _fetch(name, root)
             parts = tuple(train.classes), _tensors(train), _tensors(test)
@@ -126,8 +117,7 @@ def load_dataset(
             raise ValueError(f"load_dataset({name!r}) needs root=, the folder: {layout(name)}")
         if workers is None:
             workers = min(8, os.cpu_count() or 1)
-        options = (validation, size, skip_corrupt, workers, test_share)
-        return load_folder(name, root, int(seed), *options)
+        return load_folder(name, root, int(seed), validation, size, workers, test_share)
     raise ValueError(f"unknown data set {name!r}; available: {', '.join(map(repr, NAMES))}")
 
 
@@ -211,68 +201,19 @@ def _fetch(name: str, root: Path) -> list:
 
     kind = getattr(datasets, DOWNLOADS[name])
     try:
-        return _open(kind, root)
-    except RuntimeError:
-        pass
-    root.mkdir(parents=True, exist_ok=True)
-    patience = socket.getdefaulttimeout()
-    try:
-        socket.setdefaulttimeout(30)  # a firewall that swallows everything, else minutes of silence
+        with suppress(RuntimeError):  # torchvision's word for what is not there, or is damaged
+            return [kind(root, train=train) for train in (True, False)]
+        root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"):
-            return _open(kind, root, download=True)
-    except (RuntimeError, *_NO_CONNECTION, FileExistsError, NotADirectoryError) as error:
-        damaged, missing = _what_is_wrong(kind, root)
-        if not damaged and not missing:
-            raise
-        lines = [f"{name} cannot be read or downloaded: {' '.join(str(error).split())}"]
-        if damaged:
-            lines.append("Remove what was unpacked and is damaged, then load again:")
-            lines += [f"  {path}" for path in damaged]
-        if missing:
-            lines.append("Fetch by any other way, then load again:")
-            lines += [f"  {source}" for source in missing]
-        lines.append("Or run the same code without a download: load_dataset('digits', size=32)")
-        raise ConnectionError("\n".join(lines)) from error
-    finally:
-        socket.setdefaulttimeout(patience)
-
-
-def _open(kind, root: Path, **options) -> list:
-    """Both parts, or ``RuntimeError``, torchvision's own word for what is missing or damaged."""
-    try:
-        parts = [kind(root, train=train, **options) for train in (True, False)]
-    except (OSError, HTTPException, MemoryError):
-        raise
-    except Exception as error:  # damaged files without a checksum fail where they are read
-        raise RuntimeError(str(error) or repr(error)) from error
-    if any(len(part.data) != len(part.targets) for part in parts):
-        raise RuntimeError("there are not as many labels as pictures")
-    return parts
-
-
-def _what_is_wrong(kind, root: Path) -> tuple[list[Path], list[str]]:
-    """What torchvision unpacked and cannot read, for it unpacks again only what is not there; and
-    the archives that are missing or damaged, each with its address and where it belongs."""
-    from torchvision.datasets.utils import check_integrity
-
-    if hasattr(kind, "tgz_md5"):
-        folder = root / kind.base_folder
-        files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
-        whole = all(check_integrity(folder / file, md5) for file, md5 in files)
-        damaged = [folder] if folder.exists() and not whole else []
-        wanted = [(kind.url, root / kind.filename, kind.tgz_md5)]
-    else:  # what it unpacks has no checksums: one of them is damaged if all are there
-        raw, processed = (root / kind.__name__ / name for name in ("raw", "processed"))
-        damaged = [raw / file.removesuffix(".gz") for file, _ in kind.resources]
-        if processed.is_dir():  # an old torchvision's, which is taken first
-            damaged = [processed]
-        elif not all(path.is_file() for path in damaged):
-            damaged = []
-        wanted = [(kind.mirrors[0] + file, raw / file, md5) for file, md5 in kind.resources]
-    missing = [
-        f"{url} to {path} (MD5 {md5}"
-        + ("; the file there is another or damaged)" if path.exists() else ")")
-        for url, path, md5 in wanted
-        if not check_integrity(path, md5)
-    ]
-    return damaged, missing
+            return [kind(root, train=train, download=True) for train in (True, False)]
+    except Exception as error:  # damaged files fail where they are read, each in its own way
+        if hasattr(kind, "url"):
+            folder, wanted = root, kind.url
+        else:
+            folder = root / kind.__name__ / "raw"
+            wanted = ", ".join(kind.mirrors[0] + file for file, _ in kind.resources)
+        raise ConnectionError(
+            f"{name} cannot be read or downloaded ({error}): remove what is damaged in {folder}, "
+            f"and where the network is the reason fetch {wanted} into it by another way. Without "
+            "a download: load_dataset('digits', size=32)"
+        ) from error

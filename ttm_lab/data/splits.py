@@ -2,9 +2,7 @@
 
 import contextlib
 import hashlib
-import io
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -204,8 +202,7 @@ class FileSplit:
 
     ``paths`` of the N pictures, ``labels`` (N,) int64, ``size`` of the square that networks get.
     Worker processes decode, convert to RGB and transform (torchvision's v2 transforms).
-    ``root`` is the folder that ``paths`` are relative to; ``bits`` are those that grey pictures
-    with more than 8 fill.
+    ``root`` is the folder that ``paths`` are relative to.
     """
 
     root: Path
@@ -215,7 +212,6 @@ class FileSplit:
     std: tuple[float, ...]
     size: int = 224
     workers: int = 0
-    bits: int = 16
     device: str | torch.device = "cpu"
 
     augmentations = ("none", "resized-crop-flip")
@@ -266,7 +262,7 @@ class FileSplit:
         )
         # Bytes travel to the device, a quarter of what numbers would take, and whole batches are
         # normalised there, with the operations of torchvision's ToDtype and Normalize.
-        for pixels, labels in _enough_memory(loader):
+        for pixels, labels in loader:
             images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             images = images.to(torch.float32, memory_format=torch.contiguous_format)
             images.mul_(1 / 255).sub_(mean).div_(std)
@@ -280,19 +276,6 @@ class FileSplit:
         digest.update(self.labels.cpu().numpy().tobytes())
 
 
-def _enough_memory(loader) -> Iterator:
-    """The loader's batches; where its processes cannot hand them over, what to do."""
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "shared memory" not in str(error) and "Bus error" not in str(error):
-            raise
-        raise OSError(
-            "the processes that decode pictures have too little shared memory (/dev/shm): make it "
-            "larger (docker run --shm-size=8g), or use none with workers=0 (--workers 0)"
-        ) from error
-
-
 class _Pictures(torch.utils.data.Dataset):
     """What the loader's processes hold: the pixels (H, W, C) uint8 of one picture, and its label.
 
@@ -303,115 +286,48 @@ class _Pictures(torch.utils.data.Dataset):
         from torchvision.transforms import v2
 
         self.root, self.paths, self.labels = split.root, split.paths, split.labels.cpu()
-        self.size, self.augment, self.bits = split.size, augment, split.bits
-        self.random_crop = v2.RandomResizedCrop(split.size)
-        self.middle = v2.Compose(
-            [
-                v2.PILToTensor(),
-                v2.Resize(split.size * 8 // 7, antialias=True),
-                v2.CenterCrop(split.size),
-            ]
-        )
+        if augment:
+            steps = v2.RandomResizedCrop(split.size, antialias=True), v2.RandomHorizontalFlip()
+        else:
+            steps = v2.Resize(split.size * 8 // 7, antialias=True), v2.CenterCrop(split.size)
+        self.transform = v2.Compose([v2.PILToTensor(), *steps])
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         position, seed, number = key
-        picture = read_picture(self.root / self.paths[position], self.bits)
-        if self.augment:
-            pixels = self._augmented(picture, hash_seed(seed, number))
-        else:
-            pixels = self.middle(_shortened(picture))
+        picture = read_picture(self.root / self.paths[position])
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed takes half a millisecond
+            torch.default_generator.manual_seed(hash_seed(seed, number))
+            pixels = self.transform(picture)
         return pixels.permute(1, 2, 0), self.labels[position]  # Pillow's and the resizing's layout
 
-    def _augmented(self, picture, seed: int) -> Tensor:
-        """RandomResizedCrop and RandomHorizontalFlip, with the numbers that they would draw."""
-        from torchvision.transforms.v2 import functional
 
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed: half a millisecond
-            place = self.random_crop.make_params([picture])
-            mirrored = torch.rand(1).item() < 0.5
-        # Pillow cuts out the same pixels, and the others need not be converted.
-        pixels = functional.pil_to_tensor(functional.crop(picture, **place))
-        pixels = functional.resize(pixels, [self.size, self.size], antialias=True)
-        return functional.horizontal_flip(pixels) if mirrored else pixels
+def read_picture(path: Path):
+    """A picture file as an RGB ``PIL.Image``, upright, transparent pixels on white.
 
-
-def read_picture(path: Path, bits: int = 16):
-    """A picture file, whatever its mode, upright and as an RGB ``PIL.Image``.
-
-    Transparent pixels are laid on white. ``bits`` are those that deep grey pictures fill, see
-    ``_eight_bits``. Raises ``ValueError`` naming a file that cannot be decoded to the end, and
-    ``OSError`` for one that cannot be read at all.
+    Raises ``ValueError`` naming a file that cannot be decoded, or holds more than 8 bits of grey.
     """
     from PIL import Image, ImageOps
 
-    data = path.read_bytes()  # apart from decoding: a failing disk is no fault of the picture
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            packing = str([tile[3] for tile in picture.tile[:1]])  # gone once it is loaded
+        with Image.open(path) as picture:
             picture.load()
             with contextlib.suppress(Exception):  # a damaged EXIF says nothing
                 ImageOps.exif_transpose(picture, in_place=True)
-            if is_deep(picture):
-                picture = _eight_bits(picture, bits)
-            elif re.search(";16[BLN]", packing) and np.asarray(picture.convert("RGB")).max() < 16:
-                raise ValueError(
-                    "of 16 bits a colour, which Pillow cuts to the upper 8, it fills at most 12: "
-                    "save it with 8 bits"
-                )
+            if picture.mode.startswith(("I", "F")):  # Pillow would clip its values at 255
+                raise ValueError("grey values of more than 8 bits: save it with 8")
             if picture.has_transparency_data:
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture.convert("RGBA"))
-            return picture if picture.mode == "RGB" else picture.convert("RGB")
+            return picture.convert("RGB")
     except Exception as error:  # each format's decoder fails in its own way
-        raise ValueError(
-            f"{path} cannot be decoded ({error}): replace or remove it, or load the data set "
-            "with skip_corrupt=True"
-        ) from error
-
-
-def _shortened(picture):
-    """The middle of a picture that is over 32 times as long as it is short.
-
-    To scale a whole line of 1 x 20,000 pixels up and then cut out the middle takes 4 GB.
-    """
-    from torchvision.transforms.v2 import functional
-
-    longest = 32 * min(picture.size)
-    if max(picture.size) <= longest:
-        return picture
-    return functional.center_crop(picture, [min(side, longest) for side in picture.size[::-1]])
-
-
-def is_deep(picture) -> bool:
-    """Whether a picture is grey with more than 8 bits."""
-    return picture.mode.startswith(("I", "F"))
-
-
-def depth(picture) -> int:
-    """For how many bits a deep grey picture was made: the fewest that hold its largest value."""
-    values = np.asarray(picture)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"no telling which of its {values.dtype} values is white")
-    return next(bits for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
-
-
-def _eight_bits(picture, bits: int):
-    """The upper 8 of ``bits`` of a deep grey picture (``convert`` would clip its values at 255).
-
-    A picture that needs more than ``bits`` is taken for one of as many as it needs.
-    """
-    from PIL import Image
-
-    bits = max(bits, depth(picture))
-    return Image.fromarray((np.asarray(picture) >> (bits - 8)).astype(np.uint8))
+        raise ValueError(f"{path} cannot be decoded ({error}): replace or remove it") from error
 
 
 def normalisation(images: Tensor) -> dict[str, tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 images (N, C, H, W), scaled to 0..1.
 
-    A standard deviation below one grey level, 1/255, is replaced by the largest of the channels,
-    or by 1/255 where that is no larger, or by 1 where no channel varies.
+    A standard deviation below one grey level, 1/255, is replaced by that.
     """
     counts = torch.stack(
         [images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]
@@ -419,13 +335,7 @@ def normalisation(images: Tensor) -> dict[str, tuple[float, ...]]:
     share = counts.double() / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ values
-    std = (share @ values**2 - mean**2).clamp(min=0).sqrt()
-    # A channel that moves by less than one grey level holds no contrast to be stretched to that of
-    # the others: other pictures, or the black that a crop brings in, would become thousands.
-    strongest = float(std.max())
-    if strongest < 1 / 255:  # all of them: masks of 0 and 1, or (to rounding) one colour alone
-        strongest = 1 / 255 if (counts > 0).sum() > len(counts) else 1.0
-    std = std.where(std >= 1 / 255, strongest)
+    std = (share @ values**2 - mean**2).clamp(min=255**-2).sqrt()
     return {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
 
 
@@ -464,8 +374,7 @@ class Dataset:
     """A named data set in three parts that share no image.
 
     Choices (learning rate, epochs, loss weights) are made on ``validation``, which may be empty
-    where nothing is chosen; ``test`` is looked at once, at the end. ``skipped`` counts files that
-    could not be decoded and were left out on request.
+    where nothing is chosen; ``test`` is looked at once, at the end.
     """
 
     name: str
@@ -475,7 +384,6 @@ class Dataset:
     validation: Split | FileSplit
     test: Split | FileSplit
     indices: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
-    skipped: int = 0
 
     def __post_init__(self):
         for part in ("train", "validation", "test"):

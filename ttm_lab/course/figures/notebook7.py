@@ -8,8 +8,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ttm_lab.analysis import Outputs
 from ttm_lab.course.figures import learning_curves, method_style, plain
+from ttm_lab.course.outputs import Outputs
 from ttm_lab.files import user_path
 
 
