@@ -13,8 +13,8 @@ VENV_PYTHON := .venv/bin/python
 
 help:
 	@echo "make lab        open the course in JupyterLab"
-	@echo "make reproduce  run every notebook and write runs/reproduce/quick/report.html"
-	@echo "make site       the executed course, report and API as pages: runs/site/index.html"
+	@echo "make reproduce  run every notebook, write the report, and make the site of both"
+	@echo "make site       the executed course, slides, report and API: runs/site/index.html"
 	@echo "make test       check style, run the tests and the quick notebooks, cut short"
 	@echo "make test-all   the same with what takes long: all profiles, kills again and again, a browser"
 	@echo "make bench      time losses and training side by side with plain code (ARGS=--save keeps it)"
@@ -29,8 +29,10 @@ lab: setup
 	    --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
 	    $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(ARGS)
 
+# The whole course leaves its reader on the site; a part of it, on its report.
 reproduce: setup
 	@$(VENV_PYTHON) -m ttm_lab reproduce $(ARGS)
+	@[ -n "$(ARGS)" ] || $(VENV_PYTHON) docs/build.py
 
 # Runs the course first unless runs/reproduce/quick holds it, finished and from these notebooks.
 site: setup

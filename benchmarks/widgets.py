@@ -1,7 +1,6 @@
 """How soon an explorer opens, and how soon a key press shows in its picture: in a real browser.
 
-    python benchmarks/widgets.py               medians and quartiles, about a minute
-    python benchmarks/widgets.py --pictures    also writes docs/explorers/<name>.png
+    python benchmarks/widgets.py    medians and quartiles, about a minute
 
 From the browser's own time of the key press to the frame that shows the exchanged picture, in a
 JupyterLab on this machine. The kernel's processor time for a redraw stands beside it: that part
@@ -11,7 +10,6 @@ does not grow where other programs keep the processors busy. Opening is the call
 import argparse
 import datetime
 import importlib.metadata
-import io
 import json
 import os
 import sys
@@ -20,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 from machine import machine, save
-from PIL import Image
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,22 +107,10 @@ def measure(notebook, place, rounds):
     return np.array(page.evaluate("window.waits"))[3:], spent
 
 
-def photograph(notebook, place, target):
-    """The explorer alone, with few colours: a small file."""
-    shot = Image.open(io.BytesIO(notebook.explorer(place).screenshot()))
-    few = shot.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    few.save(target, optimize=True)
-    print(f"wrote {target}, {target.stat().st_size / 1000:.0f} kB")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30, help="key presses each (default 30)")
     parser.add_argument("--save", action="store_true", help="keep the result under results/")
-    parser.add_argument(
-        "--pictures", nargs="?", const=ROOT / "docs" / "explorers", type=Path, metavar="FOLDER",
-        help="photograph each explorer (into docs/explorers)",
-    )  # fmt: skip
     parser.add_argument("--dark", action="store_true", help="JupyterLab's dark theme")
     options = parser.parse_args()
     names = ("jupyterlab", "ipywidgets", "ipykernel", "matplotlib")
@@ -137,10 +122,6 @@ def main():
             screen = {"width": 1280, "height": 900}
             page = browser.new_page(viewport=screen, device_scale_factor=1.5)
             notebook = lab.Notebook(page, server, write(server.notebooks / "explorers.ipynb"))
-            if options.pictures:
-                options.pictures.mkdir(parents=True, exist_ok=True)
-                for place, name in enumerate(CALLS):
-                    photograph(notebook, place, options.pictures / f"{name}.png")
             lines = [
                 f"# Explorers in the browser, {datetime.date.today()}",
                 "",

@@ -17,9 +17,11 @@ from sphinx.cmd.build import build_main
 sys.path.insert(0, str(Path(__file__).parent))
 import check
 import course
+import slides
 
 from ttm_lab.course import report
 from ttm_lab.course.batch import Refused, batch_folder, find_notebooks, reproduce, same_cells
+from ttm_lab.course.execute import is_plumbing
 
 ROOT = Path(__file__).resolve().parents[1]
 # Links to folders of the checkout, and the page that shows each.
@@ -68,6 +70,8 @@ def page_of(
         if cell.cell_type == "markdown":
             cell.source = site_links(with_targets(cell.source, executed.stem), "notebooks", source)
         elif cell.cell_type == "code":
+            if is_plumbing(cell):
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
             cell.outputs = [still for output in cell.outputs if (still := _still(output, save))]
     notebook.cells.append(nbformat.v4.new_markdown_cell(_functions_used(executed, uses)))
     return notebook
@@ -172,33 +176,43 @@ def report_page(executed: Path) -> str:
     body = re.sub(r'(, )?<a href="logs/[^"]*">log</a>', "", body)
     body = re.sub(r'href="([^"/:]+\.(?:html|ipynb))"', r'href="notebooks/\1"', body)
     start, *sections = re.split(r"<h2>(.*?)</h2>", body)
-    fence = "`" * (2 + max(map(len, re.findall("`+", body)), default=1))  # longer than any in it
-    wrapped = f"{fence}{{{{raw}}}} html\n<div class='batch-report'>{{}}</div>\n{fence}\n"
-    page = ["# Report", wrapped.format(start)]
+    wrapped = "<div class='batch-report'>{}</div>"
+    page = ["# Report", _raw(wrapped.format(start))]
     for title, content in zip(sections[::2], sections[1::2], strict=True):
-        page += [f"## {title}", wrapped.format(content)]
+        page += [f"## {title}", _raw(wrapped.format(content))]
     return "\n\n".join(page)
 
 
-def explorers_page(source: Path, taught: dict[str, list[course.Section]]) -> str:
-    """All explorers with a picture of each in JupyterLab."""
+def explorers_page(executed: Path, taught: dict[str, list[course.Section]]) -> str:
+    """All explorers, moving as they do in the course."""
     known = course.documented()
     page = [
         "# Explorers",
-        "Sliders, and a picture that follows them. They run in JupyterLab: `make lab`, or in your "
-        "own notebook through `ttm_lab.course.explore`.",
+        "Sliders, and a picture that follows them. The main ones move here and in the course's "
+        "pages; all do in JupyterLab: `make lab`, or in your own notebook through "
+        "`ttm_lab.course.explore`.",
     ]
     for name in course.explorers():
         dotted = f"ttm_lab.course.explore.{name}"
         about = course.summary(known[dotted])
         page += [f"## {name}", f"{{py:obj}}`ttm_lab.course.explore.{name} <{dotted}>`. {about}"]
-        screenshot = ROOT / "docs" / "explorers" / f"{name}.png"
-        if screenshot.exists():
-            shutil.copy(screenshot, _made(source / "docs" / "explorers") / screenshot.name)
-            page.append(f"![The explorer {name} in JupyterLab. {about}](docs/explorers/{name}.png)")
         for section in taught[dotted][:1]:
             page.append(f"In the course: {{ref}}`{section.shown} <{section.label}>`.")
+            cells = nbformat.read(executed / f"{section.notebook}.ipynb", as_version=4).cells
+            page += [
+                _raw(output.data["text/html"])
+                for cell in cells
+                if cell.cell_type == "code" and f"explore.{name}(" in cell.source
+                for output in cell.outputs
+                if "ttm-frames" in output.get("data", {}).get("text/html", "")
+            ]
     return "\n\n".join(page)
+
+
+def _raw(markup: str) -> str:
+    """HTML for a page in Markdown, in a fence longer than any inside."""
+    fence = "`" * (2 + max(map(len, re.findall("`+", markup)), default=1))
+    return f"{fence}{{raw}} html\n{markup}\n{fence}\n"
 
 
 def benchmarks_page(measured: list[str]) -> str:
@@ -240,13 +254,20 @@ def lay_out(executed: Path, source: Path, extra: Path) -> None:
     texts = ["CONTRIBUTING.md", "data/README.md", *(f"docs/{name}" for name in reading)]
     for name in [*texts, *(f"benchmarks/results/{stem}.md" for stem in measured)]:
         text = site_links((ROOT / name).read_text(encoding="utf-8"), str(Path(name).parent), source)
+        if name == "docs/teaching.md":  # each plan leads to its slides
+            link = r"\n<p><a href=\"../slides-\2.html\">Slides for these \2 minutes</a></p>\n"
+            text = re.sub(r"^(## (\d+) minutes.*\n)", r"\1" + link, text, flags=re.M)
         (_made((source / name).parent) / Path(name).name).write_text(text, encoding="utf-8")
     write = {
         "benchmarks/results/index.md": benchmarks_page(measured),
         "report.md": report_page(executed),
-        "explorers.md": explorers_page(source, taught),
+        "explorers.md": explorers_page(executed, taught),
         **{f"api/{module}.rst": api_page(module) for module in course.modules()},
     }
+    decks = slides.plans((ROOT / "docs/teaching.md").read_text(encoding="utf-8"))
+    for title, rows in decks.items():
+        page = slides.deck(title, rows, executed)
+        (extra / f"slides-{title.split()[0]}.html").write_text(page, encoding="utf-8")
     groups = {
         "The course": [f"notebooks/{path.stem}" for path in notebooks],
         "Beside the course": ["explorers", *(f"docs/{Path(name).stem}" for name in reading)],

@@ -135,3 +135,33 @@ def test_a_dollar_in_code_or_behind_a_backslash_begins_no_formula(tmp_path, text
     shown = BeautifulSoup((tmp_path / "n.html").read_text(encoding="utf-8"), "html.parser")
     assert [formula.text for formula in shown.find_all("math")] == ["q"]
     assert shown.find("main").text.count("$") == 2
+
+
+DRAWING = "x = [1]\ny = [2]\nax.plot(x, y)\nfigures.show(\n    ax,\n    alt='A line'\n)"
+
+
+@pytest.mark.parametrize(
+    ("source", "tag", "folded"),
+    [
+        ("import torch\n\ntorch.set_num_threads(1)", None, True),
+        ('profile = "quick"', "parameters", True),
+        ("for x in (1, 2):\n    evidence.record('A1', x)", None, True),
+        (DRAWING, None, True),
+        ("figures.show(ax, alt='A line')", None, False),
+        ("print(kd_loss(z, v, 4.0))", None, False),
+        ("print(kd_loss(z, v, 4.0))", "hide-input", True),
+        ("from scipy import stats\n\ndef mine():\n    raise Unsolved()", "exercise", False),
+        ("import numpy as np\n\ndef half(x):\n    return x / 2", None, False),
+        ("%time 1 + 1", None, False),
+    ],
+)
+def test_plumbing_is_folded_and_what_teaches_is_shown(tmp_path, source, tag, folded):
+    v4 = nbformat.v4
+    cell = v4.new_code_cell(source, metadata={"tags": [tag] if tag else []})
+    notebook = v4.new_notebook(cells=[v4.new_markdown_cell("# A"), cell])
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    export_html(tmp_path / "a.ipynb", tmp_path / "a.html")
+    page = BeautifulSoup((tmp_path / "a.html").read_text(encoding="utf-8"), "html.parser")
+    code = page.select_one(".jp-CodeCell .highlight")
+    assert code.get_text(strip=True)
+    assert bool(code.find_parent("details")) == folded

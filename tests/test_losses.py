@@ -1244,6 +1244,24 @@ def test_decomposition_needs_no_float64_on_the_device():
         torch.testing.assert_close(term.double(), exact, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", [KDLoss, TTMLoss, WTTMLoss, DKDLoss, DISTLoss])
+@pytest.mark.parametrize("wrap", [lambda loss: loss, StandardizedLoss])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_need_no_float64_on_the_device(kind, wrap, dtype):
+    z, v = (x.to(dtype) for x in pair(0, 10, dtype=torch.float32))
+    loss, labels = wrap(kind(4.0)), [torch.arange(6)] if kind is DKDLoss else []
+
+    def found():
+        student = z.clone().requires_grad_()
+        value = loss(student, v, *labels)
+        return [value.detach(), *torch.autograd.grad(value, student)]
+
+    expected = found()
+    with device_without_float64():
+        got = found()
+    assert all(map(torch.equal, got, expected))
+
+
 # Modules ------------------------------------------------------------------------------------------
 
 

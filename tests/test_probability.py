@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab import device_without_float64
 from scipy import special, stats
 
 from ttm_lab.probability import (
@@ -138,6 +139,22 @@ def test_the_largest_temperature_costs_what_it_may(nats, dtype):
 
     assert cost(T) == pytest.approx(nats, rel=1e-3 if dtype == torch.float32 else 1e-6)
     assert cost(1.01 * T) > nats > cost(T / 1.01)
+
+
+def test_no_function_needs_float64_on_the_device():
+    v = logits(0, 50, 3.0).float().requires_grad_()
+
+    def found():
+        p, q = temperature_softmax(v, 4.0), v.softmax(-1)
+        values = [power_transform(q, 0.25), power_sum(q, 0.25), kl_divergence(p, q)]
+        values += [shannon_entropy(q), renyi_entropy(q, 0.25)]
+        (slope,) = torch.autograd.grad(sum(value.sum() for value in values), v)
+        return [p, *values, slope, torch.tensor(largest_temperature(v, 0.1))]
+
+    expected = found()
+    with device_without_float64():
+        got = found()
+    assert all(map(torch.equal, got, expected))
 
 
 def test_more_classes_bear_less_temperature():

@@ -48,7 +48,7 @@ def test_continuous_integration_covers_the_supported_versions():
     triggers = workflow[True]  # YAML 1.1 reads the key "on" as true
     assert {"push", "pull_request", "schedule"} <= set(triggers)
     commands = re.findall(r"^part .* (make \S+)$", read(".ci/run"), re.M)
-    assert commands == ["make setup", "make test-all", "make reproduce", "make site"]
+    assert commands == ["make setup", "make test-all", "make reproduce"]  # which makes the site
     assert job["timeout-minutes"] == 45
 
 

@@ -39,6 +39,7 @@ def docs_module(name):
 
 check = docs_module("check")
 course = docs_module("course")
+slides = docs_module("slides")
 
 # The checks -----------------------------------------------------------------------------------
 
@@ -207,6 +208,70 @@ def test_a_fence_in_a_note_does_not_end_the_report(tmp_path):
     ]
 
 
+# Slides ---------------------------------------------------------------------------------------
+
+
+def test_a_plan_becomes_slides_of_what_its_rows_name(tmp_path):
+    v4 = nbformat.v4
+    picture = '<img alt="%s" src="data:,">'
+
+    def code(source, shown=""):
+        outputs = [v4.new_output("display_data", {"text/html": shown})] if shown else []
+        return v4.new_code_cell(source, outputs=outputs)
+
+    cells = [
+        v4.new_markdown_cell("# 3. A title"),
+        v4.new_markdown_cell("## 1. The way\n\nIt is so:\n\n$$a = b^2$$\n\nAnd on."),
+        code("secret = 1", picture % "the first figure"),
+        code("explore.arrows()", picture % "arrows that move"),
+        code("figures.show(ax)", picture % "between the two explorers"),
+        code("explore.triangle()", picture % "a triangle that moves"),
+        v4.new_markdown_cell("## The end\n\nOnly words."),
+        code("figures.show(ax)"),
+    ]
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / "03_this.ipynb")
+    teaching = """
+## 45 minutes: one way
+
+| minutes | where | do | ask first |
+| --- | --- | --- | --- |
+| 0-5 | nb 3, *The way*, `explore.arrows` | move $T$ | what moves? |
+| 5-9 | nb 3, same section, `explore.triangle` | as above | and then? |
+| 9-45 | nb 3, *The end* | read | what is left? |
+
+## What students answer
+
+| 1-2 | no plan | of | minutes |
+"""
+    ((title, rows),) = slides.plans(teaching).items()
+    assert title == "45 minutes: one way"
+    assert [row.do for row in rows] == ["move $T$", "move $T$", "read"]
+    page = BeautifulSoup(slides.deck(title, rows, tmp_path), "html.parser")
+    shown = page.find_all("section")
+    told = [[i["alt"] for i in s.find_all("img")] or s.get_text(" ", strip=True) for s in shown]
+    assert "What moves?" in told[1]
+    assert "It is so:" in told[2]
+    assert shown[2].find("math")
+    assert told[3:5] == [["the first figure"], ["arrows that move"]]
+    assert told[6:8] == [["between the two explorers"], ["a triangle that moves"]]
+    assert "Only words." in told[9]
+    assert len(shown) == 10
+    assert "secret" not in page.get_text()
+    with pytest.raises(ValueError, match="'The start', which no notebook has"):
+        slides.section(cells, "The start")
+
+
+def test_the_plans_of_the_course_name_sections_that_there_are():
+    notebooks = {int(path.stem[:2]): path for path in (ROOT / "notebooks").glob("*.ipynb")}
+    plans = slides.plans((ROOT / "docs" / "teaching.md").read_text(encoding="utf-8"))
+    assert [title.split(":")[0] for title in plans] == ["45 minutes", "90 minutes"]
+    for rows in plans.values():
+        assert len(rows) > 5
+        for row in rows:
+            for number, title in row.sections:
+                assert slides.section(nbformat.read(notebooks[number], 4).cells, title)
+
+
 # Formulas -------------------------------------------------------------------------------------
 
 
@@ -322,12 +387,14 @@ def _page(built, pages, name):
 
 
 @needs_site
-def test_each_explorer_has_its_screenshot(built):
+def test_all_explorers_of_the_course_move_on_one_page(page, address, built):
+    taught = course.taught(sorted((ROOT / "notebooks").glob("*.ipynb")))
     shown = _page(built, {}, "explorers.html")
-    assert course.explorers()
-    for name in course.explorers():
-        (picture,) = shown.find(id=name).find_all("img")
-        assert name in picture["alt"]
+    used = [name for name in course.explorers() if taught[f"ttm_lab.course.explore.{name}"]]
+    for name in used:
+        assert shown.find(id=name).select(".ttm-frames"), name
+    page.goto(f"{address}/explorers.html")
+    assert len(lab.still_explorers(page)) >= len(used) > 0
 
 
 @needs_site
@@ -380,6 +447,33 @@ def test_every_explorer_of_the_course_moves(page, address, built):
             assert (built / "notebooks" / f"{path.stem}.html").stat().st_size < 1e6 * len(
                 uses
             ) + 1e6
+
+
+@needs_site
+@pytest.mark.parametrize("minutes", [45, 90])
+def test_slides_turn_by_keys_and_a_slider_keeps_its_own(page, address, minutes):
+    page.goto(f"{address}/slides-{minutes}.html")
+    place = page.locator("nav b")
+    count = page.locator("section").count()
+    assert place.text_content() == f"1 / {count}"
+    page.keyboard.press("ArrowRight")
+    assert place.text_content() == f"2 / {count}"
+    assert page.locator("section:visible").count() == 1
+    note = page.locator("section:visible .todo")
+    assert not note.is_visible()
+    page.keyboard.press("n")
+    assert note.is_visible()
+    while not page.locator("section:visible input").count():
+        page.keyboard.press("ArrowRight")
+    here = place.text_content()
+    slider = page.locator("section:visible input").first
+    before = slider.get_attribute("aria-valuetext")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") != before
+    assert place.text_content() == here
+    page.locator("nav button").last.click()
+    assert place.text_content() != here
 
 
 @needs_site

@@ -200,13 +200,14 @@ def largest_temperature(logits: Tensor, nats: float) -> float:
         raise ValueError(f"logits {tuple(rows.shape)} hold no rows, so there is no mean over them")
     rows = rows - rows.amax(-1, keepdim=True)
     p = rows.softmax(-1)
-    expected = p.mul_(rows).masked_fill_(rows == -torch.inf, 0.0).sum(-1, dtype=torch.float64)
+    terms = p.mul_(rows).masked_fill_(rows == -torch.inf, 0.0)
+    expected = terms.cpu().sum(-1, dtype=torch.float64)  # not every device has float64
     full = rows.logsumexp(-1)
 
     def excess(log_exponent: float) -> float:
         exponent = math.exp(log_exponent)
         change = (rows * exponent).logsumexp(-1) - full  # log p - log p_T = (1 - 1/T) v + change
-        return ((1 - exponent) * expected + change).mean().item() - nats
+        return ((1 - exponent) * expected + change.cpu()).mean().item() - nats
 
     lowest = -math.log(1e6)
     if excess(lowest) <= 0:

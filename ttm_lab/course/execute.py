@@ -5,6 +5,7 @@ executed notebook, its HTML page, ``results/`` and, if it failed, ``error.json``
 the exit status: a killed kernel leaves a notebook that looks complete.
 """
 
+import ast
 import html
 import json
 import logging
@@ -24,7 +25,7 @@ import nbformat
 import papermill
 import psutil
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
-from jinja2 import pass_context
+from jinja2 import DictLoader, pass_context
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError
@@ -37,6 +38,25 @@ from traitlets import default
 SECONDS_UNWRITTEN = 30  # what a killed process may lose of the notebook that it runs
 MATHML = "http://www.w3.org/1998/Math/MathML"
 ElementTree.register_namespace("", MATHML)
+
+LONG = 6  # lines of code from which a cell that draws a figure is folded in pages
+PAGE_STYLE = """<style>
+details.folded > summary { cursor: pointer; font: 0.85em sans-serif; opacity: 0.8; }
+.jp-RenderedText pre { white-space: pre !important; word-break: normal !important; }
+.jp-OutputArea-output { overflow-x: auto; }
+@media (max-width: 46em) { .jp-OutputArea-output img.wide { max-width: 40em !important; } }
+@media print {
+  pre, .jp-RenderedText pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
+  .jp-OutputArea-output img.wide { max-width: 100% !important; }
+}
+</style>"""
+TEMPLATE = f"""{{%- extends "lab/index.html.j2" -%}}
+{{%- block html_head_css -%}}{{{{ super() }}}}{PAGE_STYLE}{{%- endblock html_head_css -%}}
+{{%- block input_group -%}}
+{{%- if cell.metadata.folded -%}}
+<details class="folded"><summary>Show the code</summary>{{{{ super() }}}}</details>
+{{%- else -%}}{{{{ super() }}}}{{%- endif -%}}
+{{%- endblock input_group -%}}"""
 
 
 class OwnKernel(KernelSpecManager):
@@ -230,9 +250,15 @@ def export_html(executed: Path, page: Path) -> None:
     title = heading.group(1) if heading else executed.stem
     for cell in notebook.cells:
         if cell.cell_type == "code":
+            cell.metadata["folded"] = is_plumbing(cell)
             cell.outputs = [still for o in cell.outputs if (still := _static(o))]
     # Not embed_images: it closes <details> early, so that solutions would stand open.
-    exporter = HTMLExporter(require_js_url="", filters={"markdown2html": _markdown})
+    exporter = HTMLExporter(
+        require_js_url="",
+        filters={"markdown2html": _markdown},
+        extra_loaders=[DictLoader({"folding.html.j2": TEMPLATE})],
+        template_file="folding.html.j2",
+    )
     with warnings.catch_warnings():
         # Our own figures carry their text alternative in HTML beside the plain PNG.
         warnings.filterwarnings("ignore", message="Alternative text is missing")
@@ -242,11 +268,38 @@ def export_html(executed: Path, page: Path) -> None:
     page.write_text(body, encoding="utf-8")
 
 
+def is_plumbing(cell: nbformat.NotebookNode) -> bool:
+    """Whether a page folds this code cell: it serves the notebook and teaches nothing by itself.
+
+    That is the profile, what begins with imports, what records evidence, what draws a figure in
+    six lines or more, and what is tagged ``hide-input``. Exercises stay open.
+    """
+    tags = set(cell.metadata.get("tags", []))
+    if tags & {"exercise", "check"}:
+        return False
+    if tags & {"parameters", "injected-parameters", "hide-input"}:
+        return True
+    try:
+        body = ast.parse(cell.source).body
+    except SyntaxError:  # a magic command
+        return False
+    calls = [node.func for statement in body for node in ast.walk(statement)
+             if isinstance(node, ast.Call)]  # fmt: skip
+    called = {ast.unparse(function).rpartition(".")[2] for function in calls}
+    defines = any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in body)
+    imports = bool(body) and isinstance(body[0], (ast.Import, ast.ImportFrom)) and not defines
+    draws = "show" in called and len(cell.source.splitlines()) >= LONG
+    return imports or "record" in called or draws
+
+
 @pass_context
 def _markdown(context, source: str) -> str:
-    """A Markdown cell as HTML. Where a formula is, and where none, its parser knows."""
-    attachments = context.get("cell", {}).get("attachments", {})
-    renderer = _Renderer(escape=False, attachments=attachments)
+    return markdown_html(source, context.get("cell", {}).get("attachments", {}))
+
+
+def markdown_html(source: str, attachments: dict | None = None) -> str:
+    """A Markdown text as HTML. Where a formula is, and where none, its parser knows."""
+    renderer = _Renderer(escape=False, attachments=attachments or {})
     return MarkdownWithMath(renderer=renderer).render(source)
 
 

@@ -47,7 +47,7 @@ _LAYOUT = {
     "style": {"description_width": "160px"},
 }
 _ZOOM = 1.3  # pictures are for a room: 130 px an inch
-_MOST_FRAMES, _MOST_BYTES = 25, 600_000  # of an explorer in a page: below 1 MB as text
+_MOST_FRAMES, _MOST_BYTES = 28, 600_000  # of an explorer in a page: below 1 MB as text
 _LOOK = f"""<style>
 .ttm-explorer {{ --jp-widgets-font-size: 16px; --jp-widgets-inline-height: 32px; }}
 .ttm-explorer .widget-hslider {{ margin: 2px; }}
@@ -103,7 +103,7 @@ def panel(
 
     ``pages`` names the controls that also move in a page without a kernel; without it the first
     one does. None stands for a control's own values, a mapping of values to words makes a list of
-    these. Where that is more than 25 frames or 1 MB, sliders get fewer steps, and where there is
+    these. Where that is more than 28 frames or 1 MB, sliders get fewer steps, and where there is
     none the last control named stays where it opens, as do all that are not named.
     """
     picture, words = widgets.HTML(), widgets.HTML()
@@ -179,6 +179,7 @@ def _page(name: str, figure, numbers, controls, pages) -> str:
     most = min(_MOST_FRAMES, _MOST_BYTES // len(opening.picture))
     while math.prod(map(len, moved.values())) > most:
         sliders = [key for key in moved if _is_slider(controls[key]) and not pages[key]]
+        sliders = [key for key in sliders if len(moved[key]) > 2]
         if not sliders:
             moved.popitem()
             continue
@@ -289,8 +290,9 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
     """Step through pictures and move T: the picture, its p and p_T as bars, and their numbers.
 
     Teacher ``logits`` (N, K), ``labels`` (N,), ``images`` (N, C, H, W) with C 1 or 3, as bytes or
-    from 0 to 1; without them a card with the label stands in. Buttons go to the pictures of which
-    the teacher is most and least certain, by its largest probability.
+    from 0 to 1; without them a card with the label stands in. It opens with the picture of which
+    the teacher is most certain, by its largest probability; buttons lead there and to the least
+    certain one.
 
     Raises ``ValueError`` where the shapes do not fit, or a label is out of range.
     """
@@ -322,8 +324,8 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
             "power sum U of p, exponent 1/T": f"{power_sum(p, 1 / temperature):.3f}",
         }
 
-    picture = linear_slider("picture", 0, len(logits) - 1, 0, 1)
     most, least = int(top.argmax()), int(top.argmin())
+    picture = linear_slider("picture", 0, len(logits) - 1, most, 1)
 
     def go_to(number: int) -> Callable[[], None]:
         return lambda: setattr(picture, "value", number)
@@ -338,8 +340,9 @@ def temperature(logits, labels, class_names: Sequence[str], images=None) -> widg
         },
         {"most certain": go_to(most), "least certain": go_to(least)},
         {
-            "picture": {0: "the first", most: "most certain", least: "least certain"},
+            "picture": {most: "most certain", least: "least certain"},
             "temperature": None,
+            "log": None,
         },
     )
 

@@ -132,7 +132,7 @@ def moving_html(
     return (
         f'<div class="ttm-frames" id="{name}" role="group" aria-label="explorer">'
         f"<style>{STYLE}</style>{''.join(map(_control_html, controls))}"
-        f'<img alt="{html.escape(first.alt)}" width="{width}" height="{height}" '
+        f'<img class="wide" alt="{html.escape(first.alt)}" width="{width}" height="{height}" '
         f'src="data:image/webp;base64,{packed[place]["picture"]}">'
         f'<div class="ttm-numbers" aria-live="polite">{numbers_html(first.numbers)}</div>'
         f'<p class="note">{html.escape(note)}</p>'

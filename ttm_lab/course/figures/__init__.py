@@ -116,8 +116,9 @@ def image_html(png: bytes, alt: str, width: int, height: int) -> str:
     """
     text = html.escape(" ".join(alt.split()), quote=True)
     data = base64.b64encode(png).decode("ascii")
+    wide = ' class="wide"' if width > 600 else ""  # several panels: a small screen may scroll
     return (
-        f'<img alt="{text}" src="data:image/png;base64,{data}" width="{width}" '
+        f'<img{wide} alt="{text}" src="data:image/png;base64,{data}" width="{width}" '
         f'height="{height}" style="max-width: 100%; height: auto; background: white;">'
     )
 
@@ -341,7 +342,16 @@ def triangle_contours(function, levels, class_names, ax=None) -> Axes:
     x, y = simplex_xy(grid).T
     ax.tricontourf(x, y, values, levels=levels, cmap="Blues", alpha=0.75, zorder=0, extend="both")
     lines = ax.tricontour(x, y, values, levels=levels, colors="#333333", linewidths=0.8, zorder=1)
-    ax.clabel(lines, fmt="%g", fontsize=9, colors="black", inline_spacing=2)
+    # Numbers stand one above the other on the way to the third corner, where lines lie level;
+    # the last stretch is left out, where they would touch the edges and the name.
+    steps = np.linspace(0, 0.93, 200)[:, None]
+    way = (1 - steps) / 3 + steps * np.eye(3)[2]
+    along = np.asarray(function(way), dtype=float)
+    places = []
+    for level in lines.levels:
+        crossed = np.flatnonzero(np.diff(np.sign(along - level)))
+        places += map(tuple, simplex_xy(way[crossed[:1]]))
+    ax.clabel(lines, fmt="%g", fontsize=9, colors="black", inline_spacing=2, manual=places)
     return ax
 
 
@@ -373,7 +383,12 @@ def weights_and_pictures(
     if largest is not None:
         ax.set_xlim(1 - 0.03 * (largest - 1), largest + 0.03 * (largest - 1))
     left = largest is not None and bound < (1 + largest) / 2
-    uniform = (bound, 1.1, "uniform", "left" if left else "right")  # above the other label
+    uniform = (
+        bound,
+        1.1,
+        f"{bound:.3g}: uniform",
+        "left" if left else "right",
+    )  # above the other label
     for place, height, label, align in ((1, 1.01, "1: one-hot", "left"), uniform):
         ax.axvline(place, color="black", linestyle="--", linewidth=1)
         look = {"transform": ax.get_xaxis_transform(), "ha": align, "fontsize": "small"}

@@ -46,7 +46,7 @@ def second_guesses(images, labels, distributions, class_names) -> Figure:
         for ax, (temperature, p) in zip(axes[1:, k], distributions.items(), strict=True):
             probability_bars(p[k], class_names, ax=ax)
             second = np.argsort(np.asarray(p[k]))[-2]
-            ax.set_title(f"T = {temperature:g}, then {plain(class_names[second])}", fontsize=9)
+            ax.set_title(f"T = {temperature:g}, second: {plain(class_names[second])}", fontsize=9)
             ax.tick_params(labelsize=8, labelleft=k == 0)
     return figure
 
@@ -97,7 +97,7 @@ def kd_descents(
             continue
         at = simplex_xy(softened[temperature])
         face = {"markerfacecolor": "none", "linestyle": "", "markersize": 8}
-        ax.plot(*at, marker, color=OKABE_ITO[colour], label=f"p_T, T = {temperature:g}", **face)
+        ax.plot(*at, marker, color=OKABE_ITO[colour], label=f"$p_T$, T = {temperature:g}", **face)
     look = METHOD_STYLE["teacher"] | {"linestyle": "", "label": "teacher p"}
     ax.plot(*simplex_xy(teacher), markersize=14, **look)
     start = simplex_xy(next(iter(paths.values()))[0])

@@ -37,7 +37,8 @@ def descent_paths(start, paths, goals, class_names) -> Figure:
     ax.annotate("start", simplex_xy(start), (8, 4), textcoords="offset points")
     for label, (point, marker) in goals.items():
         ax.plot(*simplex_xy(point), marker=marker, markersize=12, color="black", fillstyle="none")
-        ax.annotate(label, simplex_xy(point), (10, 6), textcoords="offset points")
+        # Below and to the right: the ways come from the other side.
+        ax.annotate(label, simplex_xy(point), (11, -16), textcoords="offset points")
     ax.legend(loc="upper left")
     return figure
 
@@ -153,7 +154,8 @@ def gradient_arrows(q, q_t, p_t, class_names, *, title="", ax=None) -> Axes:
         if np.linalg.norm(head - tail) > 0.03:
             shape = {"arrowstyle": "-|>", "color": color, "mutation_scale": 18, "shrinkB": 3}
             ax.annotate("", head, tail + 0.9 * (head - tail), zorder=3, arrowprops=shape)
-    points = {"$q$": (q, "^", (7, 4)), "$q_T$": (q_t, "o", (8, 3)), "$p_T$": (p_t, "*", (-2, -16))}
+    beside = (-16, 3) if simplex_xy(p_t)[0] > simplex_xy(q)[0] else (7, 4)  # not on the arrows
+    points = {"$q$": (q, "^", beside), "$q_T$": (q_t, "o", (8, 3)), "$p_T$": (p_t, "*", (-2, -16))}
     for name, (point, marker, offset) in points.items():
         size = 11 if marker == "*" else 7
         ax.plot(*simplex_xy(point), marker=marker, markersize=size, color="black", zorder=4)
@@ -259,7 +261,7 @@ def loss_fields(names, spots, fields, ways, path, p, p_t, class_names) -> Figure
     ways = np.asarray(ways)
     dots = [n for n in (1, 3, 10, 30, 100, 300) if n < ways.shape[1]]
     for k, name in enumerate(names):
-        ax = figure.add_axes((0.002 + 0.333 * k, 0.09, 0.33, 0.83))
+        ax = figure.add_axes((0.002 + 0.333 * k, 0.09, 0.33, 0.79))
         draw_triangle(ax, class_names).set(xlim=(-0.09, 1.09), ylim=(-0.12, 0.97))
         style = method_style(name)
         ax.plot(*simplex_xy(path).T, color="black", linestyle="--", linewidth=1)
@@ -275,7 +277,7 @@ def loss_fields(names, spots, fields, ways, path, p, p_t, class_names) -> Figure
         ax.plot(*simplex_xy(p), marker="*", markersize=14, color="black")
         ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "markeredgewidth": 1.8}
         ax.plot(*simplex_xy(p_t), color="black", **ring)
-        ax.set_title(name, color=style["color"], fontsize="x-large", pad=2, y=1)
+        ax.set_title(name, color=style["color"], fontsize="x-large", pad=7, y=1)
     handles = [
         plt.Line2D([], [], color="black", linestyle="none", marker=m, markersize=s, fillstyle=f)
         for m, s, f in (("s", 7, "full"), ("*", 12, "full"), ("o", 10, "none"))

@@ -38,7 +38,7 @@ def weight_spread(temperatures, weights, bounds) -> Figure:
     weights = np.asarray(weights, dtype=float)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
     low, median, high = np.quantile(weights, [0.05, 0.5, 0.95], axis=1)
-    left.fill_between(temperatures, 1, bounds, color="#e8e8e8", label="possible: 1 to K^(1 − 1/T)")
+    left.fill_between(temperatures, 1, bounds, color="#e8e8e8", label="possible: 1 to $K^{1-1/T}$")
     left.fill_between(
         temperatures, low, high, color=OKABE_ITO["green"], alpha=0.45, label="nine pictures in ten"
     )
@@ -77,6 +77,7 @@ def weight_and_mismatch(stages) -> Figure:
     """Weight U against distance D for students at several stages: titles mapped to (U, D).
 
     The line joins the means of ten groups of pictures, equally many in each, ordered by weight.
+    Distances shrink in training, so each panel has a scale of its own, and says so.
     """
     figure, axes = plt.subplots(1, len(stages), figsize=(3.3 * len(stages), 3.5), squeeze=False)
     for ax, (title, (weights, distances)) in zip(axes[0], stages.items(), strict=True):
@@ -86,5 +87,5 @@ def weight_and_mismatch(stages) -> Figure:
         means = np.array([(weights[g].mean(), distances[g].mean()) for g in groups])
         ax.plot(*means.T, color=OKABE_ITO["red"], marker="s", linestyle="-", linewidth=2)
         ax.set(title=title, xlabel="weight U of the teacher's output", ylim=(0, None))
-    axes[0, 0].set_ylabel(r"$D(p_T\|q)$, nats")
+        ax.set_ylabel(rf"$D(p_T\|q)$, nats, up to {ax.get_ylim()[1]:.1f}")
     return figure

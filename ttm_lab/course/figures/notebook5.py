@@ -10,7 +10,10 @@ from ttm_lab.course.figures import method_style
 def value_histograms(
     values: dict[str, np.ndarray], *, xlabel: str, bins: int = 30, high: float | None = None
 ) -> Figure:
-    """One histogram a method, stacked in rows over one axis, with the mean marked."""
+    """One histogram a method, stacked in rows over one axis, with the mean marked.
+
+    The axes of the shares differ, so that broad histograms can be seen, and each names its end.
+    """
     figure, axes = plt.subplots(
         len(values), 1, sharex=True, figsize=(7.0, 0.6 + 0.95 * len(values)), squeeze=False
     )
@@ -20,7 +23,7 @@ def value_histograms(
         weights = np.full(len(sample), 100 / len(sample))
         ax.hist(sample, bins=np.linspace(0, high, bins + 1), weights=weights, color=color)
         ax.axvline(np.mean(sample), color="black", linestyle="--", linewidth=1.2)
-        text = f"{method}: mean {np.mean(sample):.2f}"
+        text = f"{method}: mean {np.mean(sample):.2f}\naxis to {ax.get_ylim()[1]:.0f} %"
         ax.text(0.99, 0.85, text, transform=ax.transAxes, ha="right", va="top")
         ax.set_ylabel("%")
     axes[-1, 0].set_xlabel(xlabel)

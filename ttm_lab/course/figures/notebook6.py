@@ -11,7 +11,7 @@ from ttm_lab.course.figures import method_style
 def reliability_diagram(tables: dict[str, pd.DataFrame]) -> Figure:
     """Accuracy against confidence in bins, a panel a method; the diagonal is perfect calibration.
 
-    ``tables`` come from ``analysis.reliability``; a marker's area grows with its bin's count.
+    ``tables`` come from ``analysis.reliability``; grey bars are each bin's share of the images.
     """
     figure, axes = plt.subplots(
         1, len(tables), sharex=True, sharey=True, figsize=(2.3 * len(tables), 2.7), squeeze=False
@@ -21,11 +21,12 @@ def reliability_diagram(tables: dict[str, pd.DataFrame]) -> Figure:
         style = method_style(method)
         ax.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle=":")
         ax.plot(table["confidence"], table["accuracy"], color=style["color"], linewidth=1)
-        area = 12 + 250 * table["count"] / table["count"].sum()
         points = table["confidence"], table["accuracy"]
-        ax.scatter(*points, s=area, color=style["color"], marker=style["marker"])
+        ax.plot(*points, color=style["color"], marker=style["marker"], linestyle="none")
+        share = table["count"] / table["count"].sum()
+        ax.bar(table["confidence"], share, width=0.05, color="#bbbbbb", zorder=0)
         ax.set(title=method, xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.05))
-    axes[0, 0].set_ylabel("accuracy")
+    axes[0, 0].set_ylabel("accuracy; grey: share\nof the images")
     return figure
 
 
