@@ -179,6 +179,16 @@ def students(given, first, second, seed):
     return expected
 
 
+def transfer(given, dataset, pictures, first, second):
+    """Of the table ``rows``: two arms of one set and number of pictures, in pairs over seeds."""
+    rows = given["rows"]
+    rows = rows[(rows["dataset"] == dataset) & (rows["pictures"] == pictures)]
+    wide = rows.pivot(index="seed", columns="arm", values="accuracy")
+    gaps = (wide[first] - wide[second]).dropna()
+    expected = {arm: (wide[arm].mean(), 0.06) for arm in (first, second)}
+    return expected | {"difference": (gaps.mean(), 6e-3)}
+
+
 # The page
 
 
@@ -313,7 +323,16 @@ class Explorer:
 
 EXPECTED = {
     function.__name__: function
-    for function in (path, temperature, arrows, triangle, decomposition, weights, students)
+    for function in (
+        path,
+        temperature,
+        arrows,
+        triangle,
+        decomposition,
+        weights,
+        students,
+        transfer,
+    )
 }
 
 
