@@ -188,7 +188,7 @@ def _page(name: str, figure, numbers, controls, pages) -> str:
     most = min(_MOST_FRAMES, _MOST_BYTES // len(opening.picture))
     while math.prod(map(len, moved.values())) > most:
         sliders = [key for key in moved if _is_slider(controls[key]) and not pages[key]]
-        sliders = [key for key in sliders if len(moved[key]) > 2]
+        sliders = [key for key in sliders if len(moved[key]) > 3]
         if not sliders:
             moved.popitem()
             continue
