@@ -301,3 +301,30 @@ def test_corruption_says_what_the_network_makes_of_the_pictures_at_this_strength
     entropy = -(q * np.log(q)).sum(1).mean()
     assert floats(shown["KD: entropy"])[0] == pytest.approx(entropy, abs=0.006)
     assert picture(box) != before
+
+
+def test_a_temperature_moves_the_auroc_of_all_scores_but_the_largest_logit():
+    random = np.random.default_rng(0)
+    sets = {"known": 3.0, "signs": 1.5, "cloth": 2.5}
+    logits = {arm: {s: random.normal(0, w, (80, 6)) for s, w in sets.items()} for arm in "AB"}
+    box = explore.unknowns(logits)
+    move = controls(box)
+    move["student"].value, move["unknown"].value = "B", "cloth"
+    z = {name: logits["B"][name] for name in ("known", "cloth")}
+    for order in (0.5, 1.0):
+        move["score"].value, move["Rényi order"].value = "Rényi entropy", order
+        for T in (1.0, 4.0):
+            move["temperature T"].value = T
+            q = {name: special.softmax(x / T, axis=1) for name, x in z.items()}
+            scores = {  # the logarithm of the sum of powers has the entropy's order
+                name: stats.entropy(p, axis=1) if order == 1 else (p**order).sum(axis=1)
+                for name, p in q.items()
+            }
+            won = stats.mannwhitneyu(scores["cloth"], scores["known"]).statistic / 80**2
+            assert floats(numbers(box)["AUROC"])[0] == pytest.approx(won, abs=6e-4)
+            mean = stats.entropy(q["known"], axis=1).mean()
+            assert floats(numbers(box)["entropy of known"])[0] == pytest.approx(mean, abs=6e-4)
+    move["score"].value = "largest logit"
+    assert numbers(box)["AUROC"] == numbers(box)["AUROC at T = 1"]
+    move["score"].value = "energy"
+    assert numbers(box)["AUROC"] != numbers(box)["AUROC at T = 1"]
