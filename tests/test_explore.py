@@ -5,10 +5,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.text import Text
 from scipy import special, stats
 
-from ttm_lab.course import explore, figures
+from ttm_lab.course import corruptions, explore, figures
 from ttm_lab.course.outputs import Outputs
 
 
@@ -107,7 +108,12 @@ def test_pyplot_does_not_know_the_pictures(teacher, monkeypatch):
     for make in (explore.temperature, explore.weights):
         make(*teacher)
     explore.students(outputs())
-    assert known == [[]] * 7
+    explore.corruption(
+        {"CE": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))},
+        torch.rand(8, 1, 8, 8),
+        range(8),
+    )
+    assert known == [[]] * 8
 
 
 def test_the_temperature_slider_doubles_in_eight_steps_and_meets_whole_powers():
@@ -271,3 +277,27 @@ def test_transfer_shows_the_pair_and_its_interval():
     ends = [float(x) for x in found["95 % interval, 3 seeds"].split()[::2][:2]]
     assert ends == pytest.approx([gaps.mean() - half, gaps.mean() + half], abs=0.06)
     assert found["another draw of pictures moves"] == "2.0 points"
+
+
+# Notebook 12
+
+
+def test_corruption_says_what_the_network_makes_of_the_pictures_at_this_strength():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    images, labels = torch.rand(40, 1, 8, 8), np.arange(40) % 10
+    box = explore.corruption({"KD": network}, images, labels)
+    before = picture(box)
+    controls(box)["corruption"].value = "contrast"
+    controls(box)["strength"].value = 20
+    shown = numbers(box)
+    assert floats(shown["strength in its unit"]) == [corruptions.RANGES["contrast"][1]]
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    with torch.no_grad():
+        q = network(mean + 0.05 * (images - mean)).double().softmax(-1).numpy()
+    right = 100 * (q.argmax(1) == labels).mean()
+    assert floats(shown["KD: accuracy"])[0] == pytest.approx(right, abs=0.06)
+    assert floats(shown["KD: confidence"])[0] == pytest.approx(100 * q.max(1).mean(), abs=0.06)
+    entropy = -(q * np.log(q)).sum(1).mean()
+    assert floats(shown["KD: entropy"])[0] == pytest.approx(entropy, abs=0.006)
+    assert picture(box) != before
