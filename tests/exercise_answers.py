@@ -2310,3 +2310,119 @@ WRONG["12", 3] = {
         ("size only", "wanted", "2 * (target * losses).sum()"),
     )
 }
+
+# Notebook 14 --------------------------------------------------------------------------------------
+
+RIGHT["14", 1] = {
+    "by logarithms": """
+def top_after(top, classes, temperature):
+    if top == 1:
+        return 1.0
+    gap = math.log(top) - math.log((1 - top) / (classes - 1))
+    return 1 / (1 + (classes - 1) * math.exp(-gap / temperature))
+""",
+    "numpy, all classes": """
+def top_after(top, classes, temperature):
+    p = np.full(classes, (1 - top) / (classes - 1))
+    p[0] = top
+    p = p ** (1 / temperature)
+    return (p / p.sum())[0]
+""",
+    "torch, float32": """
+def top_after(top, classes, temperature):
+    rest = torch.full((classes - 1,), (1 - top) / (classes - 1))
+    z = torch.cat([torch.tensor([float(top)]), rest]).log()
+    return (z / temperature).softmax(0)[0]
+""",
+}
+WRONG["14", 1] = {
+    "T for 1/T": """
+def top_after(top, classes, temperature):
+    rest = (classes - 1) * ((1 - top) / (classes - 1)) ** temperature
+    return top**temperature / (top**temperature + rest)
+""",
+    "the rest as one class": """
+def top_after(top, classes, temperature):
+    first, rest = top ** (1 / temperature), (1 - top) ** (1 / temperature)
+    return first / (first + rest)
+""",
+    "not normalised": "top_after = lambda top, classes, temperature: top ** (1 / temperature)",
+    "K for K - 1": """
+def top_after(top, classes, temperature):
+    first = top ** (1 / temperature)
+    return first / (first + classes * ((1 - top) / classes) ** (1 / temperature))
+""",
+}
+RIGHT["14", 2] = {
+    "brentq": """
+def rule_by_hand(p, nats):
+    def excess(T):
+        q = p ** (1 / T)
+        q = q / q.sum(-1, keepdim=True)
+        return float((p * (p.log() - q.log())).sum(-1).mean()) - nats
+    return scipy.optimize.brentq(excess, 1.0, 1000.0)
+""",
+    "numpy": """
+def rule_by_hand(p, nats):
+    p, low, high = np.asarray(p), 1.0, 1000.0
+    for _ in range(60):
+        T = (low + high) / 2
+        q = p ** (1 / T)
+        q /= q.sum(1, keepdims=True)
+        if (p * np.log(p / q)).sum(1).mean() <= nats:
+            low = T
+        else:
+            high = T
+    return low
+""",
+    "the library": "rule_by_hand = lambda p, nats: largest_temperature(p.log(), nats)",
+}
+WRONG["14", 2] = {
+    "the other direction": """
+def rule_by_hand(p, nats):
+    def excess(T):
+        q = p ** (1 / T)
+        q = q / q.sum(-1, keepdim=True)
+        return float((q * (q.log() - p.log())).sum(-1).mean()) - nats
+    return scipy.optimize.brentq(excess, 1.0, 1000.0)
+""",
+    "sum over rows": """
+def rule_by_hand(p, nats):
+    return largest_temperature(p.log(), nats / len(p))
+""",
+    "always two": "rule_by_hand = lambda p, nats: 2.0",
+}
+RIGHT["14", 3] = {
+    "loops": """
+def two_means(losses, counts):
+    rows = [[float(x) for x, c in zip(r, k) if c] for r, k in zip(losses, counts)]
+    flat = [x for row in rows for x in row]
+    return sum(flat) / len(flat), sum(sum(row) / len(row) for row in rows) / len(rows)
+""",
+    "filled": """
+def two_means(losses, counts):
+    kept = torch.where(counts, losses, 0)
+    return kept.sum() / counts.sum(), (kept.sum(1) / counts.sum(1)).mean()
+""",
+    "nanmean": """
+def two_means(losses, counts):
+    kept = losses.masked_fill(~counts, torch.nan)
+    return kept.nanmean(), kept.nanmean(1).mean()
+""",
+}
+WRONG["14", 3] = {
+    "times the mask": """
+def two_means(losses, counts):
+    kept = losses * counts
+    return kept.sum() / counts.sum(), (kept.sum(1) / counts.sum(1)).mean()
+""",
+    "over all places": """
+def two_means(losses, counts):
+    kept = torch.where(counts, losses, 0)
+    return kept.mean(), kept.mean(1).mean()
+""",
+    "the same twice": """
+def two_means(losses, counts):
+    return losses[counts].mean(), losses[counts].mean()
+""",
+}

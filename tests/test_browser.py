@@ -157,6 +157,19 @@ def weights(given, T):
     }
 
 
+def tokens(given, text, T):
+    _, logits = given["texts"][text]
+    p = special.softmax(np.asarray(logits, dtype=float), -1)
+    u = np.sort(np.sum(p ** (1 / T), axis=-1))
+    heavy = u[-max(1, len(u) // 10) :].sum() / u.sum()
+    return {
+        "smallest weight": u[0],
+        "mean weight": u.mean(),
+        "largest weight": u[-1],
+        "share of the heaviest tenth": (100 * heavy, 0.06),
+    }
+
+
 def students(given, first, second, seed):
     outputs: Outputs = given["outputs"]
     expected, right = {}, []
@@ -332,6 +345,7 @@ EXPECTED = {
         weights,
         students,
         transfer,
+        tokens,
     )
 }
 

@@ -158,7 +158,7 @@ def test_a_kept_table_becomes_an_entry_of_its_model_and_epochs(tmp_path):
     (entry,) = kept.unknown_pictures(kept.tables(RESULTS), tmp_path)
     assert entry["scope"].startswith("CIFAR-100, resnet56 to resnet20, 5 seeds, 10 epochs")
     assert evidence.place(entry["scope"]) == "CIFAR-100, short schedule"
-    assert (entry["claim"], entry["command"]) == ("B18", "python x")
+    assert (entry["claim"], entry["command"]) == ("C13", "python x")
     assert entry["verdict"] == "negligible"  # WTTM, the part that speaks most against the claim
     assert "1,000 of CIFAR-100" in entry["note"]
     assert kept.unknown_pictures([], tmp_path) == []

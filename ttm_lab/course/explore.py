@@ -32,7 +32,14 @@ except ModuleNotFoundError as missing:
 from ttm_lab import analysis
 from ttm_lab.course import corruptions, figures, frames, outliers
 from ttm_lab.course.compression import prune_weights, round_weights, stored, weighted_layers
-from ttm_lab.course.figures import notebook3, notebook10, notebook11, notebook12, notebook13
+from ttm_lab.course.figures import (
+    notebook3,
+    notebook10,
+    notebook11,
+    notebook12,
+    notebook13,
+    notebook14,
+)
 from ttm_lab.course.outputs import Outputs
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
@@ -181,7 +188,7 @@ def _page(name: str, figure, numbers, controls, pages) -> str:
     most = min(_MOST_FRAMES, _MOST_BYTES // len(opening.picture))
     while math.prod(map(len, moved.values())) > most:
         sliders = [key for key in moved if _is_slider(controls[key]) and not pages[key]]
-        sliders = [key for key in sliders if len(moved[key]) > 2]
+        sliders = [key for key in sliders if len(moved[key]) > 3]
         if not sliders:
             moved.popitem()
             continue
@@ -815,6 +822,38 @@ def corruption(networks: Mapping[str, torch.nn.Module], images, labels) -> widge
         "strength": linear_slider("strength", 0, 20, 8, 1),
     }
     return panel(figure, numbers, controls)
+
+
+# Notebook 14
+
+
+def tokens(texts: Mapping[str, tuple[Sequence[str], torch.Tensor]]) -> widgets.VBox:
+    """A text and a temperature to choose: which tokens weigh how much in WTTM.
+
+    ``texts`` maps a name to the text's L tokens, as strings, and the teacher's logits (L, K) at
+    each token's place, from what stands before it.
+    """
+    outputs = {name: _float64(logits).softmax(-1) for name, (_, logits) in texts.items()}
+
+    def figure(text, temperature):
+        u = power_sum(outputs[text], 1 / temperature)
+        title = f"{figures.plain(text)}, T = {temperature:.3g}"
+        return notebook14.coloured_text(texts[text][0], u, float(u.max()), title)
+
+    def numbers(text, temperature):
+        u, pieces = power_sum(outputs[text], 1 / temperature), texts[text][0]
+        heavy = u.topk(max(1, len(u) // 10))
+        most = max(outputs[text].shape[-1] ** (1 - 1 / temperature), 1.0)
+        return {
+            "smallest weight": f"{u.min():.3f}",
+            "mean weight": f"{u.mean():.3f}",
+            "largest weight": f"{u.max():.3f}, before “{pieces[int(u.argmax())].strip()}”",
+            "a uniform output's": f"{most:.3g}",
+            "share of the heaviest tenth": f"{heavy.values.sum() / u.sum():.1%}",
+        }
+
+    controls = {"text": choice("text", texts), "temperature": temperature_slider(1, 16, 1.5)}
+    return panel(figure, numbers, controls, pages={"text": None, "temperature": None})
 
 
 def _float64(values) -> torch.Tensor:

@@ -126,7 +126,7 @@ def entries(folder: str | Path | None = None) -> list[dict]:
     """
     found = tables(folder)
     judged = [one for table in found for one in judge(table)]
-    own = compression.entries(folder) + unknown_pictures(found, folder)
+    own = compression.entries(folder) + unknown_pictures(found, folder) + sequences(folder)
     return published() + judged + step_costs(folder) + own
 
 
@@ -341,7 +341,7 @@ def step_costs(folder: str | Path | None = None) -> list[dict]:
 
 
 def unknown_pictures(found: list[Kept], folder: str | Path | None = None) -> list[dict]:
-    """Claim B18 from the table of ``benchmarks/outliers.py``: one entry a model.
+    """Claim C13 from the table of ``benchmarks/outliers.py``: one entry a model.
 
     ``found`` are the ``tables``, which say how a model's students were trained; those of a model
     that no table has are left out.
@@ -360,7 +360,7 @@ def unknown_pictures(found: list[Kept], folder: str | Path | None = None) -> lis
             note = notes[model]
             pictures = ", ".join(f"{count:,} of {name}" for name, count in note["pictures"].items())
             entry = evidence.entry(
-                "B18",
+                "C13",
                 judged,
                 scope=f"CIFAR-100, {teacher} to {model}, {int(judged['seeds'].max())} seeds, "
                 f"{epochs}, beside pictures of other sets",
@@ -371,6 +371,50 @@ def unknown_pictures(found: list[Kept], folder: str | Path | None = None) -> lis
                 notebook="13_outliers",
             )
             made.append(entry)
+    return made
+
+
+# What is asked of students of a language model: claim, quantity, column of the table, and the arms
+# that should have more and less. The one of no claim counts among those judged at once.
+TOKENS = {
+    "late entropy, TTM minus KD": ("B4", "entropy", "late_entropy", "ttm", "kd"),
+    "late entropy, WTTM minus TTM": ("B4", "entropy", "late_entropy", "wttm", "ttm"),
+    "cross-entropy, KD minus TTM": ("C14", "nll", "cross_entropy", "kd", "ttm"),
+    "cross-entropy, KD minus WTTM": ("C14", "nll", "cross_entropy", "kd", "wttm"),
+    "cross-entropy, TTM at T = 4 minus TTM": ("", "nll", "cross_entropy", "ttm4", "ttm"),
+}
+
+
+def judged_tokens(rows: pd.DataFrame) -> pd.DataFrame:
+    """``analysis.contrasts`` of ``TOKENS`` for students of one size, with claim and quantity."""
+    differences, about = {}, []
+    for name, (claim, quantity, measure, more, less) in TOKENS.items():
+        wide = rows.pivot(index="seed", columns="arm", values=measure)
+        differences[name] = wide[more] - wide[less]
+        about.append({"claim": claim, "quantity": quantity})
+    return contrasts(differences).join(pd.DataFrame(about))
+
+
+def sequences(folder: str | Path | None = None) -> list[dict]:
+    """Claims on sequences, from the table of ``benchmarks/tokens.py``: a scope a student's size."""
+    path = Path(folder or find_root() / "data" / "results") / "stories_tokens.csv"
+    if not path.exists():
+        return []
+    note, made = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")), []
+    rows = read_table(path)
+    for size, group in rows[rows["size"] != "teacher"].groupby("size"):
+        words = {
+            "scope": f"sequences, stories260K to a {size} of it, {group['seed'].nunique()} seeds",
+            "note": f"{note['text']}; KD at T = 2, TTM and WTTM by the rule: {note['rule']}; "
+            f"{note['date']}, {note['machine']}",
+            "settings": note["training"],
+            "command": note["command"],
+            "teachers": 1,
+            "notebook": "14_tokens",
+        }
+        for claim, found in judged_tokens(group).groupby("claim"):
+            if claim:
+                made.append(evidence.entry(claim, found, **words))
     return made
 
 

@@ -14,10 +14,10 @@ TABLE = "cifar100_outliers.csv"
 LOGITS = "cifar100_outlier_logits.npz"
 FASHION = "fashion_mnist_8x8.npz"
 POWER_ORDER = 0.25  # 1/T of WTTM's weight U at the paper's T = 4
-# The sets that claim B18 is judged on, and what a row's scores were measured with.
+# The sets that claim C13 is judged on, and what a row's scores were measured with.
 UNKNOWN = ("Tiny-ImageNet", "textures", "traffic signs", "Fashion-MNIST")
 SCALES = ("as trained", "fitted")
-# Claim B18, written down before anything was measured: the mean AUROC over UNKNOWN of the largest
+# Claim C13, written down before anything was measured: the mean AUROC over UNKNOWN of the largest
 # probability, the score that everybody has, as trained and after one temperature fitted on
 # validation pictures. KD x 10 has the weight decay of TTM and WTTM, where it is kept.
 SCORE = "largest probability"
@@ -76,7 +76,7 @@ def measure(
 
 
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """The contrasts of claim B18 for one model's rows, ``analysis.contrasts`` with quantity.
+    """The contrasts of claim C13 for one model's rows, ``analysis.contrasts`` with quantity.
 
     Seeds that lack an arm are left out, and so are the pairs of an arm that no seed has.
     """
