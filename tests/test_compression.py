@@ -196,7 +196,7 @@ def test_the_kept_table_judges_its_claim_against_kd_of_the_same_scale(tmp_path):
     assert all("KD x 10" in part["name"] for part in entry["contrasts"])
     assert entry in kept.entries(tmp_path)
     matrix = evidence.matrix(evidence.collect(tmp_path / "none", kept=[entry]))
-    assert matrix.loc["B16", "CIFAR-100, short schedule"] == "holds"
+    assert matrix.loc["C11", "CIFAR-100, short schedule"] == "holds"
     without = rows[(rows["way"] != "int8") | (rows["arm"] != "wttm")]
     without.to_csv(tmp_path / "cifar100_compression.csv", index=False)
     assert compression.entries(tmp_path) == [], "a part of a claim judges nothing"

@@ -20,14 +20,20 @@ def outputs():
     return {"outputs": made["outputs"]}
 
 
+TEXTS = {
+    "letters": (list("tell me a tale"[:12]), LOGITS),
+    "words": (["a ", "\n", "toy"], LOGITS[:3]),
+}
 GIVEN = {"temperature": TEACHER, "weights": TEACHER, "students": outputs()}
+GIVEN |= {"tokens": {"texts": TEXTS}}
 KINDS = ["path", "temperature", "arrows", "triangle", "decomposition", "weights", "students"]
+KINDS += ["tokens"]
 
 
 @pytest.fixture
 def explorer(request, tmp_path, monkeypatch):
     """An explorer, live, and the file of a page with few frames that shows it as a batch does."""
-    monkeypatch.setattr(explore, "_MOST_FRAMES", 8)
+    monkeypatch.setattr(explore, "_MOST_FRAMES", 12)
     monkeypatch.setenv("TTM_LAB_PAGES", "1")
     box = getattr(explore, request.param)(**GIVEN.get(request.param, {}))
     shown = box._repr_mimebundle_()

@@ -32,7 +32,7 @@ from ttm_lab.models import create_model
 # has. Both come as they are, and with the statistics of batch norm estimated anew.
 FRACTIONS = (0.5, 0.7, 0.9)
 BITS = (5, 4, 3)
-# What claim B16 is judged in, named before any was measured: way and level.
+# What claim C11 is judged in, named before any was measured: way and level.
 JUDGED = {"int8": ("int8", 8), "70 % pruned": ("pruned", 0.7), "4 bits": ("rounded", 4)}
 ARMS = {"ce": "CE", "kd": "KD", "kd10": "KD x 10", "ttm": "TTM", "wttm": "WTTM"}
 TEACHERS = {"resnet20": "resnet56", "resnet8": "resnet32"}  # who taught the kept students
@@ -245,7 +245,7 @@ def kept_tables(folder: str | Path | None = None) -> dict[str, tuple[pd.DataFram
     """By kind of student, most seeds first: rows of the kept table, and how they were made.
 
     From ``cifar100_compression.csv`` and ``.json`` in ``folder``, by default ``data/results`` of
-    the checkout; without kinds of which networks are missing that claim B16 is judged by. A row is
+    the checkout; without kinds of which networks are missing that claim C11 is judged by. A row is
     a network: arm, seed, way, level and repair (what was done to it), its measures as fractions
     and nats, and bytes.
     """
@@ -276,7 +276,7 @@ def changes(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def judged(rows: pd.DataFrame, repair: str = "batch norm", **options) -> pd.DataFrame:
-    """``analysis.contrasts`` of claim B16: accuracy kept, TTM's and WTTM's minus KD's, in points.
+    """``analysis.contrasts`` of claim C11: accuracy kept, TTM's and WTTM's minus KD's, in points.
 
     In each way of ``JUDGED``; with ``options`` of ``contrasts``. KD at TTM's scale of the loss is
     taken where it is there: it was trained with the same weight decay. Raises ``KeyError`` where
@@ -296,7 +296,7 @@ def judged(rows: pd.DataFrame, repair: str = "batch norm", **options) -> pd.Data
 def entries(folder: str | Path | None = None) -> list[dict]:
     """The kept table as evidence: an entry a kind of student."""
     return [
-        evidence.entry("B16", judged(rows), **words(model, rows, note))
+        evidence.entry("C11", judged(rows), **words(model, rows, note))
         for model, (rows, note) in kept_tables(folder).items()
     ]
 
