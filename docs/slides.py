@@ -185,8 +185,12 @@ def section(cells: list, title: str) -> range:
 
 
 def _words(source: str) -> str:
-    """A text as HTML. Its links lead from the notebook, not from a slide, so their words stay."""
-    return markdown_html(re.sub(r"(?<!!)\[([^\]]+)\]\([^)\s]*\)", r"\1", source))
+    """A text as HTML, without headings, which the slide has above.
+
+    Its links lead from the notebook, not from a slide, so their words stay.
+    """
+    text = re.sub(r"^#+ .*$", "", source, flags=re.M)
+    return markdown_html(re.sub(r"(?<!!)\[([^\]]+)\]\([^)\s]*\)", r"\1", text))
 
 
 def _explorer(cell) -> str:
