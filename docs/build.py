@@ -255,7 +255,7 @@ def lay_out(executed: Path, source: Path, extra: Path) -> None:
     for name in [*texts, *(f"benchmarks/results/{stem}.md" for stem in measured)]:
         text = site_links((ROOT / name).read_text(encoding="utf-8"), str(Path(name).parent), source)
         if name == "docs/teaching.md":  # each plan leads to its slides
-            link = r"\n<p><a href=\"../slides-\2.html\">Slides for these \2 minutes</a></p>\n"
+            link = r'\n<p><a href="../slides-\2.html">Slides for these \2 minutes</a></p>\n'
             text = re.sub(r"^(## (\d+) minutes.*\n)", r"\1" + link, text, flags=re.M)
         (_made((source / name).parent) / Path(name).name).write_text(text, encoding="utf-8")
     write = {

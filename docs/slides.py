@@ -125,8 +125,8 @@ def deck(title: str, rows: list[Row], executed: Path) -> str:
     for row in rows:
         place = f'<p class="place">minutes {row.minutes} · notebook {row.sections[0][0]}, '
         place += f"{html.escape(row.sections[0][1])}</p>"
-        todo = f'<div class="after todo">{markdown_html(row.do)}</div>'
-        asked = markdown_html(row.ask[:1].upper() + row.ask[1:])
+        todo = f'<div class="after todo">{_words(row.do)}</div>'
+        asked = _words(row.ask[:1].upper() + row.ask[1:])
         slides.append(f'{place}<div class="question">{asked}</div>{todo}')
         slides += [f'{place}{idea}<div class="after"></div>' for idea in ideas(row, notebooks)]
     sections = "".join(
@@ -162,7 +162,7 @@ def ideas(row: Row, notebooks: dict[int, Path]) -> list[str]:
             found += _formulas(cells[k]) if cells[k].cell_type == "markdown" else _shown(cells[k])
         if not found:  # a section of words alone
             words = "\n\n".join(cells[k].source for k in part if cells[k].cell_type == "markdown")
-            found.append(markdown_html(words))
+            found.append(_words(words))
     return found
 
 
@@ -184,6 +184,15 @@ def section(cells: list, title: str) -> range:
     raise ValueError(f"docs/teaching.md names the section {title!r}, which no notebook has")
 
 
+def _words(source: str) -> str:
+    """A text as HTML, without headings, which the slide has above.
+
+    Its links lead from the notebook, not from a slide, so their words stay.
+    """
+    text = re.sub(r"^#+ .*$", "", source, flags=re.M)
+    return markdown_html(re.sub(r"(?<!!)\[([^\]]+)\]\([^)\s]*\)", r"\1", text))
+
+
 def _explorer(cell) -> str:
     called = re.search(r"\bexplore\.(\w+)\(", cell.source) if cell.cell_type == "code" else None
     return called[1] if called else ""
@@ -195,8 +204,8 @@ def _formulas(cell) -> list[str]:
     blocks, found = re.split(r"\n\s*\n", text), []
     for before, block in zip(["", *blocks], blocks, strict=False):
         if block.strip().startswith("$$"):
-            said = "" if before.startswith(("#", "$$")) else markdown_html(before)
-            found.append(f'{said}<div class="formula">{markdown_html(block)}</div>')
+            said = "" if before.startswith(("#", "$$")) else _words(before)
+            found.append(f'{said}<div class="formula">{_words(block)}</div>')
     return found
 
 

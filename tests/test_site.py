@@ -226,7 +226,7 @@ def test_a_plan_becomes_slides_of_what_its_rows_name(tmp_path):
         code("explore.arrows()", picture % "arrows that move"),
         code("figures.show(ax)", picture % "between the two explorers"),
         code("explore.triangle()", picture % "a triangle that moves"),
-        v4.new_markdown_cell("## The end\n\nOnly words."),
+        v4.new_markdown_cell("## The end\n\nOnly words of [one](../docs/x.md#there)."),
         code("figures.show(ax)"),
     ]
     nbformat.write(v4.new_notebook(cells=cells), tmp_path / "03_this.ipynb")
@@ -254,7 +254,8 @@ def test_a_plan_becomes_slides_of_what_its_rows_name(tmp_path):
     assert shown[2].find("math")
     assert told[3:5] == [["the first figure"], ["arrows that move"]]
     assert told[6:8] == [["between the two explorers"], ["a triangle that moves"]]
-    assert "Only words." in told[9]
+    assert "Only words of one." in told[9]
+    assert not page.find("a")
     assert len(shown) == 10
     assert "secret" not in page.get_text()
     with pytest.raises(ValueError, match="'The start', which no notebook has"):
