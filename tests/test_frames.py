@@ -33,7 +33,7 @@ KINDS += ["tokens"]
 @pytest.fixture
 def explorer(request, tmp_path, monkeypatch):
     """An explorer, live, and the file of a page with few frames that shows it as a batch does."""
-    monkeypatch.setattr(explore, "_MOST_FRAMES", 8)
+    monkeypatch.setattr(explore, "_MOST_FRAMES", 12)
     monkeypatch.setenv("TTM_LAB_PAGES", "1")
     box = getattr(explore, request.param)(**GIVEN.get(request.param, {}))
     shown = box._repr_mimebundle_()
