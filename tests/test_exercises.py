@@ -69,7 +69,7 @@ def results():
         "measured": pd.DataFrame(
             {"seed": seeds, "method": ["TTM", "WTTM"] * 3, "accuracy": accuracy}
         ),
-        "kept": None,
+        "real": None,
         "TRAINING_PICTURES": 1_281_167,
     }
 

@@ -15,6 +15,7 @@ from ttm_lab import cli
 from ttm_lab.course import pictures
 from ttm_lab.data import load_dataset
 from ttm_lab.models import create_model
+from ttm_lab.runs import environment
 from ttm_lab.settings import Settings
 from ttm_lab.training import train_teacher
 
@@ -116,6 +117,7 @@ def test_one_command_leaves_students_and_their_report(mine, capsys, monkeypatch)
         "--teacher weights.safetensors --epochs 1 --methods kd,ttm --seeds 2 --output mine.csv"
     )
     monkeypatch.setattr(sys, "argv", ["ttm-lab", *command.split()])
+    environment.cache_clear()  # it has read the command of these tests
     assert cli.main() == 0
     assert "Report: mine.md" in capsys.readouterr().out
     table, report = pd.read_csv("mine.csv"), (mine.parent / "mine.md").read_text()

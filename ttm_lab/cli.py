@@ -6,6 +6,7 @@ once.
 
 import argparse
 import inspect
+import io
 import os
 import re
 import signal
@@ -26,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stopped:  # after --help or a refusal
         return stopped.code
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as tidily as on Ctrl-C
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a console cannot show is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         return options.run(options)
     except ModuleNotFoundError as missing:
