@@ -9,7 +9,7 @@ ARGS ?=
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help lab reproduce site test test-all bench setup
+.PHONY: help lab reproduce site test test-all test-recipes bench setup
 
 help:
 	@echo "make lab        open the course in JupyterLab"
@@ -17,6 +17,7 @@ help:
 	@echo "make site       the executed course, slides, report and API: runs/site/index.html"
 	@echo "make test       check style, run the tests and the quick notebooks, cut short"
 	@echo "make test-all   the same with what takes long: all profiles, kills again and again, a browser"
+	@echo "make test-recipes  run docs/recipes.md in an environment with the libraries that it names"
 	@echo "make bench      time losses and training side by side with plain code (ARGS=--save keeps it)"
 	@echo "Options: PYTHON=python3.12 for a new .venv, CPU_TORCH=yes or no for its torch (by default"
 	@echo "without CUDA where no GPU is found), ARGS=\"...\" for the command itself."
@@ -51,6 +52,24 @@ test-all: setup
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m ruff check .
 	@$(PYTEST) $(ARGS)
+
+# An environment of its own, so that the newest versions of other people's trainers decide nothing
+# about the course's. It looks into .venv for what it lacks: torch is not installed twice.
+RECIPES := .venv-recipes/bin/python
+SITE_PACKAGES = import sysconfig; print(sysconfig.get_path('purelib'))
+test-recipes: setup
+	@made_from="$$(cat .venv/made-from docs/recipes-requirements.txt | cksum)"; \
+	if [ "$$(cat .venv-recipes/made-from 2>/dev/null)" != "$$made_from" ]; then \
+	    echo "Setting up .venv-recipes: a minute or two, only once ..."; \
+	    $(VENV_PYTHON) -m venv --clear .venv-recipes || exit 1; \
+	    echo "import site; site.addsitedir('$$($(VENV_PYTHON) -c "$(SITE_PACKAGES)")')" \
+	        > "$$($(RECIPES) -c "$(SITE_PACKAGES)")/below.pth"; \
+	    $(RECIPES) -m pip install --quiet --disable-pip-version-check \
+	        --requirement docs/recipes-requirements.txt || exit 1; \
+	    echo "$$made_from" > .venv-recipes/made-from; \
+	fi
+	@TTM_LAB_RECIPES=1 OMP_NUM_THREADS=1 $(RECIPES) -m pytest -n auto --maxprocesses 2 \
+	    --durations 5 tests/test_recipes.py $(ARGS)
 
 bench: setup
 	@$(VENV_PYTHON) benchmarks/losses.py $(ARGS)

@@ -53,7 +53,7 @@ def main() -> None:
     results = find_root() / "data" / "results"
     plan = plans.cifar100_2x2()
     rows = plan.rows().dropna(subset=["accuracy"])
-    rows = rows[rows["arm"].isin(ARMS)]
+    rows = rows[rows["arm"].isin(ARMS)].astype({"seed": int})
     test = load_dataset("cifar100", root=root, validation="listed").test
     kept = results / "cifar100_students"
     kept.mkdir(exist_ok=True)

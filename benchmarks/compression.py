@@ -2,9 +2,10 @@
 
 Every kept student of that kind and the kept teacher: in int8, pruned, and with weights of few bits
 (``ttm_lab.course.compression``), the last two as they are and with batch norm estimated anew on
-1,000 training pictures, and the most pruned one also after ``--steps`` steps of training with the
-student's own loss and the kept teacher, at one learning rate for all. Measured on the test part
-(``--pictures`` of it, as many of each class, the first ones); temperatures are fitted on 1,000
+500 training pictures (of which 100 set int8's scales), and the most pruned one also after
+``--steps`` steps of training with the student's own loss and the kept teacher, at one learning
+rate for all. ``--few`` leaves out the levels that no claim is judged by. Measured on the test part
+(``--pictures`` of it, as many of each class, the first ones); temperatures are fitted on up to 500
 pictures of the listed validation part, which no student learned from. Writes a row a network to
 ``data/results/cifar100_compression.csv``, and command, machine and times, as ratios side by side,
 to the JSON file beside. Rows that are there are left as they are: run it again after a break.
@@ -12,6 +13,7 @@ to the JSON file beside. Rows that are there are left as they are: run it again 
 
 import argparse
 import datetime
+import itertools
 import json
 import shlex
 import sys
@@ -81,19 +83,27 @@ def train_on(pruned, arm: str, teacher, data, steps: int, seed: int):
 
 
 def ways(network, arm, seed, teacher, data, images, steps):
-    """(way, level, repair, bits, a function that makes the network), one after another."""
-    yield "float", 32, "", None, lambda: network
-    yield "int8", 8, "", None, lambda: c.to_int8(network, images)
-    makers = [("pruned", f, None, partial(c.prune_weights, network, f)) for f in c.FRACTIONS]
-    makers += [("rounded", b, b, partial(c.round_weights, network, b)) for b in c.BITS]
-    for way, level, bits, make in makers:
-        yield way, level, "", bits, make
+    """(way, level, repair, bits, a function that makes it): those that are judged first."""
+    pruned, rounded = partial(c.prune_weights, network), partial(c.round_weights, network)
+    found = [("float", 32, "none", None, lambda: network)]
+    found += [("int8", 8, "none", None, lambda: c.to_int8(network, images[::5]))]
+    levels = [("pruned", f, None, partial(pruned, f)) for f in c.FRACTIONS]
+    levels += [("rounded", bits, bits, partial(rounded, bits)) for bits in c.BITS]
+    repaired = []
+    for way, level, bits, make in levels:
         renewed = lambda make=make: c.reestimate(make(), images)  # noqa: E731
-        yield way, level, "batch norm", bits, renewed
+        repaired += [(way, level, "batch norm", bits, renewed), (way, level, "none", bits, make)]
+    repaired.sort(key=lambda one: (one[:2] not in c.JUDGED.values(), one[2] == "none"))
+    found += repaired
     if steps and arm in ARMS:
-        pruned = partial(c.prune_weights, network, c.FRACTIONS[-1], masks=True)
-        train = lambda: train_on(pruned(), arm, teacher, data, steps, seed)  # noqa: E731
-        yield "pruned", c.FRACTIONS[-1], f"{steps} steps", None, train
+        masked = partial(pruned, c.FRACTIONS[-1], masks=True)
+        train = lambda: train_on(masked(), arm, teacher, data, steps, seed)  # noqa: E731
+        found += [("pruned", c.FRACTIONS[-1], f"{steps} steps", None, train)]
+    return found
+
+
+def key_of(row: dict) -> tuple:
+    return *(row[k] for k in KEY if k != "level"), float(row["level"])
 
 
 def measured(network, bits, test, validation) -> dict:
@@ -107,62 +117,69 @@ def measured(network, bits, test, validation) -> dict:
 
 
 def times(networks_by_name: dict, images) -> list[dict]:
-    """Time over that of the same network in float32, batch norm folded: quartiles of 15 rounds."""
+    """Time over that of the same network in float32, batch norm folded: quartiles of 9 rounds."""
     rows = []
     for name, network in networks_by_name.items():
         reference = c.fold(network)
-        others = {"int8": c.to_int8(network, images), "90 % pruned": None, "float32": None}
-        others["90 % pruned"] = c.fold(c.prune_weights(network, 0.9))
-        others["float32"] = c.fold(network)  # once more: what the measurement itself is worth
-        for size in (8, 64):
-            for way, other in others.items():
-                found = np.quantile(
-                    c.time_ratios(other, reference, images[:size]), [0.25, 0.5, 0.75]
-                )
-                row = {"network": name, "way": way, "batch": size}
-                rows.append(row | dict(zip(("low", "median", "high"), found.round(3), strict=True)))
+        others = {
+            "int8": c.to_int8(network, images[::5]),
+            "90 % pruned": c.fold(c.prune_weights(network, 0.9)),
+            "float32": c.fold(network),  # once more: what the measurement itself is worth
+        }
+        for size, (way, other) in itertools.product((8, 32), others.items()):
+            ratios = c.time_ratios(other, reference, images[:size], rounds=9)
+            found = np.quantile(ratios, [0.25, 0.5, 0.75]).round(3)
+            row = {"network": name, "way": way, "batch": size}
+            rows.append(row | dict(zip(("low", "median", "high"), found, strict=True)))
     return rows
+
+
+def write_note(model: str, note: dict) -> None:
+    path = FILE.with_suffix(".json")
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    atomic_write(path, json.dumps(kept | {model: note}, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True, help="the folder of CIFAR-100's pictures")
     parser.add_argument("--model", required=True, help="kept students: resnet8 or resnet20")
-    parser.add_argument("--pictures", type=int, default=10_000, help="of the test part")
-    parser.add_argument("--steps", type=int, default=200, help="of training after pruning, or 0")
+    parser.add_argument("--pictures", type=int, default=5_000, help="of the test part")
+    parser.add_argument("--few", action="store_true", help="int8, 70 %% pruned and 4 bits only")
+    parser.add_argument("--steps", type=int, default=100, help="of training after pruning, or 0")
     given = parser.parse_args()
+    if given.pictures < 200 or given.pictures % networks.CLASSES:
+        parser.error(f"--pictures {given.pictures}: give whole hundreds, at least 200")
     students, teacher = networks.students(given.model), networks.teacher()
     data = load_dataset("cifar100", root=given.root, validation="listed")
     test = first_of_each_class(data.test, given.pictures)
-    validation = first_of_each_class(data.validation, 1000)
-    images = first_of_each_class(data.train, 1000)[0]
+    validation = first_of_each_class(data.validation, min(500, given.pictures // 2))
+    images = first_of_each_class(data.train, 500)[0]
     rows = read_table(FILE).to_dict("records") if FILE.exists() else []
-    done = {tuple(str(row[k]) for k in KEY) for row in rows}
+    done = {key_of(row) for row in rows}
+    if other := {r["pictures"] for r in rows if r["model"] == given.model} - {given.pictures}:
+        raise ValueError(f"{FILE} has {given.model} on {other} pictures: take those rows out first")
     everybody = {("teacher", 0): teacher, **students}
-    for (arm, seed), network in everybody.items():
-        network = network.to(memory_format=torch.channels_last)
-        made = ways(network, arm, seed, teacher, data, images, given.steps)
-        for way, level, repair, bits, make in made:
-            key = dict(
-                zip(KEY, (given.model, arm, seed, way, level, repair or "none"), strict=True)
-            )
-            if tuple(map(str, key.values())) in done:
-                continue
-            rows.append(key | measured(make(), bits, test, validation))
-            table = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g")
-            atomic_write(FILE, table)
-            print(*key.values(), f"{rows[-1]['accuracy']:.2%}", rows[-1]["bytes"], flush=True)
-    notes = FILE.with_suffix(".json")
-    kept = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
-    words = ["python", *sys.argv]
-    words[words.index("--root") + 1] = "DIR"
-    note = {"command": shlex.join(words), "date": str(datetime.date.today())}
+    command = shlex.join(["python", *sys.argv]).replace(given.root, "DIR")
+    note = {"command": command, "date": str(datetime.date.today())}
     note |= {"machine": machine(), "engine": torch.backends.quantized.engine}
     note |= {"teacher": "resnet32", "learning_rate": RATE, "students": len(students)}
-    one = students[min(students)]
-    note["int8 convolutions"] = c.convolutions(c.to_int8(one, images), images[:2])
-    note["times"] = times({given.model: one, "resnet32": teacher}, images)
-    atomic_write(notes, json.dumps(kept | {given.model: note}, indent=1) + "\n")
+    write_note(given.model, note)
+    made = {}
+    for name, network in everybody.items():
+        network.to(memory_format=torch.channels_last)
+        found = ways(network, *name, teacher, data, images, given.steps)
+        made[name] = found[:6] if given.few else found
+    for k, who in sorted((k, who) for who, found in made.items() for k in range(len(found))):
+        way, level, repair, bits, make = made[who][k]
+        key = dict(zip(KEY, (given.model, *who, way, level, repair), strict=True))
+        if key_of(key) in done:
+            continue
+        rows.append(key | measured(make(), bits, test, validation))
+        atomic_write(FILE, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
+        print(*key.values(), f"{rows[-1]['accuracy']:.2%}", rows[-1]["bytes"], flush=True)
+    note["times"] = times({given.model: students[min(students)], "resnet32": teacher}, images)
+    write_note(given.model, note)
 
 
 if __name__ == "__main__":

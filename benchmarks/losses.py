@@ -8,17 +8,21 @@ where times do not. On one thread the clock counts this process's own CPU time.
 
     python benchmarks/losses.py                 about a minute; compiling takes most of it
     python benchmarks/losses.py --threads 2     wall-clock time; wants an idle machine
-    python benchmarks/losses.py --vocabulary    2,048 x 50,257 instead, with all memory taken
+    python benchmarks/losses.py --vocabulary    2,048 x 50,257 instead, with all memory taken; also
+                                                beside TRL and Liger, where they are installed
     python benchmarks/losses.py --save          also writes benchmarks/results/losses_<date>.md
 """
 
 import argparse
 import datetime
+import itertools
 import os
 import platform
 import statistics
 import sys
 import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -32,6 +36,7 @@ from lab import Allocated
 
 SHAPES = ((64, 100), (256, 1000))  # CIFAR-100 and ImageNet batches: samples, classes
 TEMPERATURE = 4.0
+DTYPES = (torch.float32, torch.bfloat16)  # of a vocabulary's logits
 
 
 def textbook_kd(student, teacher, temperature):
@@ -127,33 +132,107 @@ def measure(rounds, clock):
     return rows
 
 
+def from_logits():
+    """By loss and rival, this package and another way to the same value, from logits."""
+    found = {}
+    for name, (ours, textbook) in LOSSES.items():
+
+        def theirs(student, teacher, temperature, textbook=textbook):
+            return textbook(student.float(), teacher.float(), temperature)
+
+        found[name, "kl_div"] = ours, theirs
+    if find_spec("trl"):
+        from trl.experimental.gkd import GKDTrainer
+
+        def gkd(student, teacher, temperature):
+            return GKDTrainer.generalized_jsd_loss(student, teacher / temperature, beta=0.0)
+
+        found["TTM", "TRL, GKD"] = ttm_loss, gkd
+    return found
+
+
+def from_hidden_states():
+    """The same from hidden states, where this package first makes the logits as a whole."""
+
+    def logits(hidden, rest):
+        teacher, weights, teacher_weights, _ = rest
+        return hidden @ weights.t(), teacher @ teacher_weights.t()
+
+    def ttm(hidden, rest, temperature):
+        return ttm_loss(*logits(hidden, rest), temperature)
+
+    found = {}
+    if find_spec("trl"):
+        from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+        def trl(hidden, rest, temperature):
+            teacher, *weights, labels = rest
+            sides = hidden[None], teacher[None], *weights, labels[None] >= 0
+            return _chunked_divergence_loss(*sides, 0.0, teacher_logit_scale=1 / temperature)[0]
+
+        found["TTM", "TRL, DistillationTrainer"] = ttm, trl
+    if find_spec("liger_kernel"):
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+        from test_recipes import load
+
+        options = {"beta": 0.0, "compiled": False}
+        fused = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, **options)
+        recipe = load("Liger: WTTM from hidden states")
+
+        def liger(hidden, rest, temperature):
+            teacher, weights, teacher_weights, labels = rest
+            return fused(hidden, weights, teacher / temperature, teacher_weights, labels)
+
+        def ours(hidden, rest, temperature):
+            z, v = logits(hidden, rest)
+            return F.cross_entropy(z.float(), rest[-1]) + 3 * wttm_loss(z, v, recipe.TEMPERATURE)
+
+        def theirs(hidden, rest, temperature):
+            teacher, weights, teacher_weights, labels = rest
+            return recipe.FusedWTTM.apply(hidden, weights, teacher, teacher_weights, labels)
+
+        found["TTM", "Liger"] = ttm, liger
+        found["cross-entropy and WTTM", "Liger, by the recipe"] = ours, theirs
+    return found
+
+
 def measure_vocabulary(rounds, clock):
-    """One table row for each dtype and loss at the size of a language model's batch."""
+    """One table row for each dtype, loss and rival at the size of a language model's batch."""
     rows = [
-        "| dtype | loss | faster: median (quartiles) | textbook | this | memory: textbook | this |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| from | dtype | loss | beside | faster: median (quartiles) | other | this "
+        "| memory: other | this |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     print(*rows, sep="\n")
-    for dtype in (torch.float32, torch.bfloat16):
-        student, teacher = (torch.randn(2048, 50_257).to(dtype) for _ in range(2))
+    samples, classes = 2048, 50_257
+    for place, dtype in itertools.product(("logits", "hidden states"), DTYPES):
+        torch.manual_seed(0)
+        if place == "logits":
+            student, teacher = (torch.randn(samples, classes).to(dtype) for _ in range(2))
+            pairs = from_logits()
+        else:
+            student, *rest = (torch.randn(n, 256).div(4).to(dtype) for n in 2 * [samples, classes])
+            weights = rest[0].requires_grad_()
+            teacher = rest[1], weights, rest[2], torch.randint(classes, (samples,))
+            pairs = from_hidden_states()
         student.requires_grad_()
-        for name, (ours, textbook) in LOSSES.items():
-
-            def theirs(student, teacher, temperature, textbook=textbook):
-                return textbook(student.float(), teacher.float(), temperature)
-
-            taken = []
-            for loss in (theirs, ours):
+        unit = samples * classes * dtype.itemsize
+        for (name, rival), sides in pairs.items():
+            values, taken = [], []
+            for loss in sides:
                 student.grad = None
                 with Allocated() as allocated:
-                    loss(student, teacher, TEMPERATURE).backward()
-                taken.append(allocated.most / student.nbytes)
-            ratios, *times = compare(ours, theirs, student, teacher, rounds, clock)
+                    value = loss(student, teacher, TEMPERATURE)
+                    value.backward()
+                values.append(value.detach())
+                taken.append(allocated.most / unit)
+            torch.testing.assert_close(*values, check_dtype=False, rtol=0.02, atol=0)
+            ratios, *times = compare(*sides, student, teacher, rounds, clock)
             low, median, high = statistics.quantiles(ratios, n=4)
             rows.append(
-                f"| {str(dtype).removeprefix('torch.')} | {name} "
+                f"| {place} | {str(dtype).removeprefix('torch.')} | {name} | {rival} "
                 f"| {median:.2f} ({low:.2f} to {high:.2f}) | {times[1]:.2f} s | {times[0]:.2f} s "
-                f"| {taken[0]:.2f} | {taken[1]:.2f} |"
+                f"| {taken[1]:.2f} | {taken[0]:.2f} |"
             )
             print(rows[-1], flush=True)
     return rows
@@ -182,12 +261,20 @@ def main():
         f"T = {TEMPERATURE:g}, forward and backward, {options.rounds} paired rounds, "
         f"{'CPU time of the process' if options.threads == 1 else 'wall-clock time'}.",
         "Ratios are textbook (always eager) over this package: above 1 is faster.",
-        "Memory is the most that lives beside both logits, the gradient included, in tensors of "
-        "the student's size and dtype; the textbook computes in float32, too."
-        if options.vocabulary
-        else "Bytes kept for the backward pass are this package's share of the textbook's.",
+        "Bytes kept for the backward pass are this package's share of the textbook's.",
         "",
     ]
+    if options.vocabulary:
+        libraries = [n for n in ("trl", "liger-kernel") if find_spec(n.replace("-", "_"))]
+        header[3:5] = [
+            "Ratios are the other over this package (both eager): above 1 is faster. Beside it: "
+            f"{', '.join(['kl_div', *(f'{name} {version(name)}' for name in libraries)])}.",
+            "Memory is the most that lives beside what is given, gradients included, in tensors of "
+            "the student's logits' size and dtype. kl_div computes in float32, too; TRL's GKD in "
+            "the dtype of the logits. Hidden states are 256 wide; there this package makes the "
+            "logits as a whole, in their dtype, Liger 1,024 rows at a time and TRL 4,096 rows by "
+            "32,768 classes at a time.",
+        ]
     print(*header, sep="\n")
     rows = (measure_vocabulary if options.vocabulary else measure)(options.rounds, clock)
     if options.save:

@@ -1802,3 +1802,627 @@ WRONG["09", 5] = {
     "sorted": "def holm(p):\n    p = np.sort(p)\n"
     "    return np.minimum(np.maximum.accumulate(p * np.arange(len(p), 0, -1)), 1)"
 }
+
+DRAW = """
+def draw(labels, pictures, random):
+    places = []
+    for k in {classes}:
+        there = np.flatnonzero(labels == k)
+        places += {chosen}
+    return {result}
+"""
+FAIR = {
+    "classes": "np.unique(labels)",
+    "chosen": "list(random.permutation(there)[:pictures])",
+    "result": "np.array(places)",
+}
+RIGHT["10", 1] = {
+    "a list": DRAW.format(**FAIR | {"result": "places"}),
+    "a tensor": DRAW.format(**FAIR | {"result": "torch.tensor(places)"}),
+    "choice": DRAW.format(
+        **FAIR | {"chosen": "list(random.choice(there, min(pictures, len(there)), replace=False))"}
+    ),
+    "one shuffle of all": """
+def draw(labels, pictures, random):
+    left, places = dict.fromkeys(labels.tolist(), pictures), []
+    for k in random.permutation(len(labels)):
+        if left[int(labels[k])]:
+            left[int(labels[k])] -= 1
+            places.append(k)
+    return places
+""",
+}
+WRONG["10", 1] = {
+    name: DRAW.format(**FAIR | {key: value})
+    for name, key, value in (
+        ("always the first", "chosen", "list(there[:pictures])"),
+        (
+            "always the same",
+            "chosen",
+            "list(np.random.default_rng(0).permutation(there)[:pictures])",
+        ),
+        ("with repeats", "chosen", "list(random.choice(there, pictures))"),
+        ("one too many", "chosen", "list(random.permutation(there)[:pictures + 1])"),
+        ("the last class forgotten", "classes", "range(labels.max())"),
+        ("labels in place of places", "result", "labels[np.array(places)]"),
+    )
+} | {
+    "from all at once": "def draw(labels, pictures, random):\n"
+    "    return random.permutation(len(labels))[: 3 * pictures]"
+}
+
+SHARE = """
+def class_accuracy(labels, answers):
+    return np.mean([{share} for k in {classes}])
+"""
+EVEN = {"share": "(answers[labels == k] == k).mean()", "classes": "np.unique(labels)"}
+RIGHT["10", 2] = {
+    "loops": """
+def class_accuracy(labels, answers):
+    found = {}
+    for label, answer in zip(labels, answers):
+        found.setdefault(int(label), []).append(float(label == answer))
+    return sum(sum(f) / len(f) for f in found.values()) / len(found)
+""",
+    "counts": """
+def class_accuracy(labels, answers):
+    right, there = np.bincount(labels, answers == labels), np.bincount(labels)
+    return (right[there > 0] / there[there > 0]).mean()
+""",
+    "weights, float32": """
+def class_accuracy(labels, answers):
+    weight = 1 / np.bincount(labels)[labels]
+    return np.float32(np.average(labels == answers, weights=weight))
+""",
+}
+WRONG["10", 2] = {
+    "plain accuracy": "def class_accuracy(labels, answers):\n    return (labels == answers).mean()",
+} | {
+    name: SHARE.format(**EVEN | {key: value})
+    for name, key, value in (
+        ("precision", "share", "(labels[answers == k] == k).sum() / max((answers == k).sum(), 1)"),
+        ("classes of the answers", "classes", "np.unique(answers)"),
+        ("empty classes as zero", "share", "((answers == k) & (labels == k)).sum() / len(labels)"),
+        ("per cent", "share", "100 * (answers[labels == k] == k).mean()"),
+    )
+}
+
+LAYER = """
+def last_layer(V, c, m, s):
+    W = {W}
+    return W, {b}
+"""
+FOLDED = {"W": "V / s", "b": "c - W @ m"}
+RIGHT["10", 3] = {
+    "loops": """
+def last_layer(V, c, m, s):
+    W = [[v / d for v, d in zip(row, s)] for row in V]
+    return W, [x - sum(w * y for w, y in zip(row, m)) for x, row in zip(c, W)]
+""",
+    "a diagonal matrix": LAYER.format(W="V @ np.diag(1 / s)", b="c - V @ np.diag(1 / s) @ m"),
+    "tensors": """
+def last_layer(V, c, m, s):
+    V, c, m, s = (torch.tensor(x) for x in (V, c, m, s))
+    return V / s, c - (V / s * m).sum(1)
+""",
+    "by asking": """
+def last_layer(V, c, m, s):
+    answer = lambda x: V @ ((x - m) / s) + c
+    b = answer(np.zeros(len(m)))
+    return np.stack([answer(unit) - b for unit in np.eye(len(m))], axis=1), b
+""",
+}
+WRONG["10", 3] = {
+    name: LAYER.format(**FOLDED | {key: value})
+    for name, key, value in (
+        ("times s", "W", "V * s"),
+        ("variance", "W", "V / s**2"),
+        ("mean forgotten", "b", "c"),
+        ("plus", "b", "c + W @ m"),
+        ("mean without s", "b", "c - V @ m"),
+    )
+} | {
+    "transposed": "def last_layer(V, c, m, s):\n    W = V / s\n    return W.T, c - W @ m",
+    "c scaled, too": LAYER.format(W="V / s", b="c / s.mean() - W @ m"),
+}
+
+ERROR = """
+def standard_error(seed_sd, draw_sd, seeds, draws):
+    return {error}
+
+
+def with_endless_draws(seed_sd, seeds):
+    return {least}
+"""
+BOTH = {
+    "error": "((seed_sd**2 + draw_sd**2 / draws) / seeds) ** 0.5",
+    "least": "seed_sd / seeds**0.5",
+}
+RIGHT["10", 4] = {
+    "hypot": ERROR.format(
+        error="math.hypot(seed_sd, draw_sd / math.sqrt(draws)) / math.sqrt(seeds)",
+        least="seed_sd / math.sqrt(seeds)",
+    ),
+    "two parts": ERROR.format(
+        error="np.sqrt(seed_sd**2 / seeds + draw_sd**2 / (seeds * draws))",
+        least="standard_error(seed_sd, 0, seeds, 1)",
+    ),
+    "tensors, float32": ERROR.format(
+        error="torch.tensor((seed_sd**2 + draw_sd**2 / draws) / seeds).sqrt()",
+        least="torch.tensor(seed_sd**2 / seeds).sqrt()",
+    ),
+}
+WRONG["10", 4] = {
+    name: ERROR.format(**BOTH | {key: value})
+    for name, key, value in (
+        ("draws as seeds", "error", "((seed_sd**2 + draw_sd**2) / (seeds * draws)) ** 0.5"),
+        ("seeds alone", "error", "seed_sd / seeds**0.5"),
+        ("draws not averaged", "error", "((seed_sd**2 + draw_sd**2) / seeds) ** 0.5"),
+        ("variance", "error", "(seed_sd**2 + draw_sd**2 / draws) / seeds"),
+        ("deviations added", "error", "(seed_sd + draw_sd / draws**0.5) / seeds**0.5"),
+        ("nothing left", "least", "0.0"),
+        ("n for its root", "least", "seed_sd / seeds"),
+    )
+}
+
+# Notebook 11 --------------------------------------------------------------------------------------
+
+ROUNDED = """
+def rounded(weight, bits):
+    m = {m}
+    scale = {scale} / m
+    scale = torch.where(scale > 0, scale, 1.0)
+    return {result}
+"""
+HOW = {
+    "m": "2 ** (bits - 1) - 1",
+    "scale": "weight.abs().max(dim=1, keepdim=True).values",
+    "result": "(weight / scale).round() * scale",
+}
+RIGHT["11", 1] = {
+    "numpy": """
+def rounded(weight, bits):
+    weight, m = np.asarray(weight), 2 ** (bits - 1) - 1
+    scale = np.maximum(np.abs(weight).max(1, keepdims=True), 1e-30) / m
+    return np.rint(weight / scale) * scale
+""",
+    "loops": """
+def rounded(weight, bits):
+    m, rows = 2 ** (bits - 1) - 1, []
+    for row in weight.tolist():
+        scale = max(map(abs, row)) / m or 1.0
+        rows.append([round(w / scale) * scale for w in row])
+    return rows
+""",
+    "float32": ROUNDED.format(**HOW | {"scale": "weight.float().abs().amax(1, keepdim=True)"}),
+}
+WRONG["11", 1] = {
+    name: ROUNDED.format(**HOW | {key: value})
+    for name, key, value in (
+        ("one scale for all", "scale", "weight.abs().max()"),
+        ("a scale an input", "scale", "weight.abs().max(dim=0, keepdim=True).values"),
+        ("one number too many", "m", "2 ** (bits - 1)"),
+        ("no sign", "m", "2**bits - 1"),
+        ("towards zero", "result", "(weight / scale).trunc() * scale"),
+        ("whole numbers", "result", "(weight / scale).round()"),
+    )
+} | {
+    "zero divided by zero": ROUNDED.format(**HOW).replace(
+        "    scale = torch.where(scale > 0, scale, 1.0)\n", ""
+    )
+}
+
+FOLDED = """
+def folded(weight, norm):
+    factor = {factor}
+    return {weight}, {bias}
+"""
+PARTS = {
+    "factor": "norm.weight / (norm.running_var + norm.eps).sqrt()",
+    "weight": "weight * factor.reshape(-1, 1, 1, 1)",
+    "bias": "norm.bias - norm.running_mean * factor",
+}
+RIGHT["11", 2] = {
+    "asked of the layer": """
+def folded(weight, norm):
+    zero, one = (torch.full((1, len(norm.bias), 1, 1), v, dtype=weight.dtype) for v in (0.0, 1.0))
+    bias = norm(zero).flatten()
+    return weight * (norm(one).flatten() - bias)[:, None, None, None], bias
+""",
+    "numpy": """
+def folded(weight, norm):
+    gamma, beta = (p.detach().numpy() for p in (norm.weight, norm.bias))
+    factor = gamma / np.sqrt(norm.running_var.numpy() + norm.eps)
+    bias = beta - norm.running_mean.numpy() * factor
+    return weight.numpy() * factor[:, None, None, None], bias
+""",
+    "float32": FOLDED.format(
+        **PARTS | {"weight": "(weight * factor[:, None, None, None]).float()"}
+    ),
+}
+WRONG["11", 2] = {
+    name: FOLDED.format(**PARTS | {key: value})
+    for name, key, value in (
+        ("no epsilon", "factor", "norm.weight / norm.running_var.sqrt()"),
+        ("variance", "factor", "norm.weight / (norm.running_var + norm.eps)"),
+        ("gamma forgotten", "factor", "1 / (norm.running_var + norm.eps).sqrt()"),
+        ("mean not scaled", "bias", "norm.bias - norm.running_mean"),
+        ("mean forgotten", "bias", "norm.bias"),
+        ("weights as they were", "weight", "weight"),
+    )
+}
+
+MASK = """
+def fewest_bytes(count, f, bits=16):
+    h = {h}
+    return {total}
+
+
+def share_needed(b):
+    low, high = 0.0, 1.0
+    while high - low > 1e-6:
+        f = (low + high) / 2
+        low, high = ({turn})
+    return high
+"""
+FILE = {
+    "h": "-sum(p * math.log2(p) for p in (f, 1 - f) if p > 0)",
+    "total": "count * (h + bits * (1 - f)) / 8",
+    "turn": "(low, f) if f > 0.1 and fewest_bytes(8, f) < b else (f, high)",
+}
+RIGHT["11", 3] = {
+    "bisection": MASK.format(**FILE),
+    "scipy": """
+def fewest_bytes(count, f, bits=16):
+    h = scipy.stats.entropy([f, 1 - f], base=2)
+    return count * (h + bits * (1 - f)) / 8
+
+
+def share_needed(b):
+    return scipy.optimize.brentq(lambda f: fewest_bytes(8, f) - b, 0.3, 1 - 1e-9)
+""",
+    "tensors, float32": """
+def fewest_bytes(count, f, bits=16):
+    f = torch.tensor(float(f))
+    h = torch.special.entr(torch.stack([f, 1 - f])).sum() / math.log(2)
+    return count * (h + bits * (1 - f)) / 8
+
+
+def share_needed(b):
+    shares = torch.linspace(0, 1, 2001)
+    return min(float(f) for f in shares if fewest_bytes(8, f) < b)
+""",
+}
+WRONG["11", 3] = {
+    name: MASK.format(**FILE | {key: value})
+    for name, key, value in (
+        ("a mask for nothing", "h", "0.0"),
+        ("a bit a mask", "h", "1.0"),
+        ("nats", "h", "-sum(p * math.log(p) for p in (f, 1 - f) if p > 0)"),
+        ("bits for bytes", "total", "count * (h + bits * (1 - f))"),
+        ("zeros that take bits", "total", "count * (h + bits * f) / 8"),
+        ("never 16 bits", "turn", "(low, f) if fewest_bytes(8, f, b) < b else (f, high)"),
+    )
+}
+
+PAIRS_WON = """
+def auroc(known, unknown):
+    won = [{won} for u in unknown for k in known]
+    return {result}
+"""
+COUNTING = {"won": "(u > k) + 0.5 * (u == k)", "result": "sum(won) / len(won)"}
+RIGHT["13", 1] = {
+    "signs": PAIRS_WON.format(won="(np.sign(u - k) + 1) / 2", result="np.mean(won)"),
+    "ranks": """
+def auroc(known, unknown):
+    ranks = scipy.stats.rankdata(np.concatenate([known, unknown]))[len(known):]
+    return (ranks.mean() - (len(unknown) + 1) / 2) / len(known)
+""",
+    "float32 tensors": """
+def auroc(known, unknown):
+    k, u = (torch.as_tensor(x, dtype=torch.float64) for x in (known, unknown))
+    larger = (u[:, None] > k).float() + 0.5 * (u[:, None] == k).float()
+    return larger.mean()
+""",
+}
+WRONG["13", 1] = {
+    name: PAIRS_WON.format(**COUNTING | {key: value})
+    for name, key, value in (
+        ("ties lose", "won", "u > k"),
+        ("ties win", "won", "u >= k"),
+        ("turned round", "won", "(u < k) + 0.5 * (u == k)"),
+        ("a count", "result", "sum(won)"),
+        ("per unknown", "result", "sum(won) / len(unknown)"),
+        ("folded", "result", "max(np.mean(won), 1 - np.mean(won))"),
+    )
+}
+
+HOT = """
+def hot(logits):
+    return {score}
+"""
+RIGHT["13", 2] = {
+    "sum of gaps": HOT.format(score="-(logits.max(axis=1, keepdims=True) - logits).sum(axis=1)"),
+    "float32": HOT.format(
+        score="logits.astype(np.float32).mean(1) - logits.astype(np.float32).max(1)"
+    ),
+    "loop": HOT.format(score="[sum(row) / len(row) - max(row) for row in logits]"),
+    "positive": HOT.format(score="np.exp((logits.mean(1) - logits.max(1)) / 100)"),
+}
+WRONG["13", 2] = {
+    name: HOT.format(score=score)
+    for name, score in (
+        ("largest logit", "-logits.max(axis=1)"),
+        ("mean logit", "-logits.mean(axis=1)"),
+        ("the cold end", "np.sort(logits, axis=1)[:, -2] - logits.max(axis=1)"),
+        ("turned round", "logits.max(axis=1) - logits.mean(axis=1)"),
+        ("spread", "-logits.std(axis=1)"),
+        ("energy", "-scipy.special.logsumexp(logits, axis=1)"),
+        ("one number", "logits.mean() - logits.max()"),
+    )
+}
+
+ENERGIES = """
+def renyi_of_energies(energy_1, energy_t, temperature):
+    return {entropy}
+"""
+RIGHT["13", 3] = {
+    "step by step": """
+def renyi_of_energies(energy_1, energy_t, temperature):
+    log_sum = -energy_t / temperature + energy_1 / temperature
+    return log_sum / (1 - 1 / temperature)
+""",
+    "tensor": ENERGIES.format(
+        entropy="(torch.tensor(float(energy_t)) - energy_1) / (1 - temperature)"
+    ),
+    "float32": ENERGIES.format(
+        entropy="np.float32(energy_1 - energy_t) / np.float32(temperature - 1)"
+    ),
+}
+WRONG["13", 3] = {
+    name: ENERGIES.format(entropy=entropy)
+    for name, entropy in (
+        ("turned round", "(energy_t - energy_1) / (temperature - 1)"),
+        ("no division", "energy_1 - energy_t"),
+        ("by T", "(energy_1 - energy_t) / temperature"),
+        ("order T", "(energy_1 - energy_t) / (1 / temperature - 1)"),
+        ("logarithm only", "(energy_1 - energy_t) / temperature / (temperature - 1)"),
+    )
+}
+
+# Notebook 12 --------------------------------------------------------------------------------------
+
+RIGHT["12", 1] = {
+    "loops": """
+def effective_size(weights):
+    total = sum(float(w) for w in weights)
+    return total * total / sum(float(w) ** 2 for w in weights)
+""",
+    "normalised first, tensors": """
+def effective_size(weights):
+    w = torch.as_tensor(weights)
+    return 1 / (w / w.sum()).square().sum()
+""",
+    "by the spread": """
+def effective_size(weights):
+    w = np.asarray(weights)
+    return len(w) / (1 + (w.std() / w.mean()) ** 2)
+""",
+}
+WRONG["12", 1] = {
+    "only the squares": "def effective_size(weights): return 1 / (weights**2).sum()",
+    "a share": "def effective_size(w): return w.sum() ** 2 / (w**2).sum() / len(w)",
+    "turned over": "def effective_size(w): return (w**2).sum() / w.sum() ** 2",
+    "how many count": "def effective_size(w): return (w > 0).sum()",
+    "of the largest": "def effective_size(w): return w.sum() / w.max()",
+}
+RATIOS = """
+def over_mixture(d, target_share):
+    return {mixture}
+
+
+def over_source(d, target_share):
+    return {source}
+"""
+DENSITIES = {
+    "mixture": "d / target_share",
+    "source": "d / (1 - d) * (1 - target_share) / target_share",
+}
+RIGHT["12", 2] = {
+    "loops": """
+def over_mixture(d, target_share):
+    return [float(x) / target_share for x in d]
+
+
+def over_source(d, target_share):
+    odds = (1 - target_share) / target_share
+    return [float(x) / (1 - float(x)) * odds for x in d]
+""",
+    "float32": """
+def over_mixture(d, target_share):
+    return torch.as_tensor(d).float() / target_share
+
+
+def over_source(d, target_share):
+    d = torch.as_tensor(d).float()
+    return (torch.logit(d) - math.log(target_share / (1 - target_share))).exp()
+""",
+    "one through the other": """
+def over_mixture(d, target_share):
+    return np.asarray(d) / target_share
+
+
+def over_source(d, target_share):
+    return over_mixture(d, target_share) / over_mixture(1 - d, 1 - target_share)
+""",
+}
+WRONG["12", 2] = {
+    name: RATIOS.format(**DENSITIES | {key: value})
+    for name, key, value in (
+        ("as answered", "mixture", "d"),
+        ("times the share", "mixture", "d * target_share"),
+        ("over its mean", "mixture", "d / d.mean()"),
+        ("the source's", "mixture", "(1 - d) / (1 - target_share)"),
+        ("odds alone", "source", "d / (1 - d)"),
+        ("shares the wrong way", "source", "d / (1 - d) * target_share / (1 - target_share)"),
+        ("turned over", "source", "(1 - d) / d * target_share / (1 - target_share)"),
+    )
+}
+BIAS = """
+def bias(mixture, target, weights, losses):
+    return {weighted} - {wanted}
+"""
+MEANS = {
+    "weighted": "(mixture * weights * losses).sum() / (mixture * weights).sum()",
+    "wanted": "(target * losses).sum()",
+}
+RIGHT["12", 3] = {
+    "average": """
+def bias(mixture, target, weights, losses):
+    return np.average(losses, weights=mixture * weights) - np.average(losses, weights=target)
+""",
+    "loops": """
+def bias(mixture, target, weights, losses):
+    total = sum(m * w for m, w in zip(mixture, weights))
+    seen = sum(m * w * x for m, w, x in zip(mixture, weights, losses)) / total
+    return float(seen - sum(t * x for t, x in zip(target, losses)))
+""",
+    "tensors, float32": """
+def bias(mixture, target, weights, losses):
+    given = mixture, target, weights, losses
+    m, t, w, x = (torch.tensor(a, dtype=torch.float32) for a in given)
+    tilted = m * w / (m @ w)
+    return (tilted - t) @ x
+""",
+}
+WRONG["12", 3] = {
+    name: BIAS.format(**MEANS | {key: value})
+    for name, key, value in (
+        ("weights not normalised", "weighted", "(mixture * weights * losses).sum()"),
+        (
+            "mean of weights without the mixture",
+            "weighted",
+            "(mixture * weights * losses).sum() / weights.mean()",
+        ),
+        ("no mixture", "weighted", "(weights * losses).sum() / weights.sum()"),
+        ("from the mixture", "wanted", "(mixture * losses).sum()"),
+        ("plain mean", "wanted", "losses.mean()"),
+        ("size only", "wanted", "2 * (target * losses).sum()"),
+    )
+}
+
+# Notebook 14 --------------------------------------------------------------------------------------
+
+RIGHT["14", 1] = {
+    "by logarithms": """
+def top_after(top, classes, temperature):
+    if top == 1:
+        return 1.0
+    gap = math.log(top) - math.log((1 - top) / (classes - 1))
+    return 1 / (1 + (classes - 1) * math.exp(-gap / temperature))
+""",
+    "numpy, all classes": """
+def top_after(top, classes, temperature):
+    p = np.full(classes, (1 - top) / (classes - 1))
+    p[0] = top
+    p = p ** (1 / temperature)
+    return (p / p.sum())[0]
+""",
+    "torch, float32": """
+def top_after(top, classes, temperature):
+    rest = torch.full((classes - 1,), (1 - top) / (classes - 1))
+    z = torch.cat([torch.tensor([float(top)]), rest]).log()
+    return (z / temperature).softmax(0)[0]
+""",
+}
+WRONG["14", 1] = {
+    "T for 1/T": """
+def top_after(top, classes, temperature):
+    rest = (classes - 1) * ((1 - top) / (classes - 1)) ** temperature
+    return top**temperature / (top**temperature + rest)
+""",
+    "the rest as one class": """
+def top_after(top, classes, temperature):
+    first, rest = top ** (1 / temperature), (1 - top) ** (1 / temperature)
+    return first / (first + rest)
+""",
+    "not normalised": "top_after = lambda top, classes, temperature: top ** (1 / temperature)",
+    "K for K - 1": """
+def top_after(top, classes, temperature):
+    first = top ** (1 / temperature)
+    return first / (first + classes * ((1 - top) / classes) ** (1 / temperature))
+""",
+}
+RIGHT["14", 2] = {
+    "brentq": """
+def rule_by_hand(p, nats):
+    def excess(T):
+        q = p ** (1 / T)
+        q = q / q.sum(-1, keepdim=True)
+        return float((p * (p.log() - q.log())).sum(-1).mean()) - nats
+    return scipy.optimize.brentq(excess, 1.0, 1000.0)
+""",
+    "numpy": """
+def rule_by_hand(p, nats):
+    p, low, high = np.asarray(p), 1.0, 1000.0
+    for _ in range(60):
+        T = (low + high) / 2
+        q = p ** (1 / T)
+        q /= q.sum(1, keepdims=True)
+        if (p * np.log(p / q)).sum(1).mean() <= nats:
+            low = T
+        else:
+            high = T
+    return low
+""",
+    "the library": "rule_by_hand = lambda p, nats: largest_temperature(p.log(), nats)",
+}
+WRONG["14", 2] = {
+    "the other direction": """
+def rule_by_hand(p, nats):
+    def excess(T):
+        q = p ** (1 / T)
+        q = q / q.sum(-1, keepdim=True)
+        return float((q * (q.log() - p.log())).sum(-1).mean()) - nats
+    return scipy.optimize.brentq(excess, 1.0, 1000.0)
+""",
+    "sum over rows": """
+def rule_by_hand(p, nats):
+    return largest_temperature(p.log(), nats / len(p))
+""",
+    "always two": "rule_by_hand = lambda p, nats: 2.0",
+}
+RIGHT["14", 3] = {
+    "loops": """
+def two_means(losses, counts):
+    rows = [[float(x) for x, c in zip(r, k) if c] for r, k in zip(losses, counts)]
+    flat = [x for row in rows for x in row]
+    return sum(flat) / len(flat), sum(sum(row) / len(row) for row in rows) / len(rows)
+""",
+    "filled": """
+def two_means(losses, counts):
+    kept = torch.where(counts, losses, 0)
+    return kept.sum() / counts.sum(), (kept.sum(1) / counts.sum(1)).mean()
+""",
+    "nanmean": """
+def two_means(losses, counts):
+    kept = losses.masked_fill(~counts, torch.nan)
+    return kept.nanmean(), kept.nanmean(1).mean()
+""",
+}
+WRONG["14", 3] = {
+    "times the mask": """
+def two_means(losses, counts):
+    kept = losses * counts
+    return kept.sum() / counts.sum(), (kept.sum(1) / counts.sum(1)).mean()
+""",
+    "over all places": """
+def two_means(losses, counts):
+    kept = torch.where(counts, losses, 0)
+    return kept.mean(), kept.mean(1).mean()
+""",
+    "the same twice": """
+def two_means(losses, counts):
+    return losses[counts].mean(), losses[counts].mean()
+""",
+}

@@ -157,6 +157,19 @@ def weights(given, T):
     }
 
 
+def tokens(given, text, T):
+    _, logits = given["texts"][text]
+    p = special.softmax(np.asarray(logits, dtype=float), -1)
+    u = np.sort(np.sum(p ** (1 / T), axis=-1))
+    heavy = u[-max(1, len(u) // 10) :].sum() / u.sum()
+    return {
+        "smallest weight": u[0],
+        "mean weight": u.mean(),
+        "largest weight": u[-1],
+        "share of the heaviest tenth": (100 * heavy, 0.06),
+    }
+
+
 def students(given, first, second, seed):
     outputs: Outputs = given["outputs"]
     expected, right = {}, []
@@ -177,6 +190,44 @@ def students(given, first, second, seed):
         ends = np.array([gaps.mean() - half, gaps.mean() + half])
         expected[f"95 % interval, {len(gaps)} seeds"] = (ends, 6e-3)
     return expected
+
+
+def transfer(given, dataset, pictures, first, second):
+    """Of the table ``rows``: two arms of one set and number of pictures, in pairs over seeds."""
+    rows = given["rows"]
+    rows = rows[(rows["dataset"] == dataset) & (rows["pictures"] == pictures)]
+    wide = rows.pivot(index="seed", columns="arm", values="accuracy")
+    gaps = (wide[first] - wide[second]).dropna()
+    expected = {arm: (wide[arm].mean(), 0.06) for arm in (first, second)}
+    return expected | {"difference": (gaps.mean(), 6e-3)}
+
+
+def unknowns(given, student, unknown, score, T, order):
+    def scored(name, temperature, score):
+        z = np.asarray(given["logits"][student][name], float) / temperature
+        q = special.softmax(z, -1)
+        if score == "Rényi entropy" and abs(order - 1) > 1e-12:
+            return special.logsumexp(order * special.log_softmax(z, -1), -1) / (1 - order)
+        return {
+            "largest probability": -special.log_softmax(z, -1).max(-1),
+            "largest logit": -z.max(-1),
+            "energy": -special.logsumexp(z, -1),
+        }.get(score, entropy(q))
+
+    def auroc(temperature):
+        known, strange = (scored(name, temperature, score) for name in ("known", unknown))
+        won = stats.mannwhitneyu(strange, known).statistic
+        return won / (len(known) * len(strange)), known, strange
+
+    value, known, strange = auroc(T)
+    limit = np.sort(known)[int(np.ceil(0.95 * len(known) - 1e-9)) - 1]
+    return {
+        "AUROC": value,
+        "AUROC at T = 1": auroc(1.0)[0],
+        "unknown that pass, at 95 % of known": (np.mean(strange <= limit), 6e-3),
+        "entropy of known": scored("known", T, "entropy").mean(),
+        "entropy of unknown": scored(unknown, T, "entropy").mean(),
+    }
 
 
 # The page
@@ -313,7 +364,18 @@ class Explorer:
 
 EXPECTED = {
     function.__name__: function
-    for function in (path, temperature, arrows, triangle, decomposition, weights, students)
+    for function in (
+        path,
+        temperature,
+        arrows,
+        triangle,
+        decomposition,
+        weights,
+        students,
+        transfer,
+        tokens,
+        unknowns,
+    )
 }
 
 

@@ -132,6 +132,49 @@ if dist.get_rank() == 0:
 dist.destroy_process_group()
 """
 
+# Gradients of a loss in blocks, each process with its share of the samples, in two accumulated
+# halves; under a wrapper that joins gradients, and recomputed in the backward pass.
+BLOCKS = """
+import copy, sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from ttm_lab import losses
+
+dist.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+torch.manual_seed(0)
+network = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 50)).double()
+images, v = torch.randn(12, 6).double(), torch.randn(12, 50).double()
+
+def gradients(model, loss, parts, **options):
+    for part in parts:
+        def forward(x):
+            return loss(model(x), v[part], 4.0, **options)
+        recomputed = checkpoint(forward, images[part], use_reentrant=False)
+        recomputed.backward()
+    slopes = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+              for p in model.parameters()]
+    return torch.cat([slope.flatten() for slope in slopes])
+
+rank, found = dist.get_rank(), {}
+halves = [torch.arange(12)[rank::2][:3], torch.arange(12)[rank::2][3:]]
+wrappers = {"DDP": DistributedDataParallel, "FSDP2": lambda m: fully_shard(m, mesh=mesh)}
+for name in ("kd_loss", "ttm_loss", "wttm_loss"):
+    loss = getattr(losses, name)
+    whole = 2 * gradients(copy.deepcopy(network), loss, [torch.arange(12)])
+    for kind, wrap in wrappers.items():
+        model = wrap(copy.deepcopy(network))
+        found[f"{name} {kind}"] = whole, gradients(model, loss, halves, chunk_size=2)
+if rank == 0:
+    torch.save(found, sys.argv[1])
+dist.destroy_process_group()
+"""
+
 
 def run(folder: Path, script: str, *arguments, processes: int) -> subprocess.CompletedProcess:
     file = folder / "script.py"
@@ -212,3 +255,12 @@ def test_losses_of_sharded_logits_are_those_of_whole_ones(tmp_path):
     # both processes refuse, and both see what lies in the other's part
     assert done.stdout.count("student_logits hold 1 rows with NaN") == 6
     assert done.stdout.count("labels must lie between 0 and 4, got 1 to 5") == 6
+
+
+def test_blocks_of_samples_under_wrappers_of_several_processes(tmp_path):
+    done = run(tmp_path, BLOCKS, tmp_path / "found.pt", processes=2)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt")
+    assert len(found) == 6
+    for name, (whole, joined) in found.items():
+        torch.testing.assert_close(joined, whole, rtol=1e-10, atol=1e-14, msg=name)

@@ -24,7 +24,8 @@ def results(tmp_path, monkeypatch):
 
 def test_claims_are_complete_and_in_order():
     claims = evidence.claims()
-    assert list(claims) == [f"A{k}" for k in range(1, 9)] + [f"B{k}" for k in range(1, 15)]
+    numbers = {"A": range(1, 9), "B": range(1, 15), "C": range(10, 15)}
+    assert list(claims) == [f"{letter}{k}" for letter, ks in numbers.items() for k in ks]
     for claim_id, claim in claims.items():
         assert claim["kind"] == ("exact" if claim_id.startswith("A") else "empirical")
         assert all(claim[field] for field in ("statement", "where", "expected", "source"))
@@ -361,7 +362,9 @@ def test_the_matrix_has_one_verdict_a_place_and_a_pair_judges_only_its_place(res
     evidence.record("B4", high.assign(quantity="entropy"), scope="Imagenette, a to b")
     evidence.record("A1", 0.0, tolerance=1.0, scope="float64")
     found = evidence.matrix(evidence.collect())
-    assert list(found.index) == [f"B{k}" for k in range(1, 15)]
+    assert list(found.index) == [
+        n for n, c in evidence.claims().items() if c["kind"] == "empirical"
+    ]
     assert list(found.columns) == list(evidence.PLACES)
     assert found.loc["B1"].tolist() == [
         *("not run", "not decided", "not run", "does not hold", "holds", "not run", "not run")
@@ -625,3 +628,35 @@ def test_b10_asks_whether_ttm_stays_within_a_few_per_cent_of_kd(tmp_path):
     assert found["verdict"] == "does not hold"
     assert "1.000 and 1.000 times KD's" in found["note"]
     assert evidence.place(found["scope"]) == "CIFAR-100, short schedule"
+
+
+def test_students_of_a_language_model_are_judged_by_size(tmp_path):
+    assert not kept.sequences(tmp_path)
+    noise = np.random.default_rng(0).normal(0, 0.001, (3, 2, 5, 2))
+    mean = {"ce": (3.0, 3.0), "kd": (2.0, 3.1), "ttm": (3.2, 3.0), "ttm4": (5.0, 4.0)}
+    mean["wttm"] = 3.4, 3.2  # late entropy, cross-entropy: more entropy than TTM, worse than KD
+    rows = [
+        {"size": size, "arm": arm, "seed": seed}
+        | dict(zip(("late_entropy", "cross_entropy"), mean[arm] + noise[seed, s, a], strict=True))
+        for s, size in enumerate(("quarter", "half"))
+        for a, arm in enumerate(mean)
+        for seed in range(3)
+        if size == "quarter" or seed < 2
+    ]
+    rows.append({"size": "teacher", "arm": "teacher", "seed": 0})
+    pd.DataFrame(rows).to_csv(tmp_path / "stories_tokens.csv", index=False)
+    words = ("text", "rule", "date", "machine", "training", "command")
+    (tmp_path / "stories_tokens.json").write_text(json.dumps({word: word for word in words}))
+    found = {(one["claim"], one["scope"]): one for one in kept.sequences(tmp_path)}
+    quarter = "sequences, stories260K to a quarter of it, 3 seeds"
+    half = "sequences, stories260K to a half of it, 2 seeds"
+    assert {scope for _, scope in found} == {quarter, half}
+    assert found["B4", quarter]["verdict"] == "holds"
+    assert found["C14", quarter]["verdict"] == "does not hold"
+    assert found["C14", quarter]["because"] == "cross-entropy, KD minus WTTM"
+    first = found["C14", quarter]["contrasts"][0]
+    table = pd.DataFrame(rows).query("size == 'quarter'").pivot(index="seed", columns="arm")
+    gap = table["cross_entropy"]["kd"] - table["cross_entropy"]["ttm"]
+    half = stats.t.isf(0.025 / 5, 2) * gap.std() / np.sqrt(3)  # five are looked at
+    assert first["low"] == pytest.approx(gap.mean() - half)
+    assert evidence.place(quarter) == "sequences"

@@ -5,10 +5,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.text import Text
 from scipy import special, stats
 
-from ttm_lab.course import explore, figures
+from ttm_lab.course import corruptions, explore, figures
 from ttm_lab.course.outputs import Outputs
 
 
@@ -107,7 +108,12 @@ def test_pyplot_does_not_know_the_pictures(teacher, monkeypatch):
     for make in (explore.temperature, explore.weights):
         make(*teacher)
     explore.students(outputs())
-    assert known == [[]] * 7
+    explore.corruption(
+        {"CE": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))},
+        torch.rand(8, 1, 8, 8),
+        range(8),
+    )
+    assert known == [[]] * 8
 
 
 def test_the_temperature_slider_doubles_in_eight_steps_and_meets_whole_powers():
@@ -246,3 +252,79 @@ def test_names_with_markup_or_dollars_stay_text(teacher, monkeypatch):
     for box in boxes:
         for shown in (picture(box), box.children[-1].value):
             assert "<b>" not in shown
+
+
+def test_transfer_shows_the_pair_and_its_interval():
+    random, rows = np.random.default_rng(0), []
+    for name in ("near", "far"):
+        for arm in ("pixels", "CE", "KD", "TTM", "teacher"):
+            for seed in range(1 if arm in ("pixels", "teacher") else 3):
+                for n in (1, 20):
+                    row = {"dataset": name, "arm": arm, "seed": seed, "pictures": n, "draw_sd": 2.0}
+                    rows.append(row | {"accuracy": random.uniform(20, 60)})
+    table = pd.DataFrame(rows)
+    box = explore.transfer(table)
+    control = controls(box)
+    assert set(control["student A"].options) == {"CE", "KD", "TTM"}
+    control["pictures"].value, control["pictures of each class"].value = "far", 20
+    chosen = table[(table["dataset"] == "far") & (table["pictures"] == 20)]
+    wide = chosen.pivot(index="seed", columns="arm", values="accuracy")
+    gaps = wide["TTM"] - wide["KD"]
+    half = stats.t.isf(0.025, 2) * gaps.std() / 3**0.5
+    found = numbers(box)
+    assert floats(found["TTM"]) == pytest.approx([wide["TTM"].mean()], abs=0.06)
+    assert floats(found["difference"]) == pytest.approx([gaps.mean()], abs=6e-3)
+    ends = [float(x) for x in found["95 % interval, 3 seeds"].split()[::2][:2]]
+    assert ends == pytest.approx([gaps.mean() - half, gaps.mean() + half], abs=0.06)
+    assert found["another draw of pictures moves"] == "2.0 points"
+
+
+# Notebook 12
+
+
+def test_corruption_says_what_the_network_makes_of_the_pictures_at_this_strength():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    images, labels = torch.rand(40, 1, 8, 8), np.arange(40) % 10
+    box = explore.corruption({"KD": network}, images, labels)
+    before = picture(box)
+    controls(box)["corruption"].value = "contrast"
+    controls(box)["strength"].value = 20
+    shown = numbers(box)
+    assert floats(shown["strength in its unit"]) == [corruptions.RANGES["contrast"][1]]
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    with torch.no_grad():
+        q = network(mean + 0.05 * (images - mean)).double().softmax(-1).numpy()
+    right = 100 * (q.argmax(1) == labels).mean()
+    assert floats(shown["KD: accuracy"])[0] == pytest.approx(right, abs=0.06)
+    assert floats(shown["KD: confidence"])[0] == pytest.approx(100 * q.max(1).mean(), abs=0.06)
+    entropy = -(q * np.log(q)).sum(1).mean()
+    assert floats(shown["KD: entropy"])[0] == pytest.approx(entropy, abs=0.006)
+    assert picture(box) != before
+
+
+def test_a_temperature_moves_the_auroc_of_all_scores_but_the_largest_logit():
+    random = np.random.default_rng(0)
+    sets = {"known": 3.0, "signs": 1.5, "cloth": 2.5}
+    logits = {arm: {s: random.normal(0, w, (80, 6)) for s, w in sets.items()} for arm in "AB"}
+    box = explore.unknowns(logits)
+    move = controls(box)
+    move["student"].value, move["unknown"].value = "B", "cloth"
+    z = {name: logits["B"][name] for name in ("known", "cloth")}
+    for order in (0.5, 1.0):
+        move["score"].value, move["Rényi order"].value = "Rényi entropy", order
+        for T in (1.0, 4.0):
+            move["temperature T"].value = T
+            q = {name: special.softmax(x / T, axis=1) for name, x in z.items()}
+            scores = {  # the logarithm of the sum of powers has the entropy's order
+                name: stats.entropy(p, axis=1) if order == 1 else (p**order).sum(axis=1)
+                for name, p in q.items()
+            }
+            won = stats.mannwhitneyu(scores["cloth"], scores["known"]).statistic / 80**2
+            assert floats(numbers(box)["AUROC"])[0] == pytest.approx(won, abs=6e-4)
+            mean = stats.entropy(q["known"], axis=1).mean()
+            assert floats(numbers(box)["entropy of known"])[0] == pytest.approx(mean, abs=6e-4)
+    move["score"].value = "largest logit"
+    assert numbers(box)["AUROC"] == numbers(box)["AUROC at T = 1"]
+    move["score"].value = "energy"
+    assert numbers(box)["AUROC"] != numbers(box)["AUROC at T = 1"]

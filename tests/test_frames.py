@@ -20,8 +20,14 @@ def outputs():
     return {"outputs": made["outputs"]}
 
 
+TEXTS = {
+    "letters": (list("tell me a tale"[:12]), LOGITS),
+    "words": (["a ", "\n", "toy"], LOGITS[:3]),
+}
 GIVEN = {"temperature": TEACHER, "weights": TEACHER, "students": outputs()}
+GIVEN |= {"tokens": {"texts": TEXTS}}
 KINDS = ["path", "temperature", "arrows", "triangle", "decomposition", "weights", "students"]
+KINDS += ["tokens"]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pandas as pd
@@ -108,17 +109,18 @@ def test_fine_tuning_takes_all_but_the_last_layer(mine):
         pictures.with_new_head(create_model("resnet14", 100), fresh)
 
 
-def test_one_command_leaves_students_and_their_report(mine, capsys):
+def test_one_command_leaves_students_and_their_report(mine, capsys, monkeypatch):
     kept_network("weights.safetensors")
     command = (
         "distill --data folder --root mine --test-share 0.2 --pair resnet8:resnet8 --fine-tune 2 "
         "--teacher weights.safetensors --epochs 1 --methods kd,ttm --seeds 2 --output mine.csv"
     )
-    assert cli.main(command.split()) == 0
+    monkeypatch.setattr(sys, "argv", ["ttm-lab", *command.split()])
+    assert cli.main() == 0
     assert "Report: mine.md" in capsys.readouterr().out
     table, report = pd.read_csv("mine.csv"), (mine.parent / "mine.md").read_text()
-    assert "24 pictures to train on and 6 to test on, of 3 classes" in report
-    assert "--fine-tune 2" in report
+    assert "24 pictures to train on and 6 to test on, of 3 classes; epochs: 1" in report
+    assert f"ttm-lab {command}" in report
     for method, rows in table.groupby("method"):
         (line,) = re.findall(rf"^\| {method} \|(.*)\|$", report, re.M)
         seeds, parameters, accuracy, nll, ece, entropy, *_ = line.replace(",", "").split("|")

@@ -140,7 +140,7 @@ def test_the_report_opens_with_one_verdict_a_claim_and_place(folder):
             found[claim_id, place] = cell.text
             if cell.a:
                 assert page.find(id=cell.a["href"].removeprefix("#")).h3.text.startswith(claim_id)
-    assert len(found) == 14 * len(evidence.PLACES)
+    assert len(found) == 15 * len(evidence.PLACES)
     assert found["B1", "CIFAR-100, the paper's recipe"] == "✓ holds1 pair"
     assert found["B1", "published tables"] == "✓ holds13 pairs"
     assert found["B2", "published tables"] == "≈ negligible13 pairs"

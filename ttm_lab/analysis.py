@@ -225,6 +225,24 @@ def fit_temperature(logits, labels) -> float:
     return float(np.exp(optimize.minimize_scalar(nll, bounds=bounds, method="bounded").x))
 
 
+def outlier_scores(logits, *, temperature: float = 1.0, orders=(0.25, 0.5, 2.0)) -> pd.DataFrame:
+    """Scores (N rows, float64) of how unknown inputs look; larger means less known.
+
+    From logits (N, K) divided by ``temperature``: "largest probability" is -log max q (Hendrycks
+    & Gimpel 2017), "entropy" Shannon's, "Rényi a" that of each order a (> 0, not 1), all in nats;
+    "largest logit" is -max z and "energy" -log sum exp z (Liu et al. 2020). Where q is nearly
+    one-hot they keep the digits that q itself loses. Raises as ``evaluate`` does.
+    """
+    z = np.sort(_logits(logits) / temperature, axis=1)
+    top, below = z[:, -1], z[:, :-1] - z[:, -1:]
+    surprise = {a: np.log1p(np.exp(a * below).sum(axis=1)) for a in (1.0, *orders)}
+    least = surprise[1.0]  # -log max q
+    spread = -(below * np.exp(below)).sum(axis=1) / np.exp(least)
+    renyi = {f"Rényi {a:g}": (surprise[a] - a * least) / (1 - a) for a in orders}
+    found = {"largest probability": least, "entropy": least + spread, **renyi}
+    return pd.DataFrame(found | {"largest logit": -top, "energy": -top - least})
+
+
 def paired_interval(
     differences, *, confidence: float = 0.95, contrasts: int = 1, test_over_train: float = 0.0
 ) -> tuple[float, float, float]:

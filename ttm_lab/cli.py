@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "memory" in str(error):  # torch's word for too little of it
             reason = str(error).partition("\n")[0]
             say(f"{reason}: give a smaller --batch-size or --size, or fewer seeds at a time")
-        elif "RANK" in os.environ:
+        elif int(os.environ.get("WORLD_SIZE") or 1) > 1:
             say(
                 f"process {os.environ['RANK']} cannot go on, most likely because another one was "
                 f"lost ({error}). Start the same command again: it goes on from the last resume "

@@ -490,10 +490,11 @@ def merge_others(logits: Tensor, classes: Tensor) -> Tensor:
         )
     classes = classes.long()
     kept = logits.gather(-1, classes).to(_dtype(logits, logits))
-    others = logits.scatter(-1, classes, -torch.inf).to(kept.dtype)
-    none = others.amax(-1, keepdim=True) == -torch.inf  # whose derivative is no NaN
-    others = others.masked_fill(none, 0.0).logsumexp(-1, keepdim=True)
-    return torch.cat([kept, others.masked_fill(none, -torch.inf)], -1)
+    lowest = torch.finfo(logits.dtype).min  # where nothing is left, the derivative is no NaN
+    others = logits.scatter(-1, classes, lowest).to(kept.dtype)
+    none = others.detach().amax(-1, keepdim=True) == lowest
+    others = others.logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
+    return torch.cat([kept, others], -1)
 
 
 # The computation ----------------------------------------------------------------------------------

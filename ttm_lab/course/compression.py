@@ -11,31 +11,42 @@ import lzma
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.optim.swa_utils import update_bn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ttm_lab.analysis import contrasts
+from ttm_lab.course import evidence
 from ttm_lab.files import find_root, read_table
 from ttm_lab.models import create_model
 
 # Every way and level of the kept table: what share of the weights is 0, and how many bits a weight
 # has. Both come as they are, and with the statistics of batch norm estimated anew.
-FRACTIONS = (0.3, 0.5, 0.7, 0.8, 0.9)
-BITS = (6, 5, 4, 3)
+FRACTIONS = (0.5, 0.7, 0.9)
+BITS = (5, 4, 3)
+# What claim C11 is judged in, named before any was measured: way and level.
+JUDGED = {"int8": ("int8", 8), "70 % pruned": ("pruned", 0.7), "4 bits": ("rounded", 4)}
+ARMS = {"ce": "CE", "kd": "KD", "kd10": "KD x 10", "ttm": "TTM", "wttm": "WTTM"}
+TEACHERS = {"resnet20": "resnet56", "resnet8": "resnet32"}  # who taught the kept students
 # The digits' students by width: channels of the two convolutions.
 WIDTHS = {"cnn_tiny": (2, 4), "cnn_small": (4, 8), "cnn_medium": (8, 16)}
 
 
 def weighted_layers(network: nn.Module) -> list[nn.Module]:
     """The convolutions and linear layers: what is pruned and rounded."""
-    return [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return [layer for layer in network.modules() if _has_weights(layer)]
+
+
+def _has_weights(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d | nn.Linear)
 
 
 def prune_weights(network: nn.Module, fraction: float, *, masks: bool = False) -> nn.Module:
@@ -44,7 +55,8 @@ def prune_weights(network: nn.Module, fraction: float, *, masks: bool = False) -
     Biases and batch norm stay. With ``masks`` torch's masks are left on, so that training keeps
     the zeros; ``torch.nn.utils.prune.remove`` takes them off.
     """
-    pruned = copy.deepcopy(network)
+    # torch's pruning cannot read weights that lie channels last
+    pruned = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     weights = [(layer, "weight") for layer in weighted_layers(pruned)]
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=fraction)
     return pruned if masks else without_masks(pruned)
@@ -154,30 +166,28 @@ class _Calls(TorchDispatchMode):
 
 
 def stored(network: nn.Module, bits: int | None = None) -> bytes:
-    """What would be kept of a network: the parameters as safetensors, compressed by xz.
+    """What has to be kept of a network: its numbers, one after another, compressed by xz.
 
     Floating-point numbers are kept in float16, those of a network in int8 (scales, biases) in
     float32. ``bits`` is what the weights were rounded to (``round_weights``): then whole numbers
-    and scales are kept. xz gives nearly what whole numbers of few bits, and zeros, are worth.
+    and scales are kept. xz finds nearly what whole numbers of few bits, and zeros, are worth.
     """
-    state, tensors = dict(network.state_dict()), {}
-    if bits is not None:
-        for name, layer in network.named_modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                whole, scale = codes(state.pop(f"{name}.weight"), bits)
-                state[f"{name}.scale"], tensors[name] = scale, whole.to(torch.int8)
-    flat = {}
-    for name, value in state.items():
-        several = value if isinstance(value, tuple) else (value,)
-        flat |= {f"{name}.{k}": part for k, part in enumerate(several) if torch.is_tensor(part)}
-    whole_network = any(value.is_quantized for value in flat.values())
-    for name, value in flat.items():
-        if value.is_quantized:
-            tensors[name] = value.int_repr().contiguous()
-            tensors[f"{name}.scales"] = value.q_per_channel_scales().float()
-        elif value.is_floating_point():
-            tensors[name] = (value.float() if whole_network else value.half()).contiguous()
-    return lzma.compress(save(tensors), preset=9)
+    parts = []
+    for name, value in network.state_dict().items():
+        parts += [(name, part) for part in (value if isinstance(value, tuple) else (value,))]
+    parts = [(name, part) for name, part in parts if torch.is_tensor(part)]
+    rounded = {f"{name}.weight" for name, layer in network.named_modules() if _has_weights(layer)}
+    kind = torch.float32 if any(part.is_quantized for _, part in parts) else torch.float16
+    kept = []
+    for name, part in parts:
+        if part.is_quantized:
+            kept += [part.int_repr(), part.q_per_channel_scales().float()]
+        elif bits is not None and name in rounded:
+            whole, scale = codes(part, bits)
+            kept += [whole.to(torch.int8), scale.half()]
+        elif part.is_floating_point():
+            kept.append(part.to(kind))
+    return lzma.compress(b"".join(part.detach().numpy().tobytes() for part in kept))
 
 
 def time_ratios(
@@ -231,17 +241,74 @@ def digits_networks(path: str | Path | None = None) -> dict[tuple[str, str, int]
     return networks
 
 
-def kept_rows(model: str, folder: str | Path | None = None) -> tuple[pd.DataFrame, dict]:
-    """The kept table's rows of one kind of student, and how they were made.
+def kept_tables(folder: str | Path | None = None) -> dict[str, tuple[pd.DataFrame, dict]]:
+    """By kind of student, most seeds first: rows of the kept table, and how they were made.
 
     From ``cifar100_compression.csv`` and ``.json`` in ``folder``, by default ``data/results`` of
-    the checkout. Raises ``LookupError`` where there is no row of that model.
+    the checkout; without kinds of which networks are missing that claim C11 is judged by. A row is
+    a network: arm, seed, way, level and repair (what was done to it), its measures as fractions
+    and nats, and bytes.
     """
-    folder = Path(folder or find_root() / "data" / "results")
-    path = folder / "cifar100_compression.csv"
-    rows = read_table(path)
-    rows = rows[rows["model"] == model].reset_index(drop=True)
-    if rows.empty:
-        raise LookupError(f"{path} has no {model}: python benchmarks/compression.py makes it")
+    path = Path(folder or find_root() / "data" / "results") / "cifar100_compression.csv"
+    if not path.exists():
+        return {}
     notes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return rows, notes[model]
+    table, found = read_table(path).replace({"arm": ARMS}), {}
+    for model in table.groupby("model")["seed"].nunique().sort_values(ascending=False).index:
+        rows = table[table["model"] == model]
+        with suppress(KeyError):
+            judged(rows)
+            found[model] = rows, notes[model]
+    return found
+
+
+def changes(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """What compression changed: ``measure`` minus that of the same network as it was.
+
+    A row a seed; columns are (way, level, repair, arm). Models of several widths are averaged.
+    """
+    columns = ["way", "level", "repair", "arm"]
+    wide = rows.pivot_table(index="seed", columns=columns, values=measure)
+    before = wide["float", 32, "none"]
+    return pd.DataFrame({key: wide[key] - before[key[-1]] for key in wide}).rename_axis(
+        columns=columns
+    )
+
+
+def judged(rows: pd.DataFrame, repair: str = "batch norm", **options) -> pd.DataFrame:
+    """``analysis.contrasts`` of claim C11: accuracy kept, TTM's and WTTM's minus KD's, in points.
+
+    In each way of ``JUDGED``; with ``options`` of ``contrasts``. KD at TTM's scale of the loss is
+    taken where it is there: it was trained with the same weight decay. Raises ``KeyError`` where
+    the rows lack one of the networks.
+    """
+    change = 100 * changes(rows, "accuracy").dropna(axis="columns")
+    base = "KD x 10" if "KD x 10" in set(rows["arm"]) else "KD"
+    differences = {
+        f"{arm} minus {base}, {name}": change[way, level, how, arm] - change[way, level, how, base]
+        for arm in ("TTM", "WTTM")
+        for name, (way, level) in JUDGED.items()
+        for how in ("none" if way == "int8" else repair,)
+    }
+    return contrasts(differences, **options).assign(quantity="accuracy")
+
+
+def entries(folder: str | Path | None = None) -> list[dict]:
+    """The kept table as evidence: an entry a kind of student."""
+    return [
+        evidence.entry("C11", judged(rows), **words(model, rows, note))
+        for model, (rows, note) in kept_tables(folder).items()
+    ]
+
+
+def words(model: str, rows: pd.DataFrame, note: dict) -> dict:
+    """Scope and what else ``evidence.entry`` shows of a kept table."""
+    seeds = rows.loc[rows["arm"] != "teacher", "seed"].nunique()
+    return {
+        "scope": f"CIFAR-100, {TEACHERS[model]} to {model}, {seeds} seeds, 10 epochs, test part",
+        "command": note["command"],
+        "settings": "ways and levels fixed before the runs; nothing searched",
+        "teachers": 1,
+        "note": f"{rows['pictures'].max():,} test pictures; {note['date']}, {note['machine']}",
+        "notebook": "11_compression",
+    }

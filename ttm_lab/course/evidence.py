@@ -37,6 +37,7 @@ QUANTITIES = {
     "divergence": ("nats", 0.02),
     "entropy": ("nats", 0.05),
     "ece": ("", 0.01),
+    "auroc": ("", 0.01),
     "cost": ("%", 0.0),
 }
 # Where a claim may be tried: the columns of the matrix.
@@ -56,7 +57,7 @@ COLUMNS = [
 
 @cache
 def claims() -> dict[str, dict[str, str]]:
-    """All claims by id, in reading order: A1 to A8 are exact, B1 to B14 are empirical.
+    """All claims by id, in reading order: A1 to A8 are exact, the others empirical.
 
     ``paper_value`` is empty where the paper gives none; ``decided_by`` names the only data set
     that can decide the claim, and is empty where any data can, within its scope.

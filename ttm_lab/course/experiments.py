@@ -155,7 +155,11 @@ def execute(
             if rows:
                 folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(folder / ".rows.lock"):  # several machines may share both folders
-                    table = pd.concat([plan.rows(results), pd.DataFrame(rows)])
+                    there = plan.rows(results)
+                    # an empty table would make floats of seeds
+                    table = pd.concat(
+                        [there, pd.DataFrame(rows)] if len(there) else [pd.DataFrame(rows)]
+                    )
                     table = table.drop_duplicates("key", keep="last")
                     table = table.sort_values(["pair", "seed"], kind="stable")
                     atomic_write(plan.table(results), table.to_csv(index=False))

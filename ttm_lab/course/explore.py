@@ -19,6 +19,7 @@ from functools import cache, lru_cache
 import numpy as np
 import torch
 from scipy import special
+from torch import nn
 
 try:
     import ipywidgets as widgets
@@ -29,8 +30,16 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from ttm_lab import analysis
-from ttm_lab.course import figures, frames
-from ttm_lab.course.figures import notebook3
+from ttm_lab.course import corruptions, figures, frames, outliers
+from ttm_lab.course.compression import prune_weights, round_weights, stored, weighted_layers
+from ttm_lab.course.figures import (
+    notebook3,
+    notebook10,
+    notebook11,
+    notebook12,
+    notebook13,
+    notebook14,
+)
 from ttm_lab.course.outputs import Outputs
 from ttm_lab.losses import decompose_ttm
 from ttm_lab.probability import (
@@ -608,6 +617,243 @@ def students(outputs: Outputs) -> widgets.VBox:
         },
         pages={"first": None, "second": None},
     )
+
+
+def transfer(rows) -> widgets.VBox:
+    """Students' features on other pictures: choose a set, pictures a class, and a pair of arms.
+
+    ``rows`` are probes as ``course.transfer.read_kept`` gives them. The interval is the paired
+    95 % t interval of this difference alone, over seeds.
+    """
+    sets = list(rows["dataset"].unique())
+    counts = sorted(int(n) for n in rows["pictures"].unique())
+    arms = [arm for arm in rows["arm"].unique() if arm not in ("pixels", "teacher")]
+
+    def table(dataset, pictures):
+        found = rows[(rows["dataset"] == dataset) & (rows["pictures"] == pictures)]
+        wide = found[found["arm"].isin(arms)].pivot(index="seed", columns="arm", values="accuracy")
+        return wide[[arm for arm in arms if arm in wide]]
+
+    def figure(dataset, pictures, first, second):
+        title = f"{dataset}, {pictures} of each class"
+        return notebook10.pairs(table(dataset, pictures), first, second, title)
+
+    def numbers(dataset, pictures, first, second):
+        found = table(dataset, pictures)
+        gaps = (found[first] - found[second]).dropna()
+        mean, low, high = analysis.paired_interval(gaps)
+        interval = f"{low:+.1f} to {high:+.1f} points" if len(gaps) > 1 else "–"
+        draws = rows[(rows["dataset"] == dataset) & (rows["pictures"] == pictures)]["draw_sd"]
+        return {
+            f"{first}": f"{found[first].mean():.1f} %",
+            f"{second}": f"{found[second].mean():.1f} %",
+            "difference": f"{mean:+.2f} points",
+            f"95 % interval, {len(gaps)} seeds": interval,
+            "another draw of pictures moves": f"{draws.mean():.1f} points",
+        }
+
+    slider = widgets.SelectionSlider(
+        options=counts, value=counts[0], description="pictures of each class", **_LAYOUT
+    )
+    controls = {"dataset": choice("pictures", sets), "pictures": slider}
+    controls |= {
+        "first": choice("student A", arms, "TTM"),
+        "second": choice("student B", arms, "KD"),
+    }
+    return panel(figure, numbers, controls, pages={"dataset": None, "pictures": None})
+
+
+# Notebook 11
+
+
+def compression(networks: Mapping[tuple[str, str, int], nn.Module], data: Mapping) -> widgets.VBox:
+    """A fraction to prune and bits to keep: what is left of students of the digits.
+
+    ``networks`` are those of ``compression.digits_networks``, students by (model, method, seed);
+    ``data`` maps a seed to its data set. Teachers are left out.
+    """
+    methods = list(dict.fromkeys(method for _, method, _ in networks if method != "teacher"))
+    models = list(dict.fromkeys(key[0] for key in networks if key[1] in methods))
+
+    def changed(model, method, seed, fraction, bits):
+        network = prune_weights(networks[model, method, seed], fraction)
+        return network if bits == 9 else round_weights(network, bits)
+
+    @cache
+    def accuracies(model, method, fraction, bits):
+        """In per cent, one a seed."""
+        seeds = [s for name, how, s in networks if (name, how) == (model, method)]
+        changes = {seed: changed(model, method, seed, fraction, bits) for seed in seeds}
+        return [100 * analysis.evaluate(z, data[s].test)["accuracy"] for s, z in changes.items()]
+
+    def shown(model, fraction, bits):
+        """The network whose weights are drawn."""
+        return changed(model, methods[-1], min(data), fraction, bits)
+
+    def figure(model, fraction, bits):
+        layers = weighted_layers(shown(model, fraction, bits))
+        weights = torch.cat([layer.weight.detach().ravel() for layer in layers]).numpy()
+        both = {
+            method: [accuracies(model, method, *how) for how in ((0.0, 9), (fraction, bits))]
+            for method in methods
+        }
+        zero = f"{np.mean(weights == 0):.0%} of {len(weights):,} are 0"
+        return notebook11.compressed(
+            weights[weights != 0], both, f"a {methods[-1]} student: {zero}"
+        )
+
+    def numbers(model, fraction, bits):
+        means = {m: np.mean(accuracies(model, m, fraction, bits)) for m in methods}
+        found = {f"{method}: accuracy": f"{mean:.1f} %" for method, mean in means.items()}
+        for name, how in (("bytes, compressed", (fraction, bits)), ("before", (0.0, 9))):
+            size = len(stored(shown(model, *how), None if how[1] == 9 else how[1]))
+            found[name] = f"{size:,}"
+        return found
+
+    several = [(str(b), b) for b in range(2, 9)] + [("16, float", 9)]
+    bits = widgets.SelectionSlider(options=several, value=9, description="bits", **_LAYOUT)
+    return panel(
+        figure,
+        numbers,
+        {
+            "model": choice("student", models, models[-1]),
+            "fraction": linear_slider("share that is 0", 0.0, 0.95, 0.5, 0.05),
+            "bits": bits,
+        },
+        pages={"fraction": {0.0: "0", 0.5: "0.5", 0.7: "0.7", 0.9: "0.9"}, "bits": None},
+    )
+
+
+# Notebook 13
+
+
+def unknowns(logits: Mapping[str, Mapping[str, np.ndarray]]) -> widgets.VBox:
+    """Known beside unknown inputs: a score, a temperature, and how well they are told apart.
+
+    ``logits`` maps a student to its logits (N, K) by set; one set is named ``"known"``, and every
+    student has the same sets.
+    """
+    sets = [name for name in next(iter(logits.values())) if name != "known"]
+
+    @cache
+    def scored(student, name, score, temperature, order):
+        # At order 1 the Rényi entropy is Shannon's.
+        column = {"Rényi entropy": f"Rényi {order:g}" if order != 1 else "entropy"}
+        orders = () if order == 1 else (order,)
+        z = logits[student][name]
+        found = analysis.outlier_scores(z, temperature=temperature, orders=orders)
+        return found[column.get(score, score)].to_numpy()
+
+    def both(student, unknown, score, temperature, order):
+        order = order if score == "Rényi entropy" else 1.0
+        return [scored(student, name, score, temperature, order) for name in ("known", unknown)]
+
+    def figure(student, unknown, score, temperature, order):
+        known, strange = both(student, unknown, score, temperature, order)
+        _, passed = outliers.detection(known, strange)
+        return notebook13.known_beside_unknown(known, strange, (passed, 0.95), xlabel=score)
+
+    def numbers(student, unknown, score, temperature, order):
+        auroc, passed = outliers.detection(*both(student, unknown, score, temperature, order))
+        before, _ = outliers.detection(*both(student, unknown, score, 1.0, order))
+        known, strange = both(student, unknown, "entropy", temperature, order)
+        return {
+            "AUROC": f"{auroc:.3f}",
+            "AUROC at T = 1": f"{before:.3f}",
+            "unknown that pass, at 95 % of known": f"{passed:.3f}",
+            "entropy of known": f"{known.mean():.3f} nats",
+            "entropy of unknown": f"{strange.mean():.3f} nats",
+        }
+
+    kinds = ("largest probability", "entropy", "Rényi entropy", "energy", "largest logit")
+    return panel(
+        figure,
+        numbers,
+        {
+            "student": choice("student", logits),
+            "unknown": choice("unknown", sets),
+            "score": choice("score", kinds),
+            "temperature": temperature_slider(0.125, 16, 1.0),
+            "order": temperature_slider(0.125, 16, 0.25, label="Rényi order"),
+        },
+    )
+
+
+# Notebook 12
+
+
+def corruption(networks: Mapping[str, torch.nn.Module], images, labels) -> widgets.VBox:
+    """A corruption and its strength to move: the pictures, and what networks make of them.
+
+    ``networks`` by name, at most four; ``images`` (N, C, H, W) from 0 to 1, as they take them,
+    and ``labels`` (N,). The distance of mean confidence from accuracy is how wrong they are about
+    themselves.
+    """
+    labels = np.asarray(labels)
+    amounts = {
+        kind: np.linspace(*ends, 21).round(6).tolist() for kind, ends in corruptions.RANGES.items()
+    }
+
+    @lru_cache(maxsize=256)
+    def measured(kind, strength):
+        pictures = corruptions.corrupt(images, kind, amounts[kind][strength])
+        logits = {name: analysis.predict(one, pictures) for name, one in networks.items()}
+        return pictures, {name: analysis.evaluate(z, labels) for name, z in logits.items()}
+
+    def figure(kind, strength):
+        pictures, found = measured(kind, strength)
+        curves = {
+            name: [measured(kind, s)[1][name]["accuracy"] for s in range(0, 21, 4)]
+            for name in networks
+        }
+        return notebook12.corrupted(pictures[:8], found, curves, strength)
+
+    def numbers(kind, strength):
+        _, found = measured(kind, strength)
+        said = {"strength in its unit": f"{amounts[kind][strength]:.3g}"}
+        for name, one in found.items():
+            said[f"{name}: accuracy"] = f"{one['accuracy']:.1%}"
+            said[f"{name}: confidence"] = f"{one['confidence']:.1%}"
+            said[f"{name}: entropy"] = f"{one['entropy']:.2f} nats"
+        return said
+
+    controls = {
+        "kind": choice("corruption", amounts),
+        "strength": linear_slider("strength", 0, 20, 8, 1),
+    }
+    return panel(figure, numbers, controls)
+
+
+# Notebook 14
+
+
+def tokens(texts: Mapping[str, tuple[Sequence[str], torch.Tensor]]) -> widgets.VBox:
+    """A text and a temperature to choose: which tokens weigh how much in WTTM.
+
+    ``texts`` maps a name to the text's L tokens, as strings, and the teacher's logits (L, K) at
+    each token's place, from what stands before it.
+    """
+    outputs = {name: _float64(logits).softmax(-1) for name, (_, logits) in texts.items()}
+
+    def figure(text, temperature):
+        u = power_sum(outputs[text], 1 / temperature)
+        title = f"{figures.plain(text)}, T = {temperature:.3g}"
+        return notebook14.coloured_text(texts[text][0], u, float(u.max()), title)
+
+    def numbers(text, temperature):
+        u, pieces = power_sum(outputs[text], 1 / temperature), texts[text][0]
+        heavy = u.topk(max(1, len(u) // 10))
+        most = max(outputs[text].shape[-1] ** (1 - 1 / temperature), 1.0)
+        return {
+            "smallest weight": f"{u.min():.3f}",
+            "mean weight": f"{u.mean():.3f}",
+            "largest weight": f"{u.max():.3f}, before “{pieces[int(u.argmax())].strip()}”",
+            "a uniform output's": f"{most:.3g}",
+            "share of the heaviest tenth": f"{heavy.values.sum() / u.sum():.1%}",
+        }
+
+    controls = {"text": choice("text", texts), "temperature": temperature_slider(1, 16, 1.5)}
+    return panel(figure, numbers, controls, pages={"text": None, "temperature": None})
 
 
 def _float64(values) -> torch.Tensor:

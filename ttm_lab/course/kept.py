@@ -4,6 +4,7 @@ A table that is not there gives no entry, so it counts from the moment it appear
 """
 
 import json
+import re
 import warnings
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from scipy import stats
 
 from ttm_lab import paper
 from ttm_lab.analysis import contrasts, paired_interval
-from ttm_lab.course import evidence
+from ttm_lab.course import compression, evidence, outliers
 from ttm_lab.files import find_root, read_table
 from ttm_lab.training import Settings
 
@@ -123,8 +124,10 @@ def entries(folder: str | Path | None = None) -> list[dict]:
 
     ``folder`` is ``data/results`` of the checkout by default.
     """
-    judged = [one for table in tables(folder) for one in judge(table)]
-    return published() + judged + step_costs(folder)
+    found = tables(folder)
+    judged = [one for table in found for one in judge(table)]
+    own = compression.entries(folder) + unknown_pictures(found, folder) + sequences(folder)
+    return published() + judged + step_costs(folder) + own
 
 
 def tables(folder: str | Path | None = None) -> list[Kept]:
@@ -334,6 +337,84 @@ def step_costs(folder: str | Path | None = None) -> list[dict]:
                 notebook="09_does_it_hold",
             )
         )
+    return made
+
+
+def unknown_pictures(found: list[Kept], folder: str | Path | None = None) -> list[dict]:
+    """Claim C13 from the table of ``benchmarks/outliers.py``: one entry a model.
+
+    ``found`` are the ``tables``, which say how a model's students were trained; those of a model
+    that no table has are left out.
+    """
+    path = Path(folder or find_root() / "data" / "results") / outliers.TABLE
+    if not path.exists():
+        return []
+    rows, notes = outliers.read(path), json.loads(path.with_suffix(".json").read_text("utf-8"))
+    made = []
+    for table in found:
+        teacher, model = table.pair
+        part = rows[rows["model"] == model]
+        judged = outliers.judged(part) if len(part) else part
+        if len(judged):
+            epochs = re.search(r"\d+ epochs", table.words["scope"])[0]
+            note = notes[model]
+            pictures = ", ".join(f"{count:,} of {name}" for name, count in note["pictures"].items())
+            entry = evidence.entry(
+                "C13",
+                judged,
+                scope=f"CIFAR-100, {teacher} to {model}, {int(judged['seeds'].max())} seeds, "
+                f"{epochs}, beside pictures of other sets",
+                note=f"{pictures}; {note['date']}, {note['hardware']}",
+                command=note["command"],
+                settings="settings of the kept students; KD and TTM differ in weight decay, too",
+                teachers=1,
+                notebook="13_outliers",
+            )
+            made.append(entry)
+    return made
+
+
+# What is asked of students of a language model: claim, quantity, column of the table, and the arms
+# that should have more and less. The one of no claim counts among those judged at once.
+TOKENS = {
+    "late entropy, TTM minus KD": ("B4", "entropy", "late_entropy", "ttm", "kd"),
+    "late entropy, WTTM minus TTM": ("B4", "entropy", "late_entropy", "wttm", "ttm"),
+    "cross-entropy, KD minus TTM": ("C14", "nll", "cross_entropy", "kd", "ttm"),
+    "cross-entropy, KD minus WTTM": ("C14", "nll", "cross_entropy", "kd", "wttm"),
+    "cross-entropy, TTM at T = 4 minus TTM": ("", "nll", "cross_entropy", "ttm4", "ttm"),
+}
+
+
+def judged_tokens(rows: pd.DataFrame) -> pd.DataFrame:
+    """``analysis.contrasts`` of ``TOKENS`` for students of one size, with claim and quantity."""
+    differences, about = {}, []
+    for name, (claim, quantity, measure, more, less) in TOKENS.items():
+        wide = rows.pivot(index="seed", columns="arm", values=measure)
+        differences[name] = wide[more] - wide[less]
+        about.append({"claim": claim, "quantity": quantity})
+    return contrasts(differences).join(pd.DataFrame(about))
+
+
+def sequences(folder: str | Path | None = None) -> list[dict]:
+    """Claims on sequences, from the table of ``benchmarks/tokens.py``: a scope a student's size."""
+    path = Path(folder or find_root() / "data" / "results") / "stories_tokens.csv"
+    if not path.exists():
+        return []
+    note, made = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")), []
+    rows = read_table(path)
+    for size, group in rows[rows["size"] != "teacher"].groupby("size"):
+        words = {
+            "scope": f"sequences, stories260K to a {size} of it, {group['seed'].nunique()} seeds",
+            "note": f"{note['text']}; KD at T = 2, TTM and WTTM by the rule: {note['rule']}; "
+            f"{note['date']}, {note['machine']}",
+            "settings": note["training"],
+            "command": note["command"],
+            "teachers": 1,
+            "notebook": "14_tokens",
+        }
+        for claim, found in judged_tokens(group).groupby("claim"):
+            if claim:
+                made.append(evidence.entry(claim, found, **words))
     return made
 
 

@@ -100,13 +100,13 @@ def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     student = row.students[0].settings
     here = environment()
-    threads = f"{here['gpu'] or here['processor']}, {torch.get_num_threads()} threads"
+    threads = f"{here['gpu'] or here['processor']}, threads: {torch.get_num_threads()}"
     return "\n".join(
         [
             f"# {data.name}: {row.teacher.settings.model} to {student.model}",
             "",
             f"{len(data.train):,} pictures to train on and {len(data.test):,} to test on, of "
-            f"{data.num_classes} classes; {student.epochs} epochs.",
+            f"{data.num_classes} classes; epochs: {student.epochs}.",
             "",
             *lines,
             "",

@@ -90,11 +90,12 @@ def find_parts(name: str, root: Path, test_share: float | None = None) -> dict[s
             raise ValueError(f"{root} has a folder 'test' or 'val': leave out test_share")
         return {"train": "train" if there else "."}
     if "train" not in there or len(there) == 1:
-        found = sorted(path.name for path in root.iterdir())[:5] if root.is_dir() else []
-        holds = f"holds {', '.join(found)}" if found else "holds nothing, or is no folder"
+        if not root.is_dir():
+            raise FileNotFoundError(f"there is no folder {root}: {layout(name, root)}")
+        found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
         raise FileNotFoundError(
-            f"{root} {holds}: {layout(name, root)}; of class folders alone a test part can be "
-            "drawn: test_share=0.2 (--test-share)"
+            f"{root} holds {found}: {layout(name, root)}; of class folders alone a test part can "
+            "be drawn: test_share=0.2 (--test-share)"
         )
     if there == {"train", "val", "test"}:
         return {"train": "train", "validation": "val", "test": "test"}

@@ -1,0 +1,243 @@
+"""Keep the results of notebook 12 on photographs: students distilled across a shift (PACS).
+
+    python benchmarks/domain.py --root DIR
+
+DIR holds PACS: ``photo/``, ``art_painting/``, ``cartoon/`` and ``sketch/``, a folder a class in
+each (Li et al. 2017; public copy: the repository MachineLearning2020/Homework3-PACS). Source are
+labelled photos, target each of the other three, unlabelled. Pictures are taken at 32 pixels, since
+the teacher starts from the kept ResNet-32, which learned CIFAR-100 at that size: its last layer is
+replaced and all of it trained on the photos, once. Students are ResNet-8 from nothing, with a
+first convolution of stride 2, which makes them three times as fast. They see half of the pictures
+mirrored; the teacher answered for either view beforehand.
+
+One teacher and one split of the pictures serve all seeds. Stop it at any time: the same command
+goes on. It writes ``data/results/pacs_domain.csv``, a row a student. On several cores, train
+``--only`` one target each at the same time, then run it once without.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from machine import machine
+from PIL import Image
+from safetensors.torch import load_file, save
+from torch import nn
+
+from ttm_lab.analysis import evaluate, predict
+from ttm_lab.course import domain, networks
+from ttm_lab.data import Dataset, Split
+from ttm_lab.data.splits import carve, hash_seed, normalisation
+from ttm_lab.files import atomic_write, find_root, read_table, runs_folder
+from ttm_lab.models import create_model
+from ttm_lab.objectives import Output
+from ttm_lab.training import epoch_order
+
+SOURCE, TARGETS = "photo", ("art_painting", "cartoon", "sketch")
+SIZE, LABELLED, UNLABELLED, TEST = 32, 1200, 800, 1200
+STUDENT = "resnet8"
+RECIPE = {"epochs": 10, "batch_size": 64, "learning_rate": 0.05, "weight_decay": 5e-4}
+TEACHER = {"epochs": 8, "batch_size": 64, "learning_rate": 0.02, "weight_decay": 5e-4}
+RESULTS = find_root(__file__) / "data" / "results"
+
+
+def pictures(root: Path, part: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Images (N, 3, SIZE, SIZE) uint8 of a part, labels, and class names; decoded once."""
+    kept = folder / f"{part}_{SIZE}.npz"
+    names = sorted(path.name for path in (root / part).iterdir() if path.is_dir())
+    if not kept.exists():
+        paths = [path for name in names for path in sorted((root / part / name).iterdir())]
+        small = [
+            np.asarray(Image.open(p).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX))
+            for p in paths
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        labels = [names.index(path.parent.name) for path in paths]
+        np.savez_compressed(kept, images=np.stack(small), labels=labels)
+    with np.load(kept) as file:
+        images = torch.from_numpy(file["images"]).permute(0, 3, 1, 2).contiguous()
+        return images, torch.from_numpy(file["labels"]), names
+
+
+def source_and_targets(root: Path, folder: Path):
+    """The photos as a ``Dataset``, and by target its unlabelled and its test part."""
+    images, labels, names = pictures(root, SOURCE, folder)
+    train, held_out = carve(labels, 1 - LABELLED / len(labels), 0, tuple(names))
+    scale = normalisation(images[train])
+    parts = [Split(images[i], labels[i], **scale) for i in (train, held_out, held_out)]
+    source, targets = Dataset(SOURCE, 0, tuple(names), *parts), {}
+    for part in TARGETS:
+        images, labels, _ = pictures(root, part, folder)
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        cut = order[:UNLABELLED], order[UNLABELLED : UNLABELLED + TEST]
+        targets[part] = [Split(images[i], labels[i], **scale) for i in cut]
+    return source, targets
+
+
+def optimizer_of(network: nn.Module, recipe: dict):
+    """SGD with momentum, and a cosine schedule of its learning rate, a step an epoch."""
+    decay = recipe["weight_decay"]
+    sgd = torch.optim.SGD(
+        network.parameters(), recipe["learning_rate"], momentum=0.9, weight_decay=decay, fused=True
+    )
+    return sgd, torch.optim.lr_scheduler.CosineAnnealingLR(sgd, recipe["epochs"])
+
+
+def train_teacher(source: Dataset, folder: Path) -> nn.Module:
+    """The kept ResNet-32, trained on: every layer, with a last one for these classes."""
+    network, path = networks.teacher(), folder / "teacher_seed0.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network.fc = nn.Linear(network.fc.in_features, source.num_classes)
+    if path.exists():
+        network.load_state_dict(load_file(path))
+        return network.eval()
+    network = network.to(memory_format=torch.channels_last).train()
+    optimizer, schedule = optimizer_of(network, TEACHER)
+    for epoch in range(TEACHER["epochs"]):
+        views = {
+            "order": epoch_order(len(source.train), 0, epoch),
+            "augmentation": "crop-flip",
+            "seed": hash_seed(0, "teacher", epoch),
+        }
+        for images, labels in source.train.batches(TEACHER["batch_size"], **views):
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = network(images)
+            optimizer.zero_grad()
+            F.cross_entropy(logits.float(), labels).backward()
+            optimizer.step()
+        schedule.step()
+    atomic_write(path, save({k: v.contiguous() for k, v in network.state_dict().items()}))
+    return network.eval()
+
+
+@torch.no_grad()
+def look(network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A network's logits and penultimate features."""
+    features = torch.cat([network.forward_features(part) for part in images.split(256)])
+    return network.head(features), features
+
+
+def train_students(objectives, images, labels, answers, classes, seed) -> dict[str, nn.Module]:
+    """A student for each objective, by name: same initial weights, same batches.
+
+    ``images`` and ``answers`` (the teacher's logits, or None) are pairs: as they are, and mirrored.
+    """
+    first = create_model(STUDENT, classes, seed=seed)
+    first.conv1.stride = (2, 2)
+    first = first.to(memory_format=torch.channels_last).train()
+    students = {name: copy.deepcopy(first) for name in objectives}
+    steps = {name: optimizer_of(student, RECIPE) for name, student in students.items()}
+    for epoch in range(RECIPE["epochs"]):
+        order = epoch_order(len(labels), seed, epoch)
+        generator = torch.Generator().manual_seed(hash_seed(seed, "mirror", epoch))
+        side = torch.randint(2, (len(labels),), generator=generator)
+        for batch in order.split(RECIPE["batch_size"]):
+            view = images[side[batch], batch].contiguous(memory_format=torch.channels_last)
+            teacher = None if answers is None else Output(answers[side[batch], batch])
+            for name, student in students.items():
+                with torch.autocast("cpu", torch.bfloat16):
+                    logits = student(view)
+                objective = objectives[name]
+                terms = objective(Output(logits, samples=batch), teacher, labels[batch])
+                steps[name][0].zero_grad()
+                objective.total(terms).backward()
+                steps[name][0].step()
+        for _, schedule in steps.values():
+            schedule.step()
+    return students
+
+
+def both_views(part: Split) -> torch.Tensor:
+    """Pictures (2, N, C, H, W) as networks take them: as they are, and mirrored."""
+    images = torch.cat([images for images, _ in part.batches(512)])
+    return torch.stack([images, images.flip(-1)])
+
+
+def measures(network: nn.Module, parts: dict[str, Split]) -> dict:
+    row = {}
+    for prefix, part in parts.items():
+        found = evaluate(predict(network, part), part.labels)
+        row |= {f"{prefix}_{name}": found[name] for name in ("accuracy", "nll", "ece", "entropy")}
+    return row
+
+
+def rows_of(seed: int, target: str, teacher, source: Dataset, parts) -> list[dict]:
+    """The rows of one seed and target: the teacher, a student of the source alone, all arms."""
+    unlabelled, test = parts
+    data, is_source = domain.joined(f"{SOURCE}-{target}", source, unlabelled, test)
+    images = both_views(data.train)
+    (logits, features), (mirrored, _) = look(teacher, images[0]), look(teacher, images[1])
+    weights = domain.picture_weights(
+        logits, features, is_source, temperature=domain.TEMPERATURE, seed=seed
+    )
+    choices = {"temperature": domain.TEMPERATURE, "share": domain.SHARE}
+    objectives = {arm: domain.objective(arm, weights, is_source, **choices) for arm in domain.ARMS}
+    answers = torch.stack([logits, mirrored])
+    students = {"teacher": teacher}
+    students |= train_students(
+        objectives, images, data.train.labels, answers, data.num_classes, seed
+    )
+    alone = {"source only": objectives["CE"]}
+    own = images[:, is_source], source.train.labels, None
+    students |= train_students(alone, *own, data.num_classes, seed)
+    rows, held_out = [], {"source": source.validation, "target": test}
+    for arm, network in students.items():
+        row = {"seed": seed, "target": target, "arm": arm} | measures(network, held_out)
+        if arm in domain.ARMS:
+            used = weights[domain.ARMS[arm][1]]
+            row["weight_on_target"] = float(used[~is_source].sum() / used.sum())
+            row["effective_share"] = domain.effective_share(used)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--root", type=Path, required=True, help="the folder that holds photo/")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--only", choices=TARGETS, help="train for one target and write no table: targets at once"
+    )
+    options = parser.parse_args()
+    folder = runs_folder("pacs-domain")
+    source, targets = source_and_targets(options.root, folder)
+    teacher, tables = train_teacher(source, folder), []
+    for seed in range(options.seeds):
+        for target in [options.only] if options.only else TARGETS:
+            path = folder / f"{target}_seed{seed}.csv"
+            if not path.exists():
+                rows = rows_of(seed, target, teacher, source, targets[target])
+                atomic_write(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
+                print(path.stem, datetime.now(UTC).isoformat("T", "seconds"), flush=True)
+            tables.append(read_table(path))
+    if options.only:
+        return
+    table = pd.concat(tables).to_csv(index=False, float_format="%.6g")
+    atomic_write(RESULTS / "pacs_domain.csv", table)
+    note = {
+        "command": f"python {' '.join(sys.argv[:1])} --root DIR --seeds {options.seeds}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "data": "PACS (Li et al. 2017), from the public repository "
+        "MachineLearning2020/Homework3-PACS",
+        "pictures": {"size": SIZE, "labelled": LABELLED, "unlabelled": UNLABELLED, "test": TEST},
+        "teacher": "the kept CIFAR-100 ResNet-32, trained on labelled photos; one for all seeds",
+        "teacher_recipe": TEACHER,
+        "student": f"{STUDENT}, first convolution of stride 2",
+        "temperature": domain.TEMPERATURE,
+        "share": domain.SHARE,
+        "recipe": RECIPE,
+    }
+    atomic_write(RESULTS / "pacs_domain.json", json.dumps(note, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
