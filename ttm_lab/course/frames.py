@@ -85,16 +85,16 @@ STYLE = """
 
 
 def to_webp(figure: Figure) -> bytes:
-    """A figure at 200 px an inch in few bytes: lines without loss, with photographs some."""
+    """A figure at 160 px an inch in few bytes: lines with fewer colours, photographs with loss."""
     figure.set_dpi(160)
     canvas, packed = FigureCanvasAgg(figure), io.BytesIO()
     canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     if any(ax.images for ax in figure.axes):
-        picture.save(packed, "WEBP", quality=65, method=2)
-    else:
-        few = picture.quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        few.convert("RGB").save(packed, "WEBP", lossless=True, method=2)
+        Image.fromarray(pixels).save(packed, "WEBP", quality=65, method=2)
+    else:  # 18 steps a channel: greys stay grey and white white
+        few = (15 * np.round(pixels / 15)).astype(np.uint8)
+        Image.fromarray(few).save(packed, "WEBP", lossless=True, method=2)
     return packed.getvalue()
 
 
