@@ -75,15 +75,16 @@ def coloured_text(pieces: Sequence[str], weights: Tensor, largest: float, title:
     ax = figure.add_axes((0.01, 0.38 / high, 0.98, 0.32 * (y + 1) / high))
     shares = ((weights - 1) / max(largest - 1, 1e-9)).clamp(0, 1).tolist()
     ground = colormaps["YlOrBr"]
+    # A letter of this font is 0.602 of its size wide, so that tokens fit their columns.
+    size = 0.98 * figure.get_figwidth() / LINE / 0.602 * 72
+    words = {"family": "DejaVu Sans Mono", "fontsize": size, "va": "center", "parse_math": False}
     for piece, (x, y), share in zip(pieces, places, shares, strict=True):
         if piece == "\n":
             continue
         width = len(piece)
         ax.broken_barh([(x + 0.05, width - 0.1)], (y, 0.72), color=ground(0.75 * share))
         ax.broken_barh([(x + 0.05, (width - 0.1) * share)], (y + 0.76, 0.12), color="black")
-        words = {"family": "monospace", "fontsize": 8.5, "va": "center"}
-        for k, letter in enumerate(piece):
-            ax.text(x + k + 0.5, y + 0.38, letter, ha="center", **words)
+        ax.text(x, y + 0.38, piece, **words)
     ax.set(xlim=(0, LINE), ylim=(places[-1][1] + 1, 0))
     ax.set_axis_off()
     figure.text(0.01, 1 - 0.2 / high, title, fontweight="bold", va="center")
