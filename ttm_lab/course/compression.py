@@ -36,6 +36,7 @@ BITS = (5, 4, 3)
 JUDGED = {"int8": ("int8", 8), "70 % pruned": ("pruned", 0.7), "4 bits": ("rounded", 4)}
 ARMS = {"ce": "CE", "kd": "KD", "kd10": "KD x 10", "ttm": "TTM", "wttm": "WTTM"}
 TEACHERS = {"resnet20": "resnet56", "resnet8": "resnet32"}  # who taught the kept students
+EPOCHS = {"resnet8": 6, "resnet20": 10}  # of their training
 # The digits' students by width: channels of the two convolutions.
 WIDTHS = {"cnn_tiny": (2, 4), "cnn_small": (4, 8), "cnn_medium": (8, 16)}
 
@@ -305,7 +306,8 @@ def words(model: str, rows: pd.DataFrame, note: dict) -> dict:
     """Scope and what else ``evidence.entry`` shows of a kept table."""
     seeds = rows.loc[rows["arm"] != "teacher", "seed"].nunique()
     return {
-        "scope": f"CIFAR-100, {TEACHERS[model]} to {model}, {seeds} seeds, 10 epochs, test part",
+        "scope": f"CIFAR-100, {TEACHERS[model]} to {model}, {seeds} seeds, "
+        f"{EPOCHS[model]} epochs, test part",
         "command": note["command"],
         "settings": "ways and levels fixed before the runs; nothing searched",
         "teachers": 1,
