@@ -191,7 +191,7 @@ def test_the_kept_table_judges_its_claim_against_kd_of_the_same_scale(tmp_path):
     (tmp_path / "cifar100_compression.json").write_text(json.dumps({"resnet8": NOTE}))
     (entry,) = compression.entries(tmp_path)
     assert entry["verdict"] == "holds"
-    assert entry["scope"] == "CIFAR-100, resnet32 to resnet8, 5 seeds, 10 epochs, test part"
+    assert entry["scope"] == "CIFAR-100, resnet32 to resnet8, 5 seeds, 6 epochs, test part"
     assert [part["difference"] for part in entry["contrasts"]] == pytest.approx([2] * 6, abs=0.1)
     assert all("KD x 10" in part["name"] for part in entry["contrasts"])
     assert entry in kept.entries(tmp_path)

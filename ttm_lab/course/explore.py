@@ -225,7 +225,7 @@ def _own_values(control: widgets.ValueWidget) -> dict[object, str]:
     if isinstance(control, widgets.Checkbox):
         return {False: "off", True: "on"}
     if hasattr(control, "options"):
-        pairs = (o if isinstance(o, tuple) else (o, o) for o in control.options)
+        pairs = (o if isinstance(o, tuple) else (str(o), o) for o in control.options)
         return {value: text for text, value in pairs}
     steps = round((control.max - control.min) / control.step)
     values = [control.min + k * control.step for k in range(steps + 1)]
