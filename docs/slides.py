@@ -53,12 +53,13 @@ SCRIPT = """
 const slides = [...document.querySelectorAll("section")], count = document.querySelector("nav b");
 const now = () => Math.min(Math.max(parseInt(location.hash.slice(1)) || 1, 1), slides.length);
 const show = () => {
+  if (slides[now() - 1].classList.contains("now")) return;
   slides.forEach((slide, k) => slide.classList.toggle("now", k === now() - 1));
   count.textContent = `${now()} / ${slides.length}`;
   slides[now() - 1].focus({preventScroll: true});
   scrollTo(0, 0);
 };
-const go = to => { location.hash = Math.min(Math.max(to, 1), slides.length); };
+const go = to => { location.hash = Math.min(Math.max(to, 1), slides.length); show(); };
 const steps = {ArrowRight: 1, PageDown: 1, " ": 1, ArrowLeft: -1, PageUp: -1,
                Home: -Infinity, End: Infinity};
 addEventListener("hashchange", show);

@@ -464,8 +464,11 @@ def test_slides_turn_by_keys_and_a_slider_keeps_its_own(page, address, minutes):
     assert not note.is_visible()
     page.keyboard.press("n")
     assert note.is_visible()
+    turned = 2
     while not page.locator("section:visible input").count():
         page.keyboard.press("ArrowRight")
+        turned += 1
+        place.filter(has_text=f"{turned} / {count}").wait_for()
     here = place.text_content()
     slider = page.locator("section:visible input").first
     before = slider.get_attribute("aria-valuetext")
