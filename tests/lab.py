@@ -40,13 +40,13 @@ def _arguments(source, kind):
     names = list(inspect.signature(getattr(explore, kind)).parameters)
     call.keywords += [ast.keyword(name, arg) for name, arg in zip(names, call.args)]
     call.args = []
-    call.keywords = [keyword for keyword in call.keywords if keyword.arg != "images"]
     found = eval(ast.unparse(call), globals())
     return base64.b64encode(pickle.dumps(found)).decode()
 """
 _STATE = """[
     {
         "values": {c.description: c.value for c in box.children[0].children},
+        "names": [getattr(c, "label", c.value) for c in box.children[0].children],
         "picture": __import__("hashlib").sha256(
             box.children[-2].value.split('src="')[1].split('"')[0].encode()
         ).hexdigest(),
@@ -154,8 +154,8 @@ class Server:
     def __init__(self, folder: Path, dark: bool = False):
         self.notebooks, self.runtime = folder / "notebooks", folder / "jupyter" / "runtime"
         self.notebooks.mkdir()
-        for part in ("ttm_lab", "data"):  # beside them, as in a checkout
-            (folder / part).symlink_to(ROOT / part, target_is_directory=True)
+        for part in ("ttm_lab", "data", "docs", "README.md"):  # beside them, as in a checkout
+            (folder / part).symlink_to(ROOT / part)
         settings = folder / "jupyter" / "settings" / "@jupyterlab" / "apputils-extension"
         settings.mkdir(parents=True)
         quiet = {"fetchNews": "false", "checkForUpdates": False}  # no question, no network
@@ -279,6 +279,8 @@ class Notebook:
         reply = self.client.execute(
             run, silent=True, user_expressions={"it": expression}, reply=True, timeout=SECONDS
         )
+        if reply["content"]["status"] == "aborted":  # a cell before it failed
+            raise RuntimeError("\n".join(self.complaints()))
         found = reply["content"]["user_expressions"]["it"]
         if found["status"] != "ok":
             raise RuntimeError(f"{expression}: {found['ename']}: {found['evalue']}")

@@ -5,6 +5,7 @@ agree; the numbers are computed here anew in float64. Without a browser these te
 ``TTM_LAB_BROWSER=1`` says that there has to be one.
 """
 
+import copy
 import hashlib
 import inspect
 import json
@@ -14,9 +15,10 @@ import re
 import lab
 import numpy as np
 import pytest
+import torch
 from scipy import special, stats
 
-from ttm_lab.course import explore
+from ttm_lab.course import corruptions, explore
 from ttm_lab.course.outputs import Outputs
 
 pytestmark = pytest.mark.slow
@@ -198,8 +200,55 @@ def transfer(given, dataset, pictures, first, second):
     rows = rows[(rows["dataset"] == dataset) & (rows["pictures"] == pictures)]
     wide = rows.pivot(index="seed", columns="arm", values="accuracy")
     gaps = (wide[first] - wide[second]).dropna()
-    expected = {arm: (wide[arm].mean(), 0.06) for arm in (first, second)}
+    expected = {
+        f"{label}: {arm}": (wide[arm].mean(), 0.06) for label, arm in (("A", first), ("B", second))
+    }
     return expected | {"difference": (gaps.mean(), 6e-3)}
+
+
+def compression(given, model, fraction, bits):
+    expected = {}
+    for method in dict.fromkeys(key[1] for key in given["networks"] if key[1] != "teacher"):
+        right = []
+        for (name, how, seed), network in given["networks"].items():
+            if (name, how) != (model, method):
+                continue
+            network = copy.deepcopy(network)
+            weights = [
+                layer.weight.detach()
+                for layer in network.modules()
+                if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)
+            ]
+            sizes = torch.cat([weight.abs().ravel() for weight in weights])
+            kept = torch.ones_like(sizes)  # of all layers together; many are equally small
+            kept[sizes.topk(round(fraction * len(sizes)), largest=False).indices] = 0
+            parts = kept.split([weight.numel() for weight in weights])
+            for weight, part in zip(weights, parts, strict=True):
+                weight.mul_(part.view_as(weight))
+                if bits < 9:
+                    largest = 2 ** (bits - 1) - 1
+                    size = weight.flatten(1).abs().amax(1).view(-1, *[1] * (weight.dim() - 1))
+                    scale = (size / largest).half().float()
+                    scale[scale == 0] = 1
+                    weight.copy_((weight / scale).round() * scale)
+            test = given["data"][seed].test
+            with torch.no_grad():
+                right.append(float((network(test.images).argmax(1) == test.labels).float().mean()))
+        expected[f"{method}: accuracy"] = (100 * np.mean(right), 0.06)
+    return expected
+
+
+def corruption(given, kind, strength):
+    amount = np.linspace(*corruptions.RANGES[kind], 21)[strength]
+    pictures, labels = corruptions.corrupt(given["images"], kind, amount), given["labels"].numpy()
+    expected = {}
+    for name, network in given["networks"].items():
+        with torch.no_grad():
+            q = special.softmax(network(pictures).double().numpy(), -1)
+        expected[f"{name}: accuracy"] = (100 * np.mean(q.argmax(-1) == labels), 0.06)
+        expected[f"{name}: confidence"] = (100 * q.max(-1).mean(), 0.06)
+        expected[f"{name}: entropy"] = (entropy(q).mean(), 6e-3)
+    return expected
 
 
 def unknowns(given, student, unknown, score, T, order):
@@ -281,8 +330,8 @@ class Explorer:
         seen, state = self.box.evaluate(LOOK), self.notebook.state()[self.place]
         values, before, found = state["values"], self.seen, []
         told = seen["alt"].split("; ")
-        rows = zip(values.items(), seen["labels"], seen["readouts"], told, strict=False)
-        for (label, value), text, shown, words in rows:
+        rows = zip(values, state["names"], seen["labels"], seen["readouts"], told, strict=False)
+        for label, value, text, shown, words in rows:
             if label not in text:
                 found.append(f"control {text!r} lacks its label {label!r}")
             if not same(value, shown):
@@ -373,6 +422,8 @@ EXPECTED = {
         weights,
         students,
         transfer,
+        compression,
+        corruption,
         tokens,
         unknowns,
     )

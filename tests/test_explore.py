@@ -266,13 +266,13 @@ def test_transfer_shows_the_pair_and_its_interval():
     box = explore.transfer(table)
     control = controls(box)
     assert set(control["student A"].options) == {"CE", "KD", "TTM"}
-    control["pictures"].value, control["pictures of each class"].value = "far", 20
+    control["pictures"].value, control["of each class"].value = "far", 20
     chosen = table[(table["dataset"] == "far") & (table["pictures"] == 20)]
     wide = chosen.pivot(index="seed", columns="arm", values="accuracy")
     gaps = wide["TTM"] - wide["KD"]
     half = stats.t.isf(0.025, 2) * gaps.std() / 3**0.5
     found = numbers(box)
-    assert floats(found["TTM"]) == pytest.approx([wide["TTM"].mean()], abs=0.06)
+    assert floats(found["A: TTM"]) == pytest.approx([wide["TTM"].mean()], abs=0.06)
     assert floats(found["difference"]) == pytest.approx([gaps.mean()], abs=6e-3)
     ends = [float(x) for x in found["95 % interval, 3 seeds"].split()[::2][:2]]
     assert ends == pytest.approx([gaps.mean() - half, gaps.mean() + half], abs=0.06)

@@ -75,12 +75,15 @@ def temperature_slider(low: float, high: float, value: float, label: str = "temp
     """A slider of equal ratios: eight steps double T, and 1, 2, 4 and 8 lie on it exactly."""
     steps = range(round(8 * np.log2(low)) + 1, round(8 * np.log2(high)))
     options = [low, *(2.0 ** (k / 8) for k in steps), high]
-    return widgets.SelectionSlider(
-        options=[(f"{option:.3g}", float(option)) for option in options],
-        value=min(options, key=lambda option: abs(option - value)),
-        description=label,
-        **_LAYOUT,
-    )
+    value = min(options, key=lambda option: abs(option - value))
+    return step_slider(label, [(f"{option:.3g}", float(option)) for option in options], value)
+
+
+def step_slider(label: str, options: Sequence[tuple[str, float]], value: float):
+    """A slider over values that have names."""
+    # By its place: a SelectionSlider that is given its first value does not know its name.
+    place = [number for _, number in options].index(value)
+    return widgets.SelectionSlider(options=options, index=place, description=label, **_LAYOUT)
 
 
 def linear_slider(label: str, low: float, high: float, value: float, step: float):
@@ -642,19 +645,18 @@ def transfer(rows) -> widgets.VBox:
         found = table(dataset, pictures)
         gaps = (found[first] - found[second]).dropna()
         mean, low, high = analysis.paired_interval(gaps)
-        interval = f"{low:+.1f} to {high:+.1f} points" if len(gaps) > 1 else "–"
+        interval = f"{low:+.1f} to {high:+.1f}" if len(gaps) > 1 else "–"
         draws = rows[(rows["dataset"] == dataset) & (rows["pictures"] == pictures)]["draw_sd"]
         return {
-            f"{first}": f"{found[first].mean():.1f} %",
-            f"{second}": f"{found[second].mean():.1f} %",
+            f"A: {first}": f"{found[first].mean():.1f} %",
+            f"B: {second}": f"{found[second].mean():.1f} %",
             "difference": f"{mean:+.2f} points",
             f"95 % interval, {len(gaps)} seeds": interval,
             "another draw of pictures moves": f"{draws.mean():.1f} points",
         }
 
-    slider = widgets.SelectionSlider(
-        options=counts, value=counts[0], description="pictures of each class", **_LAYOUT
-    )
+    named = [(str(count), count) for count in counts]
+    slider = step_slider("of each class", named, counts[0])
     controls = {"dataset": choice("pictures", sets), "pictures": slider}
     controls |= {
         "first": choice("student A", arms, "TTM"),
@@ -711,14 +713,13 @@ def compression(networks: Mapping[tuple[str, str, int], nn.Module], data: Mappin
         return found
 
     several = [(str(b), b) for b in range(2, 9)] + [("16, float", 9)]
-    bits = widgets.SelectionSlider(options=several, value=9, description="bits", **_LAYOUT)
     return panel(
         figure,
         numbers,
         {
             "model": choice("student", models, models[-1]),
             "fraction": linear_slider("share that is 0", 0.0, 0.95, 0.5, 0.05),
-            "bits": bits,
+            "bits": step_slider("bits", several, 9),
         },
         pages={"fraction": {0.0: "0", 0.5: "0.5", 0.7: "0.7", 0.9: "0.9"}, "bits": None},
     )
@@ -766,17 +767,18 @@ def unknowns(logits: Mapping[str, Mapping[str, np.ndarray]]) -> widgets.VBox:
         }
 
     kinds = ("largest probability", "entropy", "Rényi entropy", "energy", "largest logit")
-    return panel(
-        figure,
-        numbers,
-        {
-            "student": choice("student", logits),
-            "unknown": choice("unknown", sets),
-            "score": choice("score", kinds),
-            "temperature": temperature_slider(0.125, 16, 1.0),
-            "order": temperature_slider(0.125, 16, 0.25, label="Rényi order"),
-        },
+    controls = {
+        "student": choice("student", logits),
+        "unknown": choice("unknown", sets),
+        "score": choice("score", kinds),
+        "temperature": temperature_slider(0.125, 16, 1.0),
+        "order": temperature_slider(0.125, 16, 0.25, label="Rényi order"),
+    }
+    # No other score has an order, so whoever moves it wants this one.
+    controls["order"].observe(
+        lambda _change: controls["score"].set_trait("value", "Rényi entropy"), names="value"
     )
+    return panel(figure, numbers, controls)
 
 
 # Notebook 12
@@ -834,11 +836,12 @@ def tokens(texts: Mapping[str, tuple[Sequence[str], torch.Tensor]]) -> widgets.V
     each token's place, from what stands before it.
     """
     outputs = {name: _float64(logits).softmax(-1) for name, (_, logits) in texts.items()}
+    lines = max(notebook14.places(pieces)[-1][1] + 1 for pieces, _ in texts.values())
 
     def figure(text, temperature):
         u = power_sum(outputs[text], 1 / temperature)
         title = f"{figures.plain(text)}, T = {temperature:.3g}"
-        return notebook14.coloured_text(texts[text][0], u, float(u.max()), title)
+        return notebook14.coloured_text(texts[text][0], u, float(u.max()), title, lines)
 
     def numbers(text, temperature):
         u, pieces = power_sum(outputs[text], 1 / temperature), texts[text][0]

@@ -31,7 +31,7 @@ def levels(rows: pd.DataFrame, measure: str, *, ylabel: str) -> Figure:
     averaged. Lines with markers have batch norm estimated anew, thin ones not.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
-    means = rows.groupby(["way", "level", "repair", "arm"], sort=False)[measure].mean()
+    means = rows.groupby(["way", "level", "repair", "arm"])[measure].mean()
     arms = rows["arm"].drop_duplicates()
     before = means["float", 32, "none"]
     for ax, way, start in zip(axes, ("pruned", "rounded"), (0, 6), strict=True):

@@ -59,33 +59,42 @@ def students(rows: pd.DataFrame, names: Mapping[str, str], measures: Mapping[str
     return figure
 
 
-def coloured_text(pieces: Sequence[str], weights: Tensor, largest: float, title: str) -> Figure:
-    """A text whose tokens stand on a ground the darker, over a bar the longer, the more they weigh.
-
-    ``weights`` (L,) lie between 1 and ``largest``, which has the darkest ground and a whole bar.
-    """
-    places, x, y = [], 0, 0
+def places(pieces: Sequence[str]) -> list[tuple[int, int]]:
+    """The column and the line where each token starts."""
+    found, x, y = [], 0, 0
     for piece in pieces:
         if piece == "\n" or x + len(piece) > LINE:
             x, y = 0, y + 1
-        places.append((x, y))
+        found.append((x, y))
         x += 0 if piece == "\n" else len(piece)
-    figure = explorer_figure(0.75 + 0.32 * (y + 1))
+    return found
+
+
+def coloured_text(
+    pieces: Sequence[str], weights: Tensor, largest: float, title: str, lines: int | None = None
+) -> Figure:
+    """A text whose tokens stand on a ground the darker, over a bar the longer, the more they weigh.
+
+    ``weights`` (L,) lie between 1 and ``largest``, which has the darkest ground and a whole bar.
+    There is room for so many ``lines``, or for those of the text.
+    """
+    lines = lines or places(pieces)[-1][1] + 1
+    figure = explorer_figure(0.75 + 0.32 * lines)
     high = figure.get_figheight()
-    ax = figure.add_axes((0.01, 0.38 / high, 0.98, 0.32 * (y + 1) / high))
+    ax = figure.add_axes((0.01, 0.38 / high, 0.98, 0.32 * lines / high))
     shares = ((weights - 1) / max(largest - 1, 1e-9)).clamp(0, 1).tolist()
     ground = colormaps["YlOrBr"]
     # A letter of this font is 0.602 of its size wide, so that tokens fit their columns.
     size = 0.98 * figure.get_figwidth() / LINE / 0.602 * 72
     words = {"family": "DejaVu Sans Mono", "fontsize": size, "va": "center", "parse_math": False}
-    for piece, (x, y), share in zip(pieces, places, shares, strict=True):
+    for piece, (x, y), share in zip(pieces, places(pieces), shares, strict=True):
         if piece == "\n":
             continue
         width = len(piece)
         ax.broken_barh([(x + 0.05, width - 0.1)], (y, 0.72), color=ground(0.75 * share))
         ax.broken_barh([(x + 0.05, (width - 0.1) * share)], (y + 0.76, 0.12), color="black")
         ax.text(x, y + 0.38, piece, **words)
-    ax.set(xlim=(0, LINE), ylim=(places[-1][1] + 1, 0))
+    ax.set(xlim=(0, LINE), ylim=(lines, 0))
     ax.set_axis_off()
     figure.text(0.01, 1 - 0.2 / high, title, fontweight="bold", va="center")
     note = f"ground and bar: weight U of the token's place, from 1 (none) to {largest:.3g} (full)"
