@@ -28,6 +28,8 @@ _TTM = 1 - KD_WEIGHT, (1 - KD_WEIGHT) * TTM_WEIGHT  # at KD's scale
 # grid for all, around the published rate of 0.05 and, for TTM as published, 0.5.
 RATES = (0.02, 0.05, 0.125, 0.3125)
 SEARCHED_SEED = 100  # not among the seeds that are measured
+# How many times KD's gradient theirs is on logits where ResNet-8 starts, rounded: 1,000 pictures.
+_TIMES = {"DKD": 5, "DIST": 12, "KD+STD": 3}
 
 
 def _arm(label: str, method: str, ce_weight=1.0, distill_weight=None, **changes) -> Settings:
@@ -78,33 +80,67 @@ def kept_cifar100(folder: Path, pair: str, seed: int, root: str | None) -> tuple
     return load_teacher(note["model"], weights, data.num_classes), data
 
 
-def cifar100_2x2_rates() -> Plan:
-    """The search behind ``cifar100-2x2``: every arm at every rate, for half of the epochs."""
-    settings = [
-        replace(arm, label=f"{arm.label}, lr {rate:g}")
-        for rate in RATES
-        for arm in arms(learning_rate=rate, epochs=3)
+def _at_rates(settings: Sequence[Settings], rates: Sequence[float]) -> list[Settings]:
+    """Each of the settings at each of the rates, for half of the epochs: a search."""
+    return [
+        replace(arm, label=f"{arm.label}, lr {rate:g}", learning_rate=rate, epochs=3)
+        for rate in rates
+        for arm in settings
     ]
+
+
+def _at_best_rates(
+    settings: Sequence[Settings], search: Plan, results: str | Path | None
+) -> list[Settings]:
+    """Each at the rate with the best validation accuracy of its search.
+
+    Raises ``ValueError`` while rows of the search are missing from the folder ``results``.
+    """
+    arm_of = {search.key(run): run.settings.label.split(", lr")[0] for run in search.runs}
+    rows = search.rows(results)
+    if not set(arm_of) <= set(rows["key"]):
+        raise ValueError(f"learning rates are searched first: ttm-lab plan {search.name} --execute")
+    rows = rows.assign(arm=rows["key"].map(arm_of)).dropna(subset=["arm", "accuracy"])
+    rows = rows.sort_values(["accuracy", "nll"], ascending=[False, True], kind="stable")
+    rates = rows.drop_duplicates("arm").set_index("arm")["learning_rate"]
+    return [replace(arm, learning_rate=rates[arm.label]) for arm in settings]
+
+
+def cifar100_2x2_rates() -> Plan:
+    """The search behind ``cifar100-2x2``: every arm at every rate."""
+    settings = _at_rates(arms(), RATES)
     return _on_cifar100("cifar100-2x2-rates", settings, [SEARCHED_SEED], "validation")
 
 
 def cifar100_2x2(results: str | Path | None = None) -> Plan:
-    """Six arms, five seeds, each arm at the rate with the best validation accuracy of its search.
-
-    Raises ``ValueError`` while rows of the search are missing from the folder ``results``.
-    """
-    search = cifar100_2x2_rates()
-    arm_of = {search.key(run): run.settings.label.split(", lr")[0] for run in search.runs}
-    rows = search.rows(results)
-    if not set(arm_of) <= set(rows["key"]):
-        raise ValueError(
-            "learning rates are searched first: ttm-lab plan cifar100-2x2-rates --execute"
-        )
-    rows = rows.assign(arm=rows["key"].map(arm_of)).dropna(subset=["arm", "accuracy"])
-    rows = rows.sort_values(["accuracy", "nll"], ascending=[False, True], kind="stable")
-    rates = rows.drop_duplicates("arm").set_index("arm")["learning_rate"]
-    settings = [replace(arm, learning_rate=rates[arm.label]) for arm in arms()]
+    """Six arms, five seeds, each arm at its best rate."""
+    settings = _at_best_rates(arms(), cifar100_2x2_rates(), results)
     return _on_cifar100("cifar100-2x2", settings, range(5), "test")
+
+
+def other_methods() -> list[Settings]:
+    """Other losses of logits, with the weights and temperatures of their authors' code."""
+    return [
+        _arm("DKD", "dkd", distill_weight=1.0),
+        _arm("DIST", "dist", distill_weight=1.0),
+        replace(_arm("KD+STD", "kd+std", 0.1, 9.0), temperature=2.0),
+    ]
+
+
+def cifar100_methods_rates() -> Plan:
+    """The search behind ``cifar100-methods``: rates of the 2x2, and one more, over that size."""
+    settings = [
+        one
+        for arm in other_methods()
+        for one in _at_rates([arm], [rate / _TIMES[arm.label] for rate in (*RATES, 0.78125)])
+    ]
+    return _on_cifar100("cifar100-methods-rates", settings, [SEARCHED_SEED], "validation")
+
+
+def cifar100_methods(results: str | Path | None = None) -> Plan:
+    """Other methods with the pair, seeds and budget of ``cifar100-2x2``."""
+    settings = _at_best_rates(other_methods(), cifar100_methods_rates(), results)
+    return _on_cifar100("cifar100-methods", settings, range(5), "test")
 
 
 def cifar100_2x2_common() -> Plan:
@@ -129,6 +165,8 @@ PLANS = {
     "cifar100-2x2-rates": cifar100_2x2_rates,
     "cifar100-2x2": cifar100_2x2,
     "cifar100-2x2-common": cifar100_2x2_common,
+    "cifar100-methods-rates": cifar100_methods_rates,
+    "cifar100-methods": cifar100_methods,
 }
 
 
