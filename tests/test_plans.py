@@ -123,6 +123,35 @@ def test_the_2x2_takes_each_arm_s_best_rate_and_wants_the_whole_search(tmp_path)
     assert chosen == {arm: plans.RATES[k] for arm, k in best.items()}
 
 
+def test_other_methods_have_their_authors_weights_and_the_budget_of_the_2x2(tmp_path):
+    search = plans.find("cifar100-methods-rates")
+    assert search.part == "validation"
+    rows = [
+        {"key": search.key(r), "accuracy": r.settings.learning_rate, "nll": 1.0}
+        | {"learning_rate": r.settings.learning_rate}
+        for r in search.runs
+    ]
+    pd.DataFrame(rows).to_csv(search.table(tmp_path))
+    plan = plans.cifar100_methods(tmp_path)
+    found = {r.settings.label: r.settings for r in plan.runs}
+    told = {
+        name: (s.method, s.temperature, s.ce_weight, s.distill_weight) for name, s in found.items()
+    }
+    assert told == {
+        "DKD": ("dkd", 4.0, 1.0, 1.0),
+        "DIST": ("dist", 4.0, 1.0, 1.0),
+        "KD+STD": ("kd+std", 2.0, 0.1, 9.0),
+    }
+    for name, s in found.items():  # the best is the largest here
+        rates = [r.settings.learning_rate for r in search.runs if r.settings.label[:3] == name[:3]]
+        assert s.learning_rate == max(rates)
+    of_2x2 = plans.cifar100_2x2_common().runs[0].settings
+    same = ("model", "epochs", "precision", "augmentation", "batch_size", "weight_decay")
+    assert {tuple(getattr(s, k) for k in same) for s in (*found.values(), of_2x2)} == {
+        tuple(getattr(of_2x2, k) for k in same)
+    }
+
+
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """A folder as ``data`` with a finished teacher, and noise in place of CIFAR-100."""
