@@ -13,8 +13,8 @@ from ttm_lab.cli import (
     count,
     local_path,
     say,
-    several_seeds,
 )
+from ttm_lab.course.paper_commands import several_seeds
 from ttm_lab.files import atomic_write, find_root, read_table
 
 # Each command imports what it works with when it is called: the help of `ttm-lab` shows these
