@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from ttm_lab import distributed
 from ttm_lab.runs import new_column
-from ttm_lab.settings import number, whole_number
 from ttm_lab.teacher_cache import TeacherCache
 
 
@@ -101,10 +100,8 @@ class Meter:
     def restore(self, state: dict) -> None:
         """Go on from ``state``, which process 0 alone holds: others have the names and zeros."""
         mine = int(distributed.rank() == 0)
-        self.totals = {
-            new_column(name): mine * number(name, x) for name, x in state["totals"].items()
-        }
-        self.count = mine * whole_number("count", state["count"])
+        self.totals = {new_column(name): mine * x for name, x in state["totals"].items()}
+        self.count = mine * state["count"]
 
     def read(self, prefix: str) -> dict[str, float]:
         """Means per sample since the last reading; losses keep their bare names."""
