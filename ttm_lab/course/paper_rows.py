@@ -17,14 +17,7 @@ from ttm_lab import runs
 from ttm_lab.analysis import evaluate, paired_interval, predict
 from ttm_lab.data import Dataset
 from ttm_lab.files import atomic_write, short, user_path
-from ttm_lab.models import (
-    check_model,
-    create_model,
-    fetch_teacher,
-    load_weights,
-    model_name,
-    weights_file,
-)
+from ttm_lab.models import create_model, fetch_teacher, load_weights, model_name
 from ttm_lab.paper import (
     TEMPERATURE,
     mean_power_sum,
@@ -85,9 +78,31 @@ def check_pair(
         weights_file(weights)
 
 
+def check_model(name: str) -> None:
+    """Raise ``ValueError`` for a name that ``create_model`` does not know; nothing is built."""
+    with torch.device("meta"):
+        create_model(name)
+
+
 def _default_weights(teacher: str, weights: str | Path | None) -> str | Path | None:
     """None stands for the published weights of ImageNet's networks; others are trained."""
     return "published" if weights is None and "/" in model_name(teacher) else weights
+
+
+def weights_file(weights: str | Path) -> Path:
+    """The file of weights at a path: the file itself, or a finished run folder's."""
+    path = user_path(weights)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {path}: give a file of weights, the folder of a run, or published"
+        )
+    if path.is_dir():
+        path = path / "model.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{weights} holds no model.safetensors: it is not the folder of a finished run"
+            )
+    return path
 
 
 def distil_pair(

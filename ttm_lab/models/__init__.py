@@ -9,17 +9,15 @@ from ttm_lab.models.cifar import CIFAR_MODELS
 from ttm_lab.models.network import logits_of
 from ttm_lab.models.teachers import fetch_teacher
 from ttm_lab.models.tiny import TinyConvNet
-from ttm_lab.models.weights import load_weights, weights_file
+from ttm_lab.models.weights import load_weights
 
 __all__ = [
-    "check_model",
     "create_model",
     "fetch_teacher",
     "list_models",
     "load_weights",
     "logits_of",
     "model_name",
-    "weights_file",
 ]
 
 _SMALL_MODELS = {
@@ -96,12 +94,6 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(num_classes=num_classes)
-
-
-def check_model(name: str) -> None:
-    """Raise ``ValueError`` for a name that ``create_model`` does not know; nothing is built."""
-    with torch.device("meta"):
-        create_model(name)
 
 
 def _torchvision_builder(name: str):

@@ -52,22 +52,6 @@ def read_notes(path: str | Path) -> dict[str, str]:
         ) from error
 
 
-def weights_file(weights: str | Path) -> Path:
-    """The file of weights at a path: the file itself, or a finished run folder's."""
-    path = user_path(weights)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there is no {path}: give a file of weights, the folder of a run, or published"
-        )
-    if path.is_dir():
-        path = path / "model.safetensors"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{weights} holds no model.safetensors: it is not the folder of a finished run"
-            )
-    return path
-
-
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a file of weights into ``model``, strictly, and hand the model back.
 
