@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from ttm_lab import training
 from ttm_lab.analysis import evaluate
 from ttm_lab.data import Dataset, Split, load_dataset
-from ttm_lab.data.splits import _draw_moves, hash_seed
+from ttm_lab.data.splits import hash_seed
 from ttm_lab.models import create_model
 from ttm_lab.training import Settings, distill, distill_many, train_teacher
 
@@ -57,11 +57,14 @@ def test_one_step_sees_the_pictures_that_torchvision_would_make(data):
     got = train_teacher(data, settings, seed=3, progress=False)
 
     order = torch.randperm(90, generator=torch.Generator().manual_seed(hash_seed(3, "order", 0)))
-    moves = _draw_moves(90, (9, 9), True, hash_seed(3, "augmentation", 0))
+    seed = hash_seed(3, "augmentation", 0)
+    (numbers,) = data.train.views(90, order=order, augmentation="crop-flip", seed=seed)
     views = []
-    for index, top, left, mirrored in zip(order, *moves, strict=True):
+    for index, number in zip(order, numbers, strict=True):
+        move, mirrored = divmod(int(number) % 162, 2)
+        top, left = divmod(move, 9)
         padded = v2.functional.pad(data.train.images[index], [4, 4, 4, 4])
-        view = v2.functional.crop(padded, int(top), int(left), 32, 32)
+        view = v2.functional.crop(padded, top, left, 32, 32)
         views.append(v2.functional.horizontal_flip(view) if mirrored else view)
     images = v2.Normalize(data.train.mean, data.train.std)(torch.stack(views).double() / 255)
 

@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from ttm_lab import cli, data, paper, training
-from ttm_lab.course import batch, digits
+from ttm_lab import cli, data, training
+from ttm_lab.course import batch, digits, paper_commands, paper_rows
 from ttm_lab.course.outputs import Outputs
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.files import read_table
@@ -51,6 +51,7 @@ def without_extras(code):
 
 def test_library_needs_no_notebook_packages():
     modules = "probability losses data models runs training analysis paper cli course.digits"
+    modules += " course.paper_rows course.paper_commands"
     code = f"import importlib\nfor m in {modules.split()}: importlib.import_module('ttm_lab.' + m)"
     done = without_extras(code)
     assert done.returncode == 0, done.stderr
@@ -160,7 +161,10 @@ def test_settings_of_another_version_are_named(finished, workplace, capsys):
     save_file(load_file("run/model.safetensors"), "run/model.safetensors")
     path = Path("run/config.json")
     path.write_text(path.read_text().replace('"momentum"', '"impulse"'))
-    error = refusal("evaluate run --device cpu", capsys)
+    assert call("evaluate run --device cpu") == 0  # its weights are all that this needs
+    capsys.readouterr()
+    command = "distill --data digits --pair cnn_small:cnn_tiny --methods kd --teacher run"
+    error = refusal(f"{command} --device cpu", capsys)
     assert "run/config.json holds settings of another version" in error
     assert "'impulse'" in error
 
@@ -278,10 +282,12 @@ def test_weights_of_other_classes_are_refused(workplace, capsys):
 
 
 def test_imagenet_s_methods_are_those_with_published_settings(workplace, monkeypatch, capsys):
-    monkeypatch.setattr(paper, "distil_pair", lambda *a, **k: pytest.fail("no data were needed"))
+    monkeypatch.setattr(
+        paper_rows, "distil_pair", lambda *a, **k: pytest.fail("no data were needed")
+    )
     assert call("distill --pair ResNet-34:ResNet-18") == 2
     assert capsys.readouterr().err.startswith("ttm-lab: no ttm: its settings for this pair")
-    asked = cli._default_methods
+    asked = paper_commands._default_methods
     assert asked("ResNet-34", "ResNet-18", {}) == ["ce", "kd", "wttm"]
     assert asked("ResNet-50", "MobileNet", {}) == ["ce", "wttm"]
     assert asked("resnet56", "resnet20", {}) == ["ce", "kd", "ttm", "wttm"]

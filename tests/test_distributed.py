@@ -37,7 +37,7 @@ with distributed.processes("cpu") as device:
         first, step = distributed.share()
         part = slice(first, None, step) if size >= step else slice(None)
         loss = F.cross_entropy(network(images[part]), labels[part])
-        (loss * distributed.weight(len(labels[part]), size)).backward()
+        (loss * distributed.loss_factor(len(labels[part]), size)).backward()
         found[f"gradients {size}"] = torch.cat([p.grad.flatten() for p in model.parameters()])
         means = [b.double().flatten() for n, b in model.named_buffers() if "running_mean" in n]
         found[f"means {size}"] = torch.cat(means)

@@ -246,7 +246,7 @@ def test_crds_bank_holds_the_pictures_that_were_seen(
     settings = Settings("cnn_small", other, distill_weight=1, **OPTIONS)
     with pytest.raises(ValueError, match="give it data"):
         distill(teacher, data, settings, progress=False)
-    monkeypatch.setattr("ttm_lab.distributed.count", lambda: 2)
+    monkeypatch.setattr("ttm_lab.distributed.world_size", lambda: 2)
     with pytest.raises(ValueError, match="train it in one process"):
         value_and_gradient(other, *sides(2, 4), None, torch.arange(2))
 

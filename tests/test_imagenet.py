@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torchvision.models import get_model_weights
 
 from ttm_lab import cli, paper, training
-from ttm_lab.course import samples
+from ttm_lab.course import paper_rows, samples
 from ttm_lab.data import load_dataset
 from ttm_lab.files import find_root
 from ttm_lab.models import create_model
@@ -87,7 +87,7 @@ def test_a_pair_runs_from_files_with_the_published_settings(folder, teacher_file
     """The loss of the first step in float64, from torchvision's own reading of the files."""
     data = load(folder, size=32)
     changes = {"max_steps": 1, "batch_size": 12, "augmentation": "none", "learning_rate": 0.001}
-    teacher, (ce, wttm) = paper.distil_pair(
+    teacher, (ce, wttm) = paper_rows.distil_pair(
         data,
         "ResNet-34",
         "ResNet-18",
@@ -114,7 +114,7 @@ class Cut(Exception):
 
 
 def test_resumed_with_other_workers_ends_bit_identical(folder, teacher_file, tmp_path, monkeypatch):
-    teacher = paper.load_teacher("ResNet-34", teacher_file, 6)
+    teacher = paper_rows.load_teacher("ResNet-34", teacher_file, 6)
     settings = paper.settings(
         "ResNet-34", "ResNet-18", "wttm", epochs=2, batch_size=5, learning_rate=0.01
     )
@@ -175,7 +175,7 @@ def test_deit_takes_an_adamw_step_at_224_pixels(folder, tmp_path):
     teacher = "timm/deit3_small_patch16_224"
     path = tmp_path / "teacher.safetensors"
     save_file(create_model(teacher, 6, seed=1).state_dict(), path)
-    row = paper.distil_pair(
+    row = paper_rows.distil_pair(
         load(folder),
         "DeiT III-Small",
         "DeiT-Tiny",
@@ -233,14 +233,14 @@ def trained(tmp_path_factory):
 def test_published_weights_are_fetched_once(published, trained):
     path, model = trained
     published(path)
-    found = paper.load_teacher("ResNet-18", "published", 1000)
+    found = paper_rows.load_teacher("ResNet-18", "published", 1000)
     for name, value in model.state_dict().items():
         assert torch.equal(value, found.model.state_dict()[name]), name
     assert not found.model.training
     gone = path.with_name("hidden")
     path.rename(gone)
     try:
-        paper.load_teacher("ResNet-18", "published", 1000)
+        paper_rows.load_teacher("ResNet-18", "published", 1000)
     finally:
         gone.rename(path)
 
@@ -251,14 +251,14 @@ def test_weights_with_another_checksum_are_refused(published, trained, tmp_path)
     changed.write_bytes(path.read_bytes()[:-1] + b"!")
     published(changed)
     with pytest.raises(ConnectionError, match=r"invalid hash value.*download that file"):
-        paper.load_teacher("ResNet-18", "published", 1000)
+        paper_rows.load_teacher("ResNet-18", "published", 1000)
     assert not list((tmp_path / "hub").rglob("*.pth")), "kept what was refused"
 
 
 def test_a_dead_link_says_what_to_do(published, tmp_path):
     published(tmp_path / "resnet18-00000000.pth")
     with pytest.raises(ConnectionError, match=r"resnet18-0+\.pth cannot be fetched.*download"):
-        paper.load_teacher("ResNet-18", "published", 1000)
+        paper_rows.load_teacher("ResNet-18", "published", 1000)
 
 
 # The commands that notebook 8 tells readers to type

@@ -11,10 +11,10 @@ from ttm_lab import cli, runs
 from ttm_lab.course import samples
 from ttm_lab.course.evidence import results_folder
 from ttm_lab.course.outputs import Outputs
+from ttm_lab.course.paper_rows import weights_file
 from ttm_lab.data import load_dataset
 from ttm_lab.files import atomic_write, downloads_folder, find_root, runs_folder, user_path
 from ttm_lab.models import create_model, fetch_teacher, load_weights
-from ttm_lab.paper import weights_file
 from ttm_lab.teacher_cache import TeacherCache
 
 

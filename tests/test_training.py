@@ -619,35 +619,25 @@ def broken_off(data, teacher, tmp_path_factory):
     return settings, whole, folder
 
 
-DAMAGE = {
-    "no model": ("model", lambda s: s.pop("model")),
-    "a layer less": ("model", lambda s: s["model"].popitem()),
-    "another layer": ("model", lambda s: s["model"].update({"classifier.bias": torch.ones(3)})),
-    "model of lists": ("model", lambda s: s.update(model=[1])),
-    "no optimizer": ("optimizer", lambda s: s.pop("optimizer")),
-    "empty optimizer": ("optimizer", lambda s: s.update(optimizer={})),
-    "other momentum": (
-        "optimizer",
-        lambda s: s["optimizer"]["state"][0].update(momentum_buffer=torch.ones(1)),
+# What a resume point of another version lacks, or has of another shape, and what is said of it.
+OTHER_VERSIONS = {
+    "no model": ("'model'", lambda s: s.pop("model")),
+    "a layer less": ("Missing key", lambda s: s["model"].popitem()),
+    "another layer": (
+        "size mismatch for classifier.bias",
+        lambda s: s["model"].update({"classifier.bias": torch.ones(3)}),
     ),
-    "no meter": ("meter", lambda s: s.pop("meter")),
-    "meter without a count": ("meter", lambda s: s["meter"].pop("count")),
-    "meter of text": ("meter", lambda s: s["meter"]["totals"].update(loss="1")),
-    "no step": ("progress", lambda s: s.pop("steps")),
-    "step of nothing": ("progress", lambda s: s.update(steps=None)),
-    "step as text": ("progress", lambda s: s.update(steps="12")),
-    "step half done": ("progress", lambda s: s.update(steps=11.5)),
-    "step too far": ("progress", lambda s: s.update(steps=10**6)),
-    "step of another epoch": ("progress", lambda s: s.update(steps=1)),
-    "step below zero": ("progress", lambda s: s.update(steps=-1)),
-    "no history": ("progress", lambda s: s.update(rows=None)),
-    "half a history": ("progress", lambda s: s["rows"].pop()),
-    "history of numbers": ("progress", lambda s: s.update(rows=[1, 2])),
+    "no optimizer": ("'optimizer'", lambda s: s.pop("optimizer")),
+    "empty optimizer": ("'param_groups'", lambda s: s.update(optimizer={})),
+    "no meter": ("'meter'", lambda s: s.pop("meter")),
+    "meter without a count": ("'count'", lambda s: s["meter"].pop("count")),
+    "no step": ("'steps'", lambda s: s.pop("steps")),
+    "no history": ("'rows'", lambda s: s.pop("rows")),
 }
 
 
-@pytest.mark.parametrize("name", DAMAGE)
-def test_a_resume_point_with_wrong_fields_is_named_and_the_one_before_taken(
+@pytest.mark.parametrize("name", OTHER_VERSIONS)
+def test_a_resume_point_of_another_version_is_named_and_the_one_before_taken(
     name, broken_off, data, teacher, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(training.Meter, "BLOCK", 2)
@@ -655,12 +645,12 @@ def test_a_resume_point_with_wrong_fields_is_named_and_the_one_before_taken(
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (newest,) = tmp_path.glob("*/checkpoint/step-000000012.pt")
     state = torch.load(io.BytesIO(newest.read_bytes()[:-32]), weights_only=True)
-    field, damage = DAMAGE[name]
+    reason, damage = OTHER_VERSIONS[name]
     damage(state)
     torch.save(state, newest)
     content = newest.read_bytes()
     newest.write_bytes(content + hashlib.sha256(content).digest())
-    words = rf"damaged checkpoint .*step-000000012\.pt: its {field} is missing or wrong"
+    words = rf"(?s)damaged checkpoint .*step-000000012\.pt: .*{reason}"
     with pytest.warns(UserWarning, match=words):
         got = distill(teacher, data, settings, folder=tmp_path, progress=False)
     assert same_weights(got.model, whole.model)
@@ -756,7 +746,7 @@ def test_a_lack_of_memory_is_not_taken_for_damage(broken_off, data, teacher, tmp
     def full(*_):
         raise torch.OutOfMemoryError("the device is full")
 
-    monkeypatch.setattr(training.Student, "_take_optimizer", full)
+    monkeypatch.setattr(training.Student, "resume", full)
     with pytest.raises(torch.OutOfMemoryError, match="is full"):
         distill(teacher, data, settings, folder=tmp_path, progress=False)
 

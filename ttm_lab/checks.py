@@ -28,13 +28,13 @@ def check_data(data: Dataset, settings: Sequence[Settings]) -> None:
                 f"augmentation={s.augmentation!r} does not fit {data.name}, whose pictures offer "
                 f"{data.train.augmentations}"
             )
-        if s.batch_size < distributed.count():
+        if s.batch_size < distributed.world_size():
             raise ValueError(
-                f"batch_size={s.batch_size} is the batch of all {distributed.count()} processes "
-                "together: give at least one picture to each"
+                f"batch_size={s.batch_size} is the batch of all {distributed.world_size()} "
+                "processes together: give at least one picture to each"
             )
     for name in ("train", "validation", "test"):
-        if 0 < len(getattr(data, name)) < distributed.count():
+        if 0 < len(getattr(data, name)) < distributed.world_size():
             raise ValueError(f"{data.name}: {name} has fewer pictures than there are processes")
 
 

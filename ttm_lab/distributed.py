@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -61,39 +61,39 @@ def first_process_first() -> Iterator[None]:
     if rank() > 0:
         dist.barrier()
     yield
-    if rank() == 0 and count() > 1:
+    if rank() == 0 and world_size() > 1:
         dist.barrier()
 
 
 def share() -> tuple[int, int]:
     """Which part of each batch this process takes, as ``Split.batches`` wants it."""
-    return rank(), count()
+    return rank(), world_size()
 
 
-def weight(here: int, batch: int) -> float:
+def loss_factor(here: int, batch: int) -> float:
     """What to multiply the mean loss over ``here`` pictures of a whole batch with.
 
     The mean of that over processes, which is what happens to gradients, is the mean over the
     batch. A batch with fewer pictures than processes is taken whole by each.
     """
-    return here * count() / batch if batch >= count() else 1.0
+    return here * world_size() / batch if batch >= world_size() else 1.0
 
 
-def counts(batch: int) -> bool:
+def in_metrics(batch: int) -> bool:
     """Whether this process's pictures of a batch enter the metrics."""
-    return batch >= count() or rank() == 0
+    return batch >= world_size() or rank() == 0
 
 
 def total(values: Tensor) -> Tensor:
     """The sum over processes of a tensor that has the same shape in each."""
-    if count() > 1:
+    if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def agree(flag: bool, device: torch.device) -> bool:
     """Process 0's answer to a question that each must answer alike, such as "is it time?"."""
-    if count() == 1:
+    if world_size() == 1:
         return flag
     answer = torch.tensor(int(flag), device=device)
     dist.broadcast(answer, src=0)
@@ -102,7 +102,7 @@ def agree(flag: bool, device: torch.device) -> bool:
 
 def from_first(state, device: torch.device):
     """Process 0's ``state`` (what ``torch.save`` takes and weights-only loading gives back)."""
-    if count() == 1:
+    if world_size() == 1:
         return state
     buffer = BytesIO()
     if rank() == 0:
@@ -114,7 +114,7 @@ def from_first(state, device: torch.device):
 
 def wrap(model: nn.Module) -> nn.Module:
     """The network to train with: its gradients become the mean over processes."""
-    if count() == 1:
+    if world_size() == 1:
         return model
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -126,8 +126,8 @@ def wrap(model: nn.Module) -> nn.Module:
 def average_gradients(module: nn.Module) -> None:
     """Make the gradients of a module that ``wrap`` has not seen the mean over processes."""
     for parameter in module.parameters():
-        if count() > 1 and parameter.grad is not None:
-            total(parameter.grad).div_(count())
+        if world_size() > 1 and parameter.grad is not None:
+            total(parameter.grad).div_(world_size())
 
 
 def unwrap(model: nn.Module) -> None:
@@ -160,7 +160,10 @@ def _batch_norm_of_all(self: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 class _SumOfAll(torch.autograd.Function):
-    """A sum over processes; each one's share of the gradient comes back from all of them."""
+    """A sum over processes; each one's share of the gradient comes back from all of them.
+
+    (torch deprecates its own, ``torch.distributed.nn.functional.all_reduce``.)
+    """
 
     @staticmethod
     def forward(ctx, values: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ class CRD(FeatureTerm):
         self.register_buffer("starts", counts.cumsum(0) - counts, persistent=False)
 
     def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
-        if distributed.count() > 1:
+        if distributed.world_size() > 1:
             raise ValueError("CRD keeps one bank: train it in one process")
         samples = student.samples.to(labels.device)
         if not torch.equal(self.labels[samples], labels):
@@ -172,14 +172,6 @@ class ITRD(FeatureTerm):
         return self.values["correlation"] * distance + information
 
 
-def register_losses() -> None:
-    """Make ``TTMLoss`` and ``WTTMLoss`` names in torchdistill's configuration files."""
-    from torchdistill.losses.registry import register_low_level_loss
-
-    for loss in (TTMLoss, WTTMLoss):
-        register_low_level_loss(loss)
-
-
 class _Between(nn.Module):
     """A loss of torchdistill, by its name there, between one feature of each side."""
 
@@ -212,4 +204,7 @@ def _torchdistill():
 
 
 with suppress(ImportError):  # where torchdistill is absent nothing changes
-    register_losses()
+    from torchdistill.losses.registry import register_low_level_loss
+
+    for loss in (TTMLoss, WTTMLoss):
+        register_low_level_loss(loss)

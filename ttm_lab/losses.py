@@ -33,24 +33,6 @@ from ttm_lab.probability import (
     everywhere,
 )
 
-__all__ = [
-    "DISTLoss",
-    "DKDLoss",
-    "KDLoss",
-    "StandardizedLoss",
-    "TTMDecomposition",
-    "TTMLoss",
-    "WTTMLoss",
-    "decompose_ttm",
-    "dist_loss",
-    "dkd_loss",
-    "kd_loss",
-    "merge_others",
-    "ttm_loss",
-    "wttm_loss",
-]
-
-
 # The three losses of the course -------------------------------------------------------------------
 
 
@@ -236,21 +218,16 @@ def dkd_loss(
     divergence between teacher and student on "label or not"; NCKD the one over the other classes,
     renormalised. The published T is 4. Weights of 1 and 1 - p_T[label] would give KD back.
 
+    Arguments, result and errors are those of `kd_loss`, and these:
+
     Args:
-        student_logits, teacher_logits: floating point, (..., K) with K >= 2; leading shapes
-            broadcast.
         labels: int64 classes from 0 to K - 1, of the logits' broadcast leading shape. A sample
             with the label -100 does not count, as in `torch.nn.functional.cross_entropy`.
-        temperature: T > 0.
         target_weight, nontarget_weight: the paper's alpha and beta, at least 0.
-        mask, class_dim, reduction, check_finite: as in `kd_loss`.
-
-    Returns:
-        The loss in nats, float32 (float64 if either input is).
 
     Raises:
-        TypeError: as `kd_loss`, or labels that are not integers.
-        ValueError: as `kd_loss`, labels of another shape or out of range, a weight below 0.
+        TypeError: labels that are not integers.
+        ValueError: labels of another shape or out of range, a weight below 0.
 
     Source: Zhao, Cui, Song, Qiu and Liang 2022, Eq. 7.
     """
@@ -293,21 +270,15 @@ def dist_loss(
     Pearson correlation of teacher and student over the classes of a sample, averaged over
     samples; r_within over the samples of a class, averaged over classes. All leading dimensions
     are the samples of one batch, so there is one value per batch and no `reduction`. With a
-    single sample r_within is 0.
+    single sample r_within is 0. Other arguments and errors are those of `kd_loss`.
 
     Args:
-        student_logits, teacher_logits: floating point, (..., K) with K >= 2; leading shapes
-            broadcast.
         temperature: T > 0, the paper's tau.
         between_weight, within_weight: the paper's weights of the inter-class and the intra-class
-            relation, at least 0.
-        mask, class_dim, check_finite: as in `kd_loss`.
+            relation, at least 0; below it `ValueError`.
 
     Returns:
         The loss, a scalar, float32 (float64 if either input is).
-
-    Raises:
-        TypeError, ValueError: as `kd_loss`, or a weight below 0.
 
     Source: Huang, You, Wang, Qian and Xu 2022, section 4; the factor T**2 and the 1e-8 added to
     each denominator are from the authors' code.

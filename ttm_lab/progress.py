@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from ttm_lab import distributed
 from ttm_lab.runs import new_column
-from ttm_lab.settings import number, whole_number
 from ttm_lab.teacher_cache import TeacherCache
 
 
@@ -20,14 +19,10 @@ class Clock:
     """Has resume points written, ``seconds`` apart: all processes at the same time."""
 
     def __init__(self, seconds: float, device: torch.device):
-        self.seconds, self.device = seconds, device
-        self.reset()
+        self.seconds, self.device, self.saved = seconds, device, time.monotonic()
 
     def due(self) -> bool:
         return distributed.agree(time.monotonic() - self.saved >= self.seconds, self.device)
-
-    def reset(self) -> None:
-        self.saved = time.monotonic()
 
     def save_when_due(self, students) -> None:
         """If it is time, write a resume point for each student that has steps left."""
@@ -35,7 +30,7 @@ class Clock:
             for student in students:
                 if not student.done:
                     student.save_checkpoint()
-            self.reset()
+            self.saved = time.monotonic()
 
 
 class Meter:
@@ -85,7 +80,7 @@ class Meter:
         """Bring what all processes have counted together."""
         if self.batches:
             self._flush()
-        if distributed.count() > 1 and self.totals:
+        if distributed.world_size() > 1 and self.totals:
             sums = torch.tensor([*self.totals.values(), self.count], dtype=torch.float64)
             counted = distributed.total(sums.to(self.device)).tolist()
             self.totals = dict(zip(self.totals, counted[:-1], strict=True))
@@ -101,10 +96,8 @@ class Meter:
     def restore(self, state: dict) -> None:
         """Go on from ``state``, which process 0 alone holds: others have the names and zeros."""
         mine = int(distributed.rank() == 0)
-        self.totals = {
-            new_column(name): mine * number(name, x) for name, x in state["totals"].items()
-        }
-        self.count = mine * whole_number("count", state["count"])
+        self.totals = {new_column(name): mine * x for name, x in state["totals"].items()}
+        self.count = mine * state["count"]
 
     def read(self, prefix: str) -> dict[str, float]:
         """Means per sample since the last reading; losses keep their bare names."""
@@ -128,13 +121,11 @@ class Progress:
         self.what = f"{what}, seed {students[0].seed}"
         self.last = max(s.settings.epochs for s in students)
         steps, hidden = self.last * students[0].per_epoch, progress is False or self.lines
-        self.bar = tqdm(total=steps, desc=self.what, unit="batch", disable=hidden or not first)
+        options = {"total": steps, "desc": self.what, "unit": "batch"}
+        done = min(s.steps for s in students)  # by an earlier start: no part of the speed
+        self.bar = tqdm(**options, initial=done, disable=hidden or not first)
 
-    def epoch_starts(self, epoch: int, done: int) -> None:
-        # what an earlier start did counts as done, not as speed
-        if not self.bar.disable and self.bar.n < done:
-            self.bar.initial += done - self.bar.n
-            self.bar.n = done
+    def epoch_starts(self, epoch: int) -> None:
         self.bar.set_postfix_str(f"epoch {epoch + 1}/{self.last}{self.text}", refresh=False)
 
     def batch_done(self) -> None:

@@ -291,8 +291,8 @@ class Run:
     def load_checkpoint(self, take: Callable[[dict], None] = lambda _: None) -> dict | None:
         """The newest whole checkpoint of this run, or None where there is none.
 
-        ``take`` receives the state, and raises ``ValueError`` where a field is missing or wrong.
-        A file that is damaged or refused is named in a warning, and the one before it is tried.
+        ``take`` receives the state, and raises where it is another version's. A file that is
+        damaged or refused is named in a warning, and the one before it is tried.
         Raises ``ValueError`` where there are files but none is whole.
         """
         files = self._checkpoints()
@@ -308,7 +308,8 @@ class Run:
             except (MemoryError, torch.OutOfMemoryError):
                 raise  # nothing is wrong with the file
             except Exception as error:  # torch, pickle and zip each have their own
-                warnings.warn(f"damaged checkpoint {file}: {error}; not used", stacklevel=2)
+                reason = str(error) if isinstance(error, ValueError) else repr(error)
+                warnings.warn(f"damaged checkpoint {file}: {reason}; not used", stacklevel=2)
                 continue
             return state
         if files:

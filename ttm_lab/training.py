@@ -255,7 +255,7 @@ def _train_together(
             stop = min(per_epoch, max(s.last_step for s in active) - epoch * per_epoch)
             for student in active:
                 student.begin_epoch(epoch)
-            report.epoch_starts(epoch, step)
+            report.epoch_starts(epoch)
             order = epoch_order(len(data.train), students[0].seed, epoch)
             samples = order.split(settings.batch_size)
             batches = _batches(data.train, teacher, active, order, epoch, start, stop)
@@ -308,7 +308,7 @@ def _seed_noise(seed: int, epoch: int, batch: int, device: torch.device) -> None
 
     (``torch.manual_seed`` would seed all devices, and takes half a millisecond a call.)
     """
-    place = batch * distributed.count() + distributed.rank()
+    place = batch * distributed.world_size() + distributed.rank()
     noise = hash_seed(seed, "noise", epoch) + place
     torch.default_generator.manual_seed(noise)
     if device.type != "cpu":
@@ -403,7 +403,7 @@ class Student:
         if distributed.agree(self.run.finished, self.device):
             rows = self.run.load(self.model, self.objective).to_dict("records") if first else []
             self.steps, self.rows = self.last_step, distributed.from_first(rows, self.device)
-            if distributed.count() > 1:
+            if distributed.world_size() > 1:
                 weights = distributed.from_first(self.model.state_dict(), self.device)
                 self.model.load_state_dict(weights)
             return
@@ -414,40 +414,14 @@ class Student:
             self.resume(state)
 
     def resume(self, state: dict) -> None:
-        """Take over a resume point. Raises ``ValueError`` with the field that is wrong."""
+        """Take over a resume point; of another version's, some field is missing or does not fit."""
         if "optimiser" in state:  # as an earlier version wrote it
             state["optimizer"] = state.pop("optimiser")
-        for name, take in (
-            ("model", self.model.load_state_dict),
-            ("objective", self.objective.load_state_dict),
-            ("optimizer", self._take_optimizer),
-            ("meter", self.meter.restore),
-            ("progress", self._take_progress),
-        ):
-            try:
-                take(state if name == "progress" else state[name])
-            except (MemoryError, torch.OutOfMemoryError):
-                raise  # nothing is wrong with the file
-            except Exception as error:  # what is wrong inside decides the kind
-                raise ValueError(
-                    f"its {name} is missing or wrong ({type(error).__name__}: {error})"
-                ) from error
-
-    def _take_optimizer(self, state: dict) -> None:
-        self.optimizer.load_state_dict(state)
-        for parameter, values in self.optimizer.state.items():
-            for name, value in values.items():
-                if value.shape not in (parameter.shape, ()):
-                    raise ValueError(f"{name} {tuple(value.shape)} for {tuple(parameter.shape)}")
-
-    def _take_progress(self, state: dict) -> None:
-        self.steps = whole_number("steps", state["steps"])
+        for name in ("model", "objective", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.meter.restore(state["meter"])
         self.rows = [{runs.new_column(k): x for k, x in row.items()} for row in state["rows"]]
-        past = [row["epoch"] for row in self.rows]
-        if not 0 < self.steps < self.last_step or past != [
-            *range(1, self.steps // self.per_epoch + 1)
-        ]:
-            raise ValueError(f"step {self.steps} of {self.last_step}, history of {past}")
+        self.steps = state["steps"]
 
     def start(self) -> None:
         """Get ready for steps, after ``load``."""
@@ -474,11 +448,11 @@ class Student:
         terms = self.objective(Output(logits, features, samples), known, labels)
         loss = self.objective.total(terms)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * distributed.weight(len(labels), size)).backward()
+        (loss * distributed.loss_factor(len(labels), size)).backward()
         distributed.average_gradients(self.objective)
         self.optimizer.step()
         self.steps += 1
-        if distributed.counts(size):
+        if distributed.in_metrics(size):
             losses = {"loss": loss} | {f"{name}_loss": value for name, value in terms.items()}
             self.meter.add(logits.detach(), labels, known and known.logits, losses)
 
@@ -494,7 +468,7 @@ class Student:
             for (images, labels, size), known in zip(_all_of(part), teacher_logits, strict=True):
                 with autocast(self.device, self.settings.precision):
                     logits = logits_in_pieces(self.model, images)
-                if distributed.counts(size):
+                if distributed.in_metrics(size):
                     self.meter.add(logits, labels, known)
             row |= self.meter.read(prefix)
         self.rows.append(row)

@@ -44,6 +44,7 @@ BATCH_MODULES = (
     "course/batch.py",
     "course/commands.py",
     "course/handout.py",
+    "course/paper_commands.py",
     "course/report.py",
 )
 

@@ -1,4 +1,4 @@
-"""The commands of ``ttm-lab`` that concern the notebooks; ``cli`` hands them over."""
+"""The commands of ``ttm-lab`` that concern the notebooks."""
 
 import argparse
 import ast
@@ -6,15 +6,8 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from ttm_lab.cli import (
-    add_command,
-    as_text,
-    check_output,
-    count,
-    local_path,
-    say,
-    several_seeds,
-)
+from ttm_lab.cli import add_command, count, local_path, say
+from ttm_lab.course.paper_commands import as_text, check_output, several_seeds
 from ttm_lab.files import atomic_write, find_root, read_table
 
 # Each command imports what it works with when it is called: the help of `ttm-lab` shows these

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from ttm_lab.analysis import evaluate, predict
+from ttm_lab.course.paper_rows import Row, save_note
 from ttm_lab.data import Dataset
 from ttm_lab.files import atomic_write, user_path
-from ttm_lab.paper import Row, save_note
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ttm_lab.course.paper_rows import Row, load_teacher, teacher_folder
 from ttm_lab.data import Dataset
 from ttm_lab.files import runs_folder
 from ttm_lab.models import create_model, model_name
-from ttm_lab.paper import Row, load_teacher, teacher_folder
 from ttm_lab.runs import environment
 from ttm_lab.training import Settings, Trained, train_teacher
 
@@ -47,7 +47,7 @@ def fine_tune(
         folder: where the run is kept (default: beside other teachers of these data, in ``runs/``).
         options: as in ``training.distill_many``.
 
-    Raises what ``paper.load_teacher`` and ``training.train_teacher`` raise.
+    Raises what ``paper_rows.load_teacher`` and ``training.train_teacher`` raise.
     """
     name = model_name(name)
     if not isinstance(weights, nn.Module):
@@ -85,7 +85,7 @@ def with_new_head(trained: nn.Module, fresh: nn.Module) -> nn.Module:
 def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
     """Teacher and students on the test part, in Markdown: a line each, means over seeds.
 
-    ``measured`` comes from ``paper.measure``.
+    ``measured`` comes from ``paper_rows.measure``.
     """
     shown = measured.assign(accuracy=100 * measured["accuracy"])
     grouped = shown.groupby("method", sort=False)

@@ -100,7 +100,8 @@ def load_dataset(
         return _digits(int(seed), size)
     if name in DOWNLOADS:
         root = (downloads_folder() if root is None else user_path(root)).absolute()
-        if name == "cifar100" and _has_class_folders(root):
+        folders = (root / "train").is_dir() and not (root / "cifar-100-python").exists()
+        if name == "cifar100" and folders:  # and not as torchvision unpacks it
             parts = cifar100.from_folders(root)
         else:
             train, test = _fetch(name, root)
@@ -144,11 +145,6 @@ def _digits(seed: int, size: int | None) -> Dataset:
         scale = normalisation(images[train])
     splits = {part: Split(images[i], labels[i], **scale) for part, i in indices.items()}
     return Dataset("digits", seed, tuple("0123456789"), **splits, indices=indices)
-
-
-def _has_class_folders(root: Path) -> bool:
-    """Whether CIFAR-100 lies in ``root`` as class folders, and not as torchvision unpacks it."""
-    return (root / "train").is_dir() and not (root / "cifar-100-python").exists()
 
 
 def _in_memory(

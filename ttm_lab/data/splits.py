@@ -55,29 +55,12 @@ class Split:
         images = self.images.to(device, memory_format=torch.channels_last)
         return replace(self, images=images, labels=self.labels.to(device))
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        order: Tensor | None = None,
-        augmentation: str = "none",
-        seed: int = 0,
-        start: int = 0,
-        share: tuple[int, int] = (0, 1),
-    ) -> Batches:
+    def batches(self, batch_size: int, *, augmentation: str = "none", **options) -> Batches:
         """Batches of images (B, C, H, W) float32 and labels (B,), on this part's device.
 
-        order: positions to take (default: all, as they stand); the last batch may be smaller.
-        augmentation: ``"crop"`` moves each picture at random by up to an eighth of its size (4
-            pixels of 32; black comes in), ``"crop-flip"`` also mirrors every second one.
-        seed: batch k is augmented from ``seed + k``, whatever was asked for before.
-        start: the first batch to give.
-        share: ``(k, n)`` gives picture k, k + n, ... of each batch, for process k of n; a batch
-            with fewer than n pictures, at the end, is given whole.
+        ``options`` are those of ``views``.
         """
-        for views in self.views(
-            batch_size, order=order, augmentation=augmentation, seed=seed, start=start, share=share
-        ):
+        for views in self.views(batch_size, augmentation=augmentation, **options):
             yield self.take(views, augmentation)
 
     def count_views(self, augmentation: str) -> int:
@@ -100,23 +83,29 @@ class Split:
         start: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[Tensor]:
-        """What ``batches`` would give, as whole numbers (B,) that ``take`` makes images of.
+        """What ``batches`` gives, as whole numbers (B,) that ``take`` makes images of.
 
         View v of picture i is ``i * count_views(augmentation) + v``; equal numbers are equal
         images, bit for bit.
+
+        order: positions to take (default: all, as they stand); the last batch may be smaller.
+        augmentation: ``"crop"`` moves each picture at random by up to an eighth of its size (4
+            pixels of 32; black comes in), ``"crop-flip"`` also mirrors every second one.
+        seed: batch k is augmented from ``seed + k``, whatever was asked for before.
+        start: the first batch to give.
+        share: ``(k, n)`` gives picture k, k + n, ... of each batch, for process k of n; a batch
+            with fewer than n pictures, at the end, is given whole.
         """
-        count = self.count_views(augmentation)
-        order = torch.arange(len(self)) if order is None else order.cpu()
-        batches = order.split(batch_size) if len(order) else ()
-        for step in range(start, len(batches)):
-            view = 0
+        count, moves = self.count_views(augmentation), self._moves()
+        for step, batch in _numbered_batches(len(self), batch_size, order, start):
+            view, size = 0, (len(batch),)
+            generator = torch.Generator().manual_seed(seed + step)
             if augmentation != "none":
-                top, left, mirrored = _draw_moves(
-                    len(batches[step]), self._moves(), augmentation == "crop-flip", seed + step
-                )
-                view = top * self._moves()[1] + left
-                view = 2 * view + mirrored if augmentation == "crop-flip" else view
-            yield (batches[step] * count + view)[_share(len(batches[step]), share)]
+                top, left = (torch.randint(n, size, generator=generator) for n in moves)
+                view = top * moves[1] + left
+            if augmentation == "crop-flip":
+                view = 2 * view + (torch.rand(size, generator=generator) < 0.5)
+            yield (batch * count + view)[_share(len(batch), share)]
 
     def take(self, views: Tensor, augmentation: str) -> tuple[Tensor, Tensor]:
         """The images (B, C, H, W) float32 and labels (B,) of ``views`` (B,), on this device."""
@@ -155,7 +144,7 @@ class Split:
             digest.update(repr((self.mean, self.std)).encode())
 
 
-def _check_augmentation(part, name: str) -> None:
+def _check_augmentation(part: "Split | FileSplit", name: str) -> None:
     if name not in part.augmentations:
         raise ValueError(
             f"augmentation={name!r} does not fit a {type(part).__name__}, which offers "
@@ -167,14 +156,11 @@ def _share(size: int, share: tuple[int, int]) -> slice:
     return slice(share[0], None, share[1]) if size >= share[1] else slice(None)
 
 
-def _draw_moves(
-    count: int, moves: tuple[int, int], flip: bool, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each picture: first row and column of the crop in the padded picture, and mirrored?"""
-    generator = torch.Generator().manual_seed(seed)
-    top, left = (torch.randint(n, (count,), generator=generator) for n in moves)
-    mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
-    return top, left, mirrored
+def _numbered_batches(count: int, batch_size: int, order: Tensor | None, start: int):
+    """Each batch's number, from ``start`` on, and its positions."""
+    order = torch.arange(count) if order is None else order.cpu()
+    batches = order.split(batch_size) if len(order) else ()
+    return list(enumerate(batches))[start:]
 
 
 def _crop(pixels: Tensor, top: Tensor, left: Tensor, mirrored: Tensor | None) -> Tensor:
@@ -233,27 +219,24 @@ class FileSplit:
         start: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> Batches:
-        """The same as ``Split.batches``, decoded by ``workers`` processes ahead of need.
+        """As ``Split.batches`` (and ``views``), decoded by ``workers`` processes ahead of need.
 
         augmentation: ``"resized-crop-flip"`` is torchvision's RandomResizedCrop and mirrors every
             second picture; ``"none"`` scales the shorter side to 8/7 of ``size`` (256 for 224) and
             cuts out the middle.
         """
         _check_augmentation(self, augmentation)
-        order = torch.arange(len(self)) if order is None else order.cpu()
-        batches = order.split(batch_size) if len(order) else ()
+        batches = _numbered_batches(len(self), batch_size, order, start)
 
         def keys():  # one batch after another: an epoch of ImageNet at once takes seconds
-            for step in range(start, len(batches)):
-                part = _share(len(batches[step]), share)
-                numbers = range(len(batches[step]))[part]
-                positions = batches[step][part].tolist()
-                yield [(i, seed + step, k) for i, k in zip(positions, numbers, strict=True)]
+            for step, batch in batches:
+                mine = list(enumerate(batch.tolist()))[_share(len(batch), share)]
+                yield [(position, seed + step, number) for number, position in mine]
 
         loader = torch.utils.data.DataLoader(
             _Pictures(self, augmentation != "none"),
             batch_sampler=keys(),
-            num_workers=min(self.workers, max(len(batches) - start, 0)),
+            num_workers=min(self.workers, len(batches)),
             pin_memory=torch.device(self.device).type == "cuda",
             generator=torch.Generator(),  # else it draws from, and so moves, torch's own
         )
