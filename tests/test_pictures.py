@@ -135,6 +135,28 @@ def test_one_command_leaves_students_and_their_report(mine, capsys, monkeypatch)
     assert json.loads((teacher / "config.json").read_text())["settings"]["epochs"] == 2
 
 
+def test_pictures_in_files_get_what_they_offer_and_a_wrong_wish_costs_no_teacher(mine, capsys):
+    kept_network("weights.safetensors")
+    (mine / "cat" / "one.HEIC").write_bytes(b"a telephone's")
+    (mine / "cat" / ".DS_Store").write_bytes(b"hidden")
+    command = (
+        "distill --data folder --root mine --test-share 0.2 --pair resnet8:resnet8 --size 72 "
+        "--teacher weights.safetensors --fine-tune 1 --epochs 1 --max-steps 1 --methods ttm "
+        "--workers 0"
+    )
+    assert cli.main([*command.split(), "--augmentation", "crop-flip"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "crop-flip' does not fit mine, whose pictures offer ('none', 'resized-crop-flip')" in said
+    )
+    assert "left out: 1 .heic; pictures end in .jpg" in said
+    assert not (mine.parent / "runs").exists()
+    assert cli.main(command.split()) == 0
+    (student,) = (mine.parent / "runs" / "mine-resnet8-resnet8").iterdir()
+    settings = json.loads((student / "config.json").read_text())["settings"]
+    assert settings["augmentation"] == "resized-crop-flip"
+
+
 def test_a_teacher_of_other_classes_is_refused_with_the_option_that_helps(mine, capsys):
     command = "distill --data folder --root mine --test-share 0.2 --pair resnet56:resnet8 --methods"
     assert cli.main([*command.split(), "kd", "--fine-tune", "1", "--teacher", "missing"]) == 2

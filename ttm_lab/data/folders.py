@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -107,17 +108,21 @@ def list_pictures(
 ) -> tuple[tuple[str, ...], dict[str, tuple[list[str], np.ndarray]]]:
     """Class names, and per part the pictures' paths relative to ``root`` with their labels.
 
-    Which files are pictures, torchvision's ``ImageFolder`` says; hidden ones are left out. Sorted
-    by path, so that every machine sees the same order.
+    Which files are pictures, torchvision's ``ImageFolder`` says; hidden ones are left out, and
+    others with a warning. Sorted by path, so that every machine sees the same order.
     """
     from torchvision.datasets import ImageFolder  # slow to import
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    found, left_out = {}, Counter()
+
     def is_picture(path: str) -> bool:
         hidden = os.sep + "." in path[len(str(root)) :]
-        return not hidden and path.lower().endswith(IMG_EXTENSIONS)
+        known = path.lower().endswith(IMG_EXTENSIONS)
+        if not (known or hidden):
+            left_out[Path(path).suffix.lower() or "without an ending"] += 1
+        return known and not hidden
 
-    found = {}
     for part, folder in sources.items():
         try:
             found[part] = ImageFolder(root / folder, is_valid_file=is_picture)
@@ -125,6 +130,13 @@ def list_pictures(
             raise ValueError(
                 f"{root / folder}: {error}. Its pictures end in {' '.join(IMG_EXTENSIONS)}"
             ) from error
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+        warnings.warn(
+            f"files of {root} that are left out: {kinds}; pictures end in "
+            f"{' '.join(IMG_EXTENSIONS)}",
+            stacklevel=4,
+        )
     label, files = found["train"].class_to_idx, {}
     for part, pictures in found.items():
         if unknown := sorted(set(pictures.classes) - set(label)):
