@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ttm_lab.data import Dataset
+from ttm_lab.data import Dataset, FileSplit
 from ttm_lab.files import runs_folder
 from ttm_lab.models import create_model, model_name
 from ttm_lab.paper import Row, load_teacher, teacher_folder
@@ -85,7 +85,7 @@ def with_new_head(trained: nn.Module, fresh: nn.Module) -> nn.Module:
 def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
     """Teacher and students on the test part, in Markdown: a line each, means over seeds.
 
-    ``measured`` comes from ``paper.measure``.
+    ``measured`` comes from ``paper.measure``. How to ask a student about a new picture follows.
     """
     shown = measured.assign(accuracy=100 * measured["accuracy"])
     grouped = shown.groupby("method", sort=False)
@@ -106,11 +106,47 @@ def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
             f"# {data.name}: {row.teacher.settings.model} to {student.model}",
             "",
             f"{len(data.train):,} pictures to train on and {len(data.test):,} to test on, of "
-            f"{data.num_classes} classes; epochs: {student.epochs}.",
+            f"{data.num_classes} classes; epochs: {student.epochs}. One test picture is "
+            f"{100 / len(data.test):.1f} points of accuracy.",
             "",
             *lines,
             "",
             f"Made by `{here['command']}` on {here['started'][:10]} ({threads}).",
             "",
+            *_use(row.students[-1], data),
         ]
     )
+
+
+def _use(student: Trained, data: Dataset) -> list[str]:
+    """Lines of Markdown with the code that names the class of a new picture."""
+    part = data.train
+    if isinstance(part, FileSplit):
+        steps = "from torchvision.transforms.v2 import CenterCrop, Resize"
+        fit = f"CenterCrop({part.size})(Resize({part.size * 8 // 7})(picture))"
+    else:
+        steps = "from PIL import Image, ImageOps"
+        fit = f"ImageOps.fit(picture, {tuple(part.images.shape[:1:-1])}, Image.Resampling.BILINEAR)"
+    scale = [[round(x, 5) for x in values] for values in (part.mean, part.std)]
+    return [
+        f"## Ask the student {student.label}, seed {student.seed}",
+        "",
+        "```python",
+        "import numpy as np",
+        "import torch",
+        steps,
+        "from ttm_lab.data.splits import read_picture",
+        "from ttm_lab.models import create_model, load_weights",
+        "",
+        f"classes = {list(data.class_names)}",
+        f'network = create_model("{student.settings.model}", {data.num_classes})',
+        f"network = load_weights(network, {str(student.folder / 'model.safetensors')!r}).eval()",
+        'picture = read_picture("new.jpg")',
+        f"pixels = np.asarray({fit}, dtype=np.float32)",
+        f"pixels = (pixels / 255 - {scale[0]}) / {scale[1]}",
+        "with torch.no_grad():",
+        "    logits = network(torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None])",
+        "print(classes[logits.argmax()])",
+        "```",
+        "",
+    ]

@@ -83,6 +83,8 @@ def layout(name: str, root: str | os.PathLike = "root") -> str:
 
 def find_parts(name: str, root: Path, test_share: float | None = None) -> dict[str, str]:
     """Which folder under ``root`` each part comes from."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root}: {layout(name, root)}")
     there = {part for part in ("train", "val", "test") if (root / part).is_dir()}
     if name == "imagenet":
         there.discard("test")  # the challenge's test pictures have no public labels
@@ -91,8 +93,6 @@ def find_parts(name: str, root: Path, test_share: float | None = None) -> dict[s
             raise ValueError(f"{root} has a folder 'test' or 'val': leave out test_share")
         return {"train": "train" if there else "."}
     if "train" not in there or len(there) == 1:
-        if not root.is_dir():
-            raise FileNotFoundError(f"there is no folder {root}: {layout(name, root)}")
         found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
         raise FileNotFoundError(
             f"{root} holds {found}: {layout(name, root)}; of class folders alone a test part can "
@@ -128,7 +128,8 @@ def list_pictures(
             found[part] = ImageFolder(root / folder, is_valid_file=is_picture)
         except FileNotFoundError as error:  # no class folder, or one without pictures
             raise ValueError(
-                f"{root / folder}: {error}. Its pictures end in {' '.join(IMG_EXTENSIONS)}"
+                f"{root / folder}: {error}. Each class needs a folder there, of pictures that end in "
+                f"{' '.join(IMG_EXTENSIONS)}"
             ) from error
     if left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
