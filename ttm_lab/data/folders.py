@@ -128,7 +128,7 @@ def list_pictures(
             found[part] = ImageFolder(root / folder, is_valid_file=is_picture)
         except FileNotFoundError as error:  # no class folder, or one without pictures
             raise ValueError(
-                f"{root / folder}: {error}. Each class needs a folder there, of pictures that end in "
+                f"{root / folder}: {error}. A class needs a folder there; its pictures end in "
                 f"{' '.join(IMG_EXTENSIONS)}"
             ) from error
     if left_out:
