@@ -85,7 +85,8 @@ def with_new_head(trained: nn.Module, fresh: nn.Module) -> nn.Module:
 def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
     """Teacher and students on the test part, in Markdown: a line each, means over seeds.
 
-    ``measured`` comes from ``paper.measure``. How to ask a student about a new picture follows.
+    ``measured`` comes from ``paper.measure``. How to ask the most accurate student about a new
+    picture follows.
     """
     shown = measured.assign(accuracy=100 * measured["accuracy"])
     grouped = shown.groupby("method", sort=False)
@@ -99,6 +100,7 @@ def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
         cells = [method, str(len(grouped.get_group(method))), size, *cells]
         lines.append(f"| {' | '.join(cells)} |")
     student = row.students[0].settings
+    right = measured.set_index(["method", "seed"])["accuracy"]
     here = environment()
     threads = f"{here['gpu'] or here['processor']}, threads: {torch.get_num_threads()}"
     return "\n".join(
@@ -113,7 +115,7 @@ def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
             "",
             f"Made by `{here['command']}` on {here['started'][:10]} ({threads}).",
             "",
-            *_use(row.students[-1], data),
+            *_use(max(row.students, key=lambda one: right[one.label, one.seed]), data),
         ]
     )
 
@@ -127,6 +129,9 @@ def _use(student: Trained, data: Dataset) -> list[str]:
     else:
         steps = "from PIL import Image, ImageOps"
         fit = f"ImageOps.fit(picture, {tuple(part.images.shape[:1:-1])}, Image.Resampling.BILINEAR)"
+    file = student.folder / "model.safetensors"
+    if file.is_relative_to(Path.cwd()):
+        file = file.relative_to(Path.cwd())
     scale = [[round(x, 5) for x in values] for values in (part.mean, part.std)]
     return [
         f"## Ask the student {student.label}, seed {student.seed}",
@@ -140,7 +145,7 @@ def _use(student: Trained, data: Dataset) -> list[str]:
         "",
         f"classes = {list(data.class_names)}",
         f'network = create_model("{student.settings.model}", {data.num_classes})',
-        f"network = load_weights(network, {str(student.folder / 'model.safetensors')!r}).eval()",
+        f"network = load_weights(network, {str(file)!r}).eval()",
         'picture = read_picture("new.jpg")',
         f"pixels = np.asarray({fit}, dtype=np.float32)",
         f"pixels = (pixels / 255 - {scale[0]}) / {scale[1]}",
