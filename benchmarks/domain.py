@@ -4,11 +4,11 @@
 
 DIR holds PACS: ``photo/``, ``art_painting/``, ``cartoon/`` and ``sketch/``, a folder a class in
 each (Li et al. 2017; public copy: the repository MachineLearning2020/Homework3-PACS). Source are
-labelled photos, target each of the other three, unlabelled. Pictures are taken at 32 pixels, since
-the teacher starts from the kept ResNet-32, which learned CIFAR-100 at that size: its last layer is
+labelled photos, target each of the other three, unlabelled. Pictures are taken at ``--size``
+pixels. The teacher starts from the kept ResNet-32, which learned CIFAR-100 at 32: its last layer is
 replaced and all of it trained on the photos, once. Students are ResNet-8 from nothing, with a
 first convolution of stride 2, which makes them three times as fast. They see half of the pictures
-mirrored; the teacher answered for either view beforehand.
+mirrored; the teacher answered for either view beforehand. Training is in bfloat16 (autocast).
 
 One teacher and one split of the pictures serve all seeds. Stop it at any time: the same command
 goes on. It writes ``data/results/pacs_domain.csv``, a row a student. On several cores, train
@@ -41,21 +41,23 @@ from ttm_lab.objectives import Output
 from ttm_lab.training import epoch_order
 
 SOURCE, TARGETS = "photo", ("art_painting", "cartoon", "sketch")
-SIZE, LABELLED, UNLABELLED, TEST = 32, 1200, 800, 1200
+LABELLED, UNLABELLED, TEST = 1200, 800, 1200
 STUDENT = "resnet8"
 RECIPE = {"epochs": 10, "batch_size": 64, "learning_rate": 0.05, "weight_decay": 5e-4}
 TEACHER = {"epochs": 8, "batch_size": 64, "learning_rate": 0.02, "weight_decay": 5e-4}
 RESULTS = find_root(__file__) / "data" / "results"
 
 
-def pictures(root: Path, part: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Images (N, 3, SIZE, SIZE) uint8 of a part, labels, and class names; decoded once."""
-    kept = folder / f"{part}_{SIZE}.npz"
+def pictures(
+    root: Path, part: str, folder: Path, size: int
+) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Images (N, 3, size, size) uint8 of a part, labels, and class names; decoded once."""
+    kept = folder / f"{part}_{size}.npz"
     names = sorted(path.name for path in (root / part).iterdir() if path.is_dir())
     if not kept.exists():
         paths = [path for name in names for path in sorted((root / part / name).iterdir())]
         small = [
-            np.asarray(Image.open(p).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX))
+            np.asarray(Image.open(p).convert("RGB").resize((size, size), Image.Resampling.BOX))
             for p in paths
         ]
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,15 +68,15 @@ def pictures(root: Path, part: str, folder: Path) -> tuple[torch.Tensor, torch.T
         return images, torch.from_numpy(file["labels"]), names
 
 
-def source_and_targets(root: Path, folder: Path):
+def source_and_targets(root: Path, folder: Path, size: int):
     """The photos as a ``Dataset``, and by target its unlabelled and its test part."""
-    images, labels, names = pictures(root, SOURCE, folder)
+    images, labels, names = pictures(root, SOURCE, folder, size)
     train, held_out = carve(labels, 1 - LABELLED / len(labels), 0, tuple(names))
     scale = normalisation(images[train])
     parts = [Split(images[i], labels[i], **scale) for i in (train, held_out, held_out)]
     source, targets = Dataset(SOURCE, 0, tuple(names), *parts), {}
     for part in TARGETS:
-        images, labels, _ = pictures(root, part, folder)
+        images, labels, _ = pictures(root, part, folder, size)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         cut = order[:UNLABELLED], order[UNLABELLED : UNLABELLED + TEST]
         targets[part] = [Split(images[i], labels[i], **scale) for i in cut]
@@ -203,12 +205,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", type=Path, required=True, help="the folder that holds photo/")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=32, help="pixels of a side (default: 32)")
     parser.add_argument(
         "--only", choices=TARGETS, help="train for one target and write no table: targets at once"
     )
     options = parser.parse_args()
-    folder = runs_folder("pacs-domain")
-    source, targets = source_and_targets(options.root, folder)
+    size = options.size
+    folder = runs_folder(f"pacs-domain-{size}")
+    source, targets = source_and_targets(options.root, folder, size)
     teacher, tables = train_teacher(source, folder), []
     for seed in range(options.seeds):
         for target in [options.only] if options.only else TARGETS:
@@ -223,18 +227,20 @@ def main() -> None:
     table = pd.concat(tables).to_csv(index=False, float_format="%.6g")
     atomic_write(RESULTS / "pacs_domain.csv", table)
     note = {
-        "command": f"python {' '.join(sys.argv[:1])} --root DIR --seeds {options.seeds}",
+        "command": f"python {sys.argv[0]} --root DIR --seeds {options.seeds} --size {size}",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "data": "PACS (Li et al. 2017), from the public repository "
         "MachineLearning2020/Homework3-PACS",
-        "pictures": {"size": SIZE, "labelled": LABELLED, "unlabelled": UNLABELLED, "test": TEST},
-        "teacher": "the kept CIFAR-100 ResNet-32, trained on labelled photos; one for all seeds",
+        "pictures": {"size": size, "labelled": LABELLED, "unlabelled": UNLABELLED, "test": TEST},
+        "teacher": "the kept CIFAR-100 ResNet-32 (learned at 32 pixels), trained on labelled "
+        "photos; one for all seeds",
         "teacher_recipe": TEACHER,
         "student": f"{STUDENT}, first convolution of stride 2",
         "temperature": domain.TEMPERATURE,
         "share": domain.SHARE,
         "recipe": RECIPE,
+        "precision": "bfloat16 (autocast) in training, the teacher's and every arm's",
     }
     atomic_write(RESULTS / "pacs_domain.json", json.dumps(note, indent=1) + "\n")
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ttm_lab import cli
+from ttm_lab import analysis, cli
 from ttm_lab.course import pictures
 from ttm_lab.data import load_dataset
-from ttm_lab.models import create_model
+from ttm_lab.models import create_model, load_weights
 from ttm_lab.runs import environment
 from ttm_lab.settings import Settings
 from ttm_lab.training import train_teacher
@@ -57,6 +57,18 @@ def test_a_test_part_is_drawn_from_class_folders_alone(mine):
     for part, places in data.indices.items():
         assert (files.indices[part] == places).all()
         assert (getattr(files, part).labels == getattr(data, part).labels).all()
+
+
+def assert_same_answer(report, method, seed, path, data):
+    """The report's code answers for a picture of the test part as the measured student did."""
+    (folder,) = (path.parents[2] / "runs" / "mine-resnet8-resnet8").glob(f"{method}-seed{seed}-*")
+    network = load_weights(create_model("resnet8", 3), folder / "model.safetensors").eval()
+    (code,) = re.findall(r"```python\n(.*?)```", report, re.S)
+    found = {}
+    exec(code.replace('"new.jpg"', repr(str(path))), found)
+    wanted = analysis.predict(network, data.test)[:1]
+    np.testing.assert_allclose(found["logits"].numpy(), wanted, atol=0.02)
+    assert found["classes"] == list(data.class_names)
 
 
 def test_a_test_part_is_drawn_from_train_where_it_stands_alone(mine):
@@ -131,8 +143,38 @@ def test_one_command_leaves_students_and_their_report(mine, capsys, monkeypatch)
         wanted = 100 * rows["accuracy"].mean(), *(rows[k].mean() for k in ("nll", "ece", "entropy"))
         found = [float(x) for x in (accuracy, nll, ece, entropy)]
         assert found == pytest.approx(wanted, abs=6e-4, rel=1e-5)
+    data = load_dataset("folder", root=mine, test_share=0.2, validation=0)
+    tested = sorted(mine.rglob("*.png"))[data.indices["test"][0]]
+    best = table[table["method"] != "teacher"].nlargest(1, "accuracy").iloc[0]
+    assert_same_answer(report, best["method"].lower(), best["seed"], tested, data)
     (teacher,) = (mine.parent / "runs" / "mine-resnet8").iterdir()
     assert json.loads((teacher / "config.json").read_text())["settings"]["epochs"] == 2
+
+
+def test_pictures_in_files_get_what_they_offer_and_a_wrong_wish_costs_no_teacher(mine, capsys):
+    kept_network("weights.safetensors")
+    (mine / "cat" / "one.HEIC").write_bytes(b"a telephone's")
+    (mine / "cat" / ".DS_Store").write_bytes(b"hidden")
+    command = (
+        "distill --data folder --root mine --test-share 0.2 --pair resnet8:resnet8 --size 72 "
+        "--teacher weights.safetensors --fine-tune 1 --epochs 1 --max-steps 1 --methods ttm "
+        "--workers 0 --output mine.csv"
+    )
+    assert cli.main([*command.split(), "--augmentation", "crop-flip"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "crop-flip' does not fit mine, whose pictures offer ('none', 'resized-crop-flip')" in said
+    )
+    assert "left out: 1 .heic; pictures end in .jpg" in said
+    assert not (mine.parent / "runs").exists()
+    assert cli.main(command.split()) == 0
+    (student,) = (mine.parent / "runs" / "mine-resnet8-resnet8").iterdir()
+    settings = json.loads((student / "config.json").read_text())["settings"]
+    assert settings["augmentation"] == "resized-crop-flip"
+    with pytest.warns(UserWarning, match=r"left out: 1 \.heic"):
+        data = load_dataset("folder", root=mine, size=72, test_share=0.2, validation=0, workers=0)
+    report = (mine.parent / "mine.md").read_text()
+    assert_same_answer(report, "ttm", 0, mine / data.test.paths[0], data)
 
 
 def test_a_teacher_of_other_classes_is_refused_with_the_option_that_helps(mine, capsys):

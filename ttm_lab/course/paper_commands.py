@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import tempfile
+import warnings
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -73,7 +74,8 @@ def _add_training_options(parser) -> None:
     add("--epochs", type=count, help="the learning rate falls at the same shares of them")
     add("--batch-size", type=count, help="of all processes together (default: the recipe's)")
     add("--learning-rate", type=float, metavar="X", help="default: the recipe's")
-    kinds = "none, crop, crop-flip or resized-crop-flip (default: the recipe's; digits: crop)"
+    kinds = "none, crop, crop-flip or resized-crop-flip (default: the recipe's, or the strongest "
+    kinds += "that these images offer; digits: crop)"
     add("--augmentation", metavar="KIND", help=kinds)
     autocast = "bfloat16 is autocast: faster on most GPUs, less exact (default: float32)"
     add("--precision", choices=["float32", "bfloat16"], help=autocast)
@@ -144,7 +146,8 @@ def _distill(options) -> int:
     Several GPUs: torchrun --nproc-per-node 4 -m ttm_lab distill --pair resnet56:resnet20
     (--batch-size is the batch of all processes together, so the learning rate stays.)
     """
-    from ttm_lab import distributed
+    from ttm_lab import distributed, paper
+    from ttm_lab.checks import check_data
     from ttm_lab.course import outputs, paper_rows, pictures
     from ttm_lab.data import Split
     from ttm_lab.models import model_name
@@ -165,6 +168,9 @@ def _distill(options) -> int:
             changes.pop("remember", None)  # --fast; large images have no countable views
         networks = [model_name(name).replace("/", "-") for name in options.pair]
         folder = runs_folder("-".join([data.name, *networks]))
+        if paper.teacher_settings(student).augmentation not in data.train.augmentations:
+            changes.setdefault("augmentation", data.train.augmentations[-1])
+        check_data(data, [paper.teacher_settings(student, **changes)])  # before the teacher learns
         if epochs := options.fine_tune:
             tuned = pictures.fine_tune(teacher, data, options.teacher, epochs, device=device)
             wanted["weights"] = tuned.folder
@@ -369,8 +375,10 @@ def _load_data(options, models):
     if name != "digits" or options.validation is not None:
         values["validation"] = options.validation or 0.0
     # one process downloads, the others then find the files
-    with distributed.first_process_first():
+    with distributed.first_process_first(), warnings.catch_warnings(record=True) as warned:
         data = load_dataset(name, **values)
+    for warning in warned if distributed.rank() == 0 else ():
+        say(f"note: {warning.message}")
     if data.name != "folder":
         return data
     name = Path(options.root).resolve().name

@@ -236,7 +236,7 @@ def _torchvision_weights(name: str) -> dict[str, torch.Tensor]:
     except (OSError, RuntimeError) as error:  # torch's word for another checksum is RuntimeError
         raise ConnectionError(
             f"{weights.url} cannot be fetched ({error}): check the network, or download that file "
-            "and name it as the teacher's weights"
+            "and name it as the teacher's weights (--teacher FILE)"
         ) from error
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ttm_lab.course.paper_rows import Row, load_teacher, teacher_folder
-from ttm_lab.data import Dataset
+from ttm_lab.data import Dataset, FileSplit
 from ttm_lab.files import runs_folder
 from ttm_lab.models import create_model, model_name
 from ttm_lab.runs import environment
@@ -85,7 +85,8 @@ def with_new_head(trained: nn.Module, fresh: nn.Module) -> nn.Module:
 def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
     """Teacher and students on the test part, in Markdown: a line each, means over seeds.
 
-    ``measured`` comes from ``paper_rows.measure``.
+    ``measured`` comes from ``paper_rows.measure``. How to ask the most accurate student about a new
+    picture follows.
     """
     shown = measured.assign(accuracy=100 * measured["accuracy"])
     grouped = shown.groupby("method", sort=False)
@@ -99,6 +100,7 @@ def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
         cells = [method, str(len(grouped.get_group(method))), size, *cells]
         lines.append(f"| {' | '.join(cells)} |")
     student = row.students[0].settings
+    right = measured.set_index(["method", "seed"])["accuracy"]
     here = environment()
     threads = f"{here['gpu'] or here['processor']}, threads: {torch.get_num_threads()}"
     return "\n".join(
@@ -106,11 +108,50 @@ def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
             f"# {data.name}: {row.teacher.settings.model} to {student.model}",
             "",
             f"{len(data.train):,} pictures to train on and {len(data.test):,} to test on, of "
-            f"{data.num_classes} classes; epochs: {student.epochs}.",
+            f"{data.num_classes} classes; epochs: {student.epochs}. One test picture is "
+            f"{100 / len(data.test):.1f} points of accuracy.",
             "",
             *lines,
             "",
             f"Made by `{here['command']}` on {here['started'][:10]} ({threads}).",
             "",
+            *_use(max(row.students, key=lambda one: right[one.label, one.seed]), data),
         ]
     )
+
+
+def _use(student: Trained, data: Dataset) -> list[str]:
+    """Lines of Markdown with the code that names the class of a new picture."""
+    part = data.train
+    if isinstance(part, FileSplit):
+        steps = "from torchvision.transforms.v2 import CenterCrop, Resize"
+        fit = f"CenterCrop({part.size})(Resize({part.size * 8 // 7})(picture))"
+    else:
+        steps = "from PIL import Image, ImageOps"
+        fit = f"ImageOps.fit(picture, {tuple(part.images.shape[:1:-1])}, Image.Resampling.BILINEAR)"
+    file = student.folder / "model.safetensors"
+    if file.is_relative_to(Path.cwd()):
+        file = file.relative_to(Path.cwd())
+    scale = [[round(x, 5) for x in values] for values in (part.mean, part.std)]
+    return [
+        f"## Ask the student {student.label}, seed {student.seed}",
+        "",
+        "```python",
+        "import numpy as np",
+        "import torch",
+        steps,
+        "from ttm_lab.data.splits import read_picture",
+        "from ttm_lab.models import create_model, load_weights",
+        "",
+        f"classes = {list(data.class_names)}",
+        f'network = create_model("{student.settings.model}", {data.num_classes})',
+        f"network = load_weights(network, {str(file)!r}).eval()",
+        'picture = read_picture("new.jpg")',
+        f"pixels = np.asarray({fit}, dtype=np.float32)",
+        f"pixels = (pixels / 255 - {scale[0]}) / {scale[1]}",
+        "with torch.no_grad():",
+        "    logits = network(torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None])",
+        "print(classes[logits.argmax()])",
+        "```",
+        "",
+    ]

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,8 @@ def layout(name: str, root: str | os.PathLike = "root") -> str:
 
 def find_parts(name: str, root: Path, test_share: float | None = None) -> dict[str, str]:
     """Which folder under ``root`` each part comes from."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root}: {layout(name, root)}")
     there = {part for part in ("train", "val", "test") if (root / part).is_dir()}
     if name == "imagenet":
         there.discard("test")  # the challenge's test pictures have no public labels
@@ -90,8 +93,6 @@ def find_parts(name: str, root: Path, test_share: float | None = None) -> dict[s
             raise ValueError(f"{root} has a folder 'test' or 'val': leave out test_share")
         return {"train": "train" if there else "."}
     if "train" not in there or len(there) == 1:
-        if not root.is_dir():
-            raise FileNotFoundError(f"there is no folder {root}: {layout(name, root)}")
         found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
         raise FileNotFoundError(
             f"{root} holds {found}: {layout(name, root)}; of class folders alone a test part can "
@@ -107,24 +108,36 @@ def list_pictures(
 ) -> tuple[tuple[str, ...], dict[str, tuple[list[str], np.ndarray]]]:
     """Class names, and per part the pictures' paths relative to ``root`` with their labels.
 
-    Which files are pictures, torchvision's ``ImageFolder`` says; hidden ones are left out. Sorted
-    by path, so that every machine sees the same order.
+    Which files are pictures, torchvision's ``ImageFolder`` says; hidden ones are left out, and
+    others with a warning. Sorted by path, so that every machine sees the same order.
     """
     from torchvision.datasets import ImageFolder  # slow to import
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    found, left_out = {}, Counter()
+
     def is_picture(path: str) -> bool:
         hidden = os.sep + "." in path[len(str(root)) :]
-        return not hidden and path.lower().endswith(IMG_EXTENSIONS)
+        known = path.lower().endswith(IMG_EXTENSIONS)
+        if not (known or hidden):
+            left_out[Path(path).suffix.lower() or "without an ending"] += 1
+        return known and not hidden
 
-    found = {}
     for part, folder in sources.items():
         try:
             found[part] = ImageFolder(root / folder, is_valid_file=is_picture)
         except FileNotFoundError as error:  # no class folder, or one without pictures
             raise ValueError(
-                f"{root / folder}: {error}. Its pictures end in {' '.join(IMG_EXTENSIONS)}"
+                f"{root / folder}: {error}. A class needs a folder there; its pictures end in "
+                f"{' '.join(IMG_EXTENSIONS)}"
             ) from error
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+        warnings.warn(
+            f"files of {root} that are left out: {kinds}; pictures end in "
+            f"{' '.join(IMG_EXTENSIONS)}",
+            stacklevel=4,
+        )
     label, files = found["train"].class_to_idx, {}
     for part, pictures in found.items():
         if unknown := sorted(set(pictures.classes) - set(label)):

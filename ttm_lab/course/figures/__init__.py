@@ -9,6 +9,7 @@ line styles repeat what the colour says.
 import base64
 import html
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -82,10 +83,13 @@ def use_style() -> None:
 
 
 def method_style(label: str) -> dict:
-    """The colour, marker and line style of a label such as ``"KD"`` or ``"TTM, tuned"``."""
-    if label in METHOD_STYLE:
-        return dict(METHOD_STYLE[label])
-    return dict(METHOD_STYLE.get(label.split()[0].rstrip(",:"), METHOD_STYLE["teacher"]))
+    """The colour, marker and line style of a label such as ``"KD"`` or ``"TTM, tuned"``.
+
+    Markers are hollow where the loss is another arm's with a factor, as in ``"KD x 10"``.
+    """
+    name = label if label in METHOD_STYLE else label.split()[0].rstrip(",:")
+    hollow = {"markerfacecolor": "white"} if re.match(r"\w+ [x/] ", label) else {}
+    return METHOD_STYLE.get(name, METHOD_STYLE["teacher"]) | hollow
 
 
 def to_png(figure: Figure, *, scale: float = 2.0, compression: int = 6) -> bytes:

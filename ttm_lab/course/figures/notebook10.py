@@ -16,9 +16,8 @@ _CONTROLS = {
 
 
 def look(arm: str) -> dict:
-    """Colour, marker and line of an arm; one with a factor is hollow."""
-    style = _CONTROLS.get(arm) or method_style(arm)
-    return style | ({"markerfacecolor": "white"} if " x " in arm else {})
+    """Colour, marker and line of an arm or of a control."""
+    return _CONTROLS.get(arm) or method_style(arm)
 
 
 def curves_by_set(rows: pd.DataFrame) -> Figure:

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ttm_lab.course.figures import OKABE_ITO, explorer_figure, method_style
 
@@ -16,12 +17,6 @@ WAY_STYLE = {
     "rounded": {"color": OKABE_ITO["red"], "marker": "^"},
     "pruned": {"color": OKABE_ITO["green"], "marker": "D"},
 }
-
-
-def look(arm: str) -> dict:
-    """An arm's style; hollow markers where the loss is ten times another arm's."""
-    hollow = {"markerfacecolor": "white"} if " x " in arm else {}
-    return method_style(arm) | hollow
 
 
 def levels(rows: pd.DataFrame, measure: str, *, ylabel: str) -> Figure:
@@ -36,7 +31,7 @@ def levels(rows: pd.DataFrame, measure: str, *, ylabel: str) -> Figure:
     before = means["float", 32, "none"]
     for ax, way, start in zip(axes, ("pruned", "rounded"), (0, 6), strict=True):
         for arm in arms:
-            style = look(arm)
+            style = method_style(arm)
             for repair in ("batch norm", "none"):
                 line = means[way].xs(arm, level="arm").xs(repair, level="repair").sort_index()
                 line = pd.concat([pd.Series({start: before[arm]}), line]).sort_index()
@@ -44,7 +39,7 @@ def levels(rows: pd.DataFrame, measure: str, *, ylabel: str) -> Figure:
                 label = {"label": arm} if anew else {"linewidth": 0.8, "alpha": 0.7}
                 ax.plot(line.index, line, **label, **style | ({} if anew else {"marker": ""}))
     for arm in arms:
-        axes[1].plot(7, means["int8", 8, "none", arm], **look(arm) | {"linestyle": ""})
+        axes[1].plot(7, means["int8", 8, "none", arm], **method_style(arm) | {"linestyle": ""})
     shares = sorted(rows.loc[rows["way"] == "pruned", "level"].unique())
     bits = sorted(rows.loc[rows["way"] == "rounded", "level"].unique())
     axes[0].set_xticks([0, *shares], ["0", *(f"{share:.0%}" for share in shares)])
@@ -57,7 +52,9 @@ def levels(rows: pd.DataFrame, measure: str, *, ylabel: str) -> Figure:
 
 
 def front(rows: pd.DataFrame, best: np.ndarray, *, ylabel: str) -> Axes:
-    """Accuracy (per cent) against bytes; what nothing beats (``best``) is joined and named.
+    """Accuracy (per cent) against bytes; what nothing beats (``best``) is joined.
+
+    It is named as well, where the name of a better one leaves room.
 
     ``rows`` has the columns name, way, bytes and accuracy, and ``teacher``, which is True where
     the network is one: its markers are hollow.
@@ -72,13 +69,25 @@ def front(rows: pd.DataFrame, best: np.ndarray, *, ylabel: str) -> Axes:
     line = rows[best].sort_values("bytes")
     step = {"drawstyle": "steps-post", "color": "#555555", "linewidth": 1, "linestyle": "-"}
     ax.plot(line["bytes"], line["accuracy"], zorder=0, **step)
-    for row in line.itertuples():
-        place = {"xytext": (-6, 5), "textcoords": "offset points", "ha": "right", "fontsize": 8}
-        ax.annotate(row.name, (row.bytes, row.accuracy), **place)
     ax.set(xscale="log", xlabel="bytes, compressed", ylabel=ylabel)
-    ax.margins(x=0.18)
+    ax.margins(x=0.22)
+    _count_bytes(ax, (1, 2, 5))
+    named = []
+    for row in line[::-1].itertuples():  # from the best down; close ones would write over it
+        at = ax.transData.transform((row.bytes, row.accuracy)) * 72 / ax.figure.dpi
+        if all(abs(at[1] - y) > 10 or abs(at[0] - x) > 80 for x, y in named):
+            place = {"xytext": (-6, 5), "textcoords": "offset points", "ha": "right"}
+            ax.annotate(row.name, (row.bytes, row.accuracy), fontsize=8, **place)
+            named.append(at)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+def _count_bytes(ax: Axes, subs: tuple[int, ...]) -> None:
+    """Write out bytes along a logarithmic axis, at these multiples of powers of ten."""
+    ax.xaxis.set_major_locator(LogLocator(subs=subs))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.xaxis.set_minor_formatter("")
 
 
 def by_width(rows: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
@@ -96,6 +105,7 @@ def by_width(rows: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
             dots = {"linestyle": "", "marker": ".", "alpha": 0.35, "color": style["color"]}
             ax.plot(some["bytes"], some[measure], **dots)
         ax.set(xscale="log", xlabel="bytes, compressed", ylabel=label)
+        _count_bytes(ax, (1, 3))
     axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

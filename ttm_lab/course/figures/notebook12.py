@@ -50,8 +50,10 @@ def arms_by_target(rows: pd.DataFrame, arms: Sequence[str], column: str, *, xlab
         teacher = here.loc[here["arm"] == "teacher", column]
         if len(teacher):
             ax.axvline(teacher.mean(), color="black", linewidth=1, linestyle=":")
+            place = {"transform": ax.get_xaxis_transform(), "ha": "right", "va": "bottom"}
+            ax.text(teacher.mean(), 1.01, "teacher", fontsize=8, **place)
         ax.set_yticks(range(len(arms)), arms[::-1])
-        ax.set_title(target.replace("_", " "))
+        ax.set_title(target.replace("_", " "), loc="left")
     axes[0, len(targets) // 2].set_xlabel(xlabel)
     return figure
 

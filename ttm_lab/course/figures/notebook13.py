@@ -18,8 +18,8 @@ def by_set(
 ) -> Figure:
     """One value a network and set, a panel a scale: small dots are seeds, markers their means.
 
-    ``rows`` has the columns scale, set, arm, seed and value. ``band`` is a range to shade. Arms
-    keep their order of appearance.
+    ``rows`` has the columns scale, set, arm, seed and value. ``band`` is a range to shade; a dashed
+    line marks 0.5. Arms keep their order of appearance.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(9.6, 3.6), sharey=True, squeeze=False)
     arms = list(rows["arm"].unique())
@@ -28,14 +28,13 @@ def by_set(
         for k, arm in enumerate(arms):
             shift = 0.8 * ((k + 0.5) / len(arms) - 0.5)
             look = method_style(arm) | {"linestyle": ""}
-            if arm == "KD x 10":
-                look["markerfacecolor"] = "white"
             values = part[part["arm"] == arm].pivot(index="seed", columns="set", values="value")
             x = np.arange(len(sets)) + shift
             values = values.reindex(columns=sets)
             ax.plot(x, values.mean(), markersize=8, label=arm, **look)
             if len(values) > 1:
                 ax.plot(x, values.T, alpha=0.5, **look | {"marker": ".", "markersize": 4})
+        ax.axhline(0.5, color="#777777", linewidth=1, linestyle="--", zorder=0)
         if band is not None:
             ax.axhspan(*band, color="black", alpha=0.1, linewidth=0)
         names = [name.removeprefix("CIFAR-100 ").replace(" ", "\n", 1) for name in sets]
@@ -81,8 +80,6 @@ def against_accuracy(rows: pd.DataFrame, panels: Sequence[str]) -> Figure:
     for ax, panel in zip(axes[0], panels, strict=True):
         for arm, part in rows[rows["scale"] == panel].groupby("arm", sort=False):
             look = method_style(arm) | {"linestyle": ""}
-            if arm == "KD x 10":
-                look["markerfacecolor"] = "white"
             ax.plot(100 * part["accuracy"], part["auroc"], markersize=8, label=arm, **look)
         ax.set_xlabel("test accuracy, %")
         ax.set_title(panel)

@@ -29,8 +29,6 @@ def accuracy_by_rate(search: pd.DataFrame, recipe_rate: float) -> Figure:
     for ax, column in zip(axes, ("own_rate", "rate"), strict=True):
         for arm, rows in search.groupby("arm", sort=False):
             look = method_style(arm)
-            if " x " in arm or " / " in arm:
-                look["markerfacecolor"] = "white"
             ax.plot(rows[column], rows["accuracy"], label=arm, markersize=7, **look)
         rates = sorted(search[column].unique())[::2]
         ax.set(xscale="log")
