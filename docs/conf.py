@@ -13,9 +13,9 @@ from sphinx.util import logging
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import course  # noqa: E402
+import formulas  # noqa: E402
 
 import ttm_lab  # noqa: E402
-from ttm_lab.course.execute import mathml  # noqa: E402
 
 project = "TTM Lab"
 author = "TTM Lab"
@@ -60,8 +60,7 @@ napoleon_use_ivar = True  # a NamedTuple documents its fields by itself as well
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 
-# Formulas become MathML when the site is built: nothing to load and run in the browser, read out by
-# screen readers, and drawn with the font that the site brings.
+# Formulas become MathML when the site is built, drawn with the font that the site brings.
 
 
 def _inline_formula(self, node) -> None:
@@ -76,7 +75,7 @@ def _block_formula(self, node) -> None:
 
 def _drawn(node, *, block: bool = False) -> str:
     try:
-        return mathml(node.astext(), block=block)
+        return formulas.mathml(node.astext(), block=block)
     except Exception:  # latex2mathml raises what comes
         message = f"formula that cannot be read: {node.astext()}"
         logging.getLogger(__name__).warning(message, location=node)
