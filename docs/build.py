@@ -301,6 +301,7 @@ def lay_out(executed: Path, source: Path, extra: Path) -> None:
         "The project": ["CONTRIBUTING"],
     }
     home = site_links((ROOT / "README.md").read_text(encoding="utf-8"), ".", source)
+    home = home.replace("[report](#two-commands)", "[report](/report.md)")  # here there is one
     write["index.md"] = f"{home}\n\n{contents(groups)}"
     for name, text in write.items():
         (_made((source / name).parent) / Path(name).name).write_text(text, encoding="utf-8")

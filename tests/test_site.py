@@ -360,6 +360,7 @@ FOLDED = [  # source, tag, is it folded?
     ("from scipy import stats\n\ndef mine():\n    raise Unsolved()", "exercise", False),
     ("import numpy as np\n\ndef half(x):\n    return x / 2", None, False),
     ("%time 1 + 1", None, False),
+    (f"total = {'1' * 92}", None, False),
 ]
 
 
@@ -486,6 +487,15 @@ def test_print_cuts_nothing_and_a_small_screen_splits_nothing(small, chromium):
     for selector in (code, printed, "div.cell_output"):
         assert all(wide <= seen for wide, seen in widths(page, selector)), selector
     assert page.locator("div.cell_output img").bounding_box()["width"] <= 400
+    page.close()
+
+
+def test_a_line_of_code_of_100_letters_is_seen_whole_on_a_usual_screen(small, chromium):
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((small[0] / "notebooks" / "02_two.html").as_uri())
+    wide, seen = widths(page, "div.cell_input pre")[-1]
+    assert len(FOLDED[-1][0]) == 100
+    assert wide <= seen
     page.close()
 
 
@@ -697,6 +707,25 @@ def test_slides_turn_by_keys_and_a_slider_keeps_its_own(page, address, minutes):
     assert place.text_content() == here
     page.locator("nav button").last.click()
     assert place.text_content() != here
+
+
+@needs_site
+@pytest.mark.parametrize("width", [400, 800, 1280, 1440])
+def test_tables_of_the_report_keep_to_their_column_and_split_no_word(chromium, built, width):
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.goto((built / "report.html").as_uri())
+    end = page.locator("article").evaluate("e => e.getBoundingClientRect().right")
+    ends = page.locator(".batch-report table:not(.wide table, details table)").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect().right)"
+    )
+    assert len(ends) > 10
+    assert max(ends) <= end + 1
+    # "not decided" may take two lines; half a word would take one more.
+    heights = page.locator(".matrix .mark").evaluate_all(
+        "all => all.map(e => e.offsetHeight / parseFloat(getComputedStyle(e).lineHeight))"
+    )
+    assert max(heights) < 2.5
+    page.close()
 
 
 @needs_site

@@ -404,10 +404,11 @@ class Batch:
             tqdm.write(f"\n{name} {self._entry(name)['status']}: {self._entry(name)['error']}")
             tqdm.write(f"  read {_shown(self.folder / self._entry(name)['log'])}")
         executed = [path for name in todo if (path := self.folder / f"{name}.ipynb").exists()]
+        tqdm.write("")
         if executed:
             where = executed[0] if len(todo) == 1 else self.folder
-            tqdm.write(f"\nNotebooks as they ran, for JupyterLab: {_shown(where)}")
-        tqdm.write(f"\nReport: {_shown(self.folder / 'report.html')}")
+            tqdm.write(f"As they ran, for JupyterLab: {_shown(where)}")
+        tqdm.write(f"Report: {_shown(self.folder / 'report.html')}")
         return 1 if failed else 0
 
 
