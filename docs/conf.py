@@ -125,6 +125,16 @@ def _dashes(app, doctree, page) -> None:
             text.parent.replace(text, nodes.Text(": "))
 
 
+def _commas(app, doctree, page) -> None:
+    """Keep a formula and the comma behind it in one line: browsers would break between them."""
+    for formula in list(doctree.findall(nodes.math)):
+        parent, place = formula.parent, formula.parent.index(formula)
+        after = parent[place + 1] if place + 1 < len(parent) else ""
+        if isinstance(after, nodes.Text) and (sign := re.match(r"[,.;:!?)]+", after)):
+            both = nodes.inline("", "", formula, nodes.Text(sign[0]), classes=["together"])
+            parent[place : place + 2] = [both, nodes.Text(after[sign.end() :])]
+
+
 TAUGHT = course.taught(sorted((HERE.parent / "notebooks").glob("*.ipynb")))
 
 
@@ -132,6 +142,7 @@ def setup(app) -> None:
     # Before napoleon, whose markup stays as it is.
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("doctree-resolved", _dashes)
+    app.connect("doctree-resolved", _commas)
     app.connect("build-finished", _bring_font)
     app.add_html_math_renderer("mathml", (_inline_formula, None), (_block_formula, None))
     app.config.html_math_renderer_name = "mathml"

@@ -442,6 +442,7 @@ def test_formulas_become_mathml_and_a_dollar_in_code_begins_none(small):
     assert [formula.get("display") for formula in drawn] == ["block", "inline", "inline", "block"]
     assert "displaystyle" not in page.article.text
     assert page.article.text.count("$") == 10  # as typed
+    assert page.article.find("span", class_="together").text.endswith("T,")
     # A formula in a heading stays out of its anchor and of the page's contents.
     assert page.find(id="where-t-2-comes-from")
     for element in page.find_all(True):
