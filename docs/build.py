@@ -5,6 +5,7 @@ lets Sphinx render it (settings in ``conf.py``), and checks every page (``check.
 """
 
 import argparse
+import ast
 import base64
 import re
 import shutil
@@ -21,9 +22,9 @@ import slides
 
 from ttm_lab.course import report
 from ttm_lab.course.batch import Refused, batch_folder, find_notebooks, reproduce, same_cells
-from ttm_lab.course.execute import is_plumbing
 
 ROOT = Path(__file__).resolve().parents[1]
+LONG = 6  # lines of code from which a cell that draws a figure is folded
 # Links to folders of the checkout, and the page that shows each.
 FOLDER_PAGES = {
     "benchmarks/results": "benchmarks/results/index.md",
@@ -71,10 +72,34 @@ def page_of(
             cell.source = site_links(with_targets(cell.source, executed.stem), "notebooks", source)
         elif cell.cell_type == "code":
             if is_plumbing(cell):
-                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+                cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), "hide-input"})
             cell.outputs = [still for output in cell.outputs if (still := _still(output, save))]
     notebook.cells.append(nbformat.v4.new_markdown_cell(_functions_used(executed, uses)))
     return notebook
+
+
+def is_plumbing(cell: nbformat.NotebookNode) -> bool:
+    """Whether a page folds this code cell: it serves the notebook and teaches nothing by itself.
+
+    That is the profile, what begins with imports, what records evidence, what draws a figure in
+    six lines or more, and what is tagged ``hide-input``. Exercises stay open.
+    """
+    tags = set(cell.metadata.get("tags", []))
+    if tags & {"exercise", "check"}:
+        return False
+    if tags & {"parameters", "injected-parameters", "hide-input"}:
+        return True
+    try:
+        body = ast.parse(cell.source).body
+    except SyntaxError:  # a magic command
+        return False
+    calls = [node.func for statement in body for node in ast.walk(statement)
+             if isinstance(node, ast.Call)]  # fmt: skip
+    called = {ast.unparse(function).rpartition(".")[2] for function in calls}
+    defines = any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in body)
+    imports = bool(body) and isinstance(body[0], (ast.Import, ast.ImportFrom)) and not defines
+    draws = "show" in called and len(cell.source.splitlines()) >= LONG
+    return imports or "record" in called or draws
 
 
 class _Figures:
@@ -173,8 +198,8 @@ def report_page(executed: Path) -> str:
     """The batch's report with the site around it."""
     whole = (executed / "report.html").read_text(encoding="utf-8")
     body = re.search(r"<h1>.*?</h1>(.*)</main>", whole, flags=re.DOTALL)[1]
-    body = re.sub(r'(, )?<a href="logs/[^"]*">log</a>', "", body)
-    body = re.sub(r'href="([^"/:]+\.(?:html|ipynb))"', r'href="notebooks/\1"', body)
+    body = re.sub(r' <a href="logs/[^"]*">log</a>', "", body)
+    body = re.sub(r'href="([^"/:]+)\.ipynb"', r'href="notebooks/\1.html"', body)
     start, *sections = re.split(r"<h2>(.*?)</h2>", body)
     wrapped = "<div class='batch-report'>{}</div>"
     page = ["# Report", _raw(wrapped.format(start))]
@@ -276,6 +301,7 @@ def lay_out(executed: Path, source: Path, extra: Path) -> None:
         "The project": ["CONTRIBUTING"],
     }
     home = site_links((ROOT / "README.md").read_text(encoding="utf-8"), ".", source)
+    home = home.replace("[report](#two-commands)", "[report](/report.md)")  # here there is one
     write["index.md"] = f"{home}\n\n{contents(groups)}"
     for name, text in write.items():
         (_made((source / name).parent) / Path(name).name).write_text(text, encoding="utf-8")
@@ -289,6 +315,22 @@ def _made(folder: Path) -> Path:
 # The command ----------------------------------------------------------------------------------
 
 
+def render(source: Path, extra: Path, output: Path) -> int:
+    """Let Sphinx make pages of ``source`` beside the files of ``extra``; return 0 if all is well.
+
+    Every warning counts as a fault and is printed.
+    """
+    styles = f".batch-report {{\n{report.STYLE}\n}}\n"
+    (_made(extra / "_static") / "report.css").write_text(styles, encoding="utf-8")
+    return build_main(
+        [
+            *("-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs")),
+            *("-d", str(output.with_name("doctrees")), "-D", f"html_extra_path={extra}"),
+            *(str(source), str(output)),
+        ]
+    )
+
+
 def build(executed: Path, output: Path) -> int:
     """Render the site into ``output`` and check it; return 0, or 1 if something is wrong."""
     if output.exists() and not (output / ".buildinfo").exists():
@@ -298,16 +340,7 @@ def build(executed: Path, output: Path) -> int:
     source, extra = _made(work / "source"), _made(work / "extra")
     lay_out(executed, source, extra)
     (extra / ".nojekyll").touch()  # a code host would else leave out folders such as _static
-    styles = f".batch-report {{\n{report.STYLE}\n}}\n"
-    (_made(extra / "_static") / "report.css").write_text(styles, encoding="utf-8")
-    failed = build_main(
-        [
-            *("-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs")),
-            *("-d", str(work / "doctrees"), "-D", f"html_extra_path={extra}"),
-            *(str(source), str(work / "site")),
-        ]
-    )
-    if failed:
+    if render(source, extra, work / "site"):
         print(f"Sphinx found faults in the pages below {source}, see above.", file=sys.stderr)
         return 1
     shutil.rmtree(output, ignore_errors=True)

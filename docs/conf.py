@@ -13,9 +13,9 @@ from sphinx.util import logging
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import course  # noqa: E402
+import formulas  # noqa: E402
 
 import ttm_lab  # noqa: E402
-from ttm_lab.course.execute import mathml  # noqa: E402
 
 project = "TTM Lab"
 author = "TTM Lab"
@@ -60,8 +60,7 @@ napoleon_use_ivar = True  # a NamedTuple documents its fields by itself as well
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 
-# Formulas become MathML when the site is built: nothing to load and run in the browser, read out by
-# screen readers, and drawn with the font that the site brings.
+# Formulas become MathML when the site is built, drawn with the font that the site brings.
 
 
 def _inline_formula(self, node) -> None:
@@ -76,7 +75,7 @@ def _block_formula(self, node) -> None:
 
 def _drawn(node, *, block: bool = False) -> str:
     try:
-        return mathml(node.astext(), block=block)
+        return formulas.mathml(node.astext(), block=block)
     except Exception:  # latex2mathml raises what comes
         message = f"formula that cannot be read: {node.astext()}"
         logging.getLogger(__name__).warning(message, location=node)
@@ -126,6 +125,16 @@ def _dashes(app, doctree, page) -> None:
             text.parent.replace(text, nodes.Text(": "))
 
 
+def _commas(app, doctree, page) -> None:
+    """Keep a formula and the comma behind it in one line: browsers would break between them."""
+    for formula in list(doctree.findall(nodes.math)):
+        parent, place = formula.parent, formula.parent.index(formula)
+        after = parent[place + 1] if place + 1 < len(parent) else ""
+        if isinstance(after, nodes.Text) and (sign := re.match(r"[,.;:!?)]+", after)):
+            both = nodes.inline("", "", formula, nodes.Text(sign[0]), classes=["together"])
+            parent[place : place + 2] = [both, nodes.Text(after[sign.end() :])]
+
+
 TAUGHT = course.taught(sorted((HERE.parent / "notebooks").glob("*.ipynb")))
 
 
@@ -133,6 +142,7 @@ def setup(app) -> None:
     # Before napoleon, whose markup stays as it is.
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("doctree-resolved", _dashes)
+    app.connect("doctree-resolved", _commas)
     app.connect("build-finished", _bring_font)
     app.add_html_math_renderer("mathml", (_inline_formula, None), (_block_formula, None))
     app.config.html_math_renderer_name = "mathml"

@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import formulas
 import nbformat
-
-from ttm_lab.course.execute import markdown_html
+from markdown_it import MarkdownIt
+from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 STYLE = """
 @font-face { font-family: "STIX Two Math"; src: url("_static/STIXTwoMath-Regular.ttf"); }
@@ -77,6 +78,17 @@ document.querySelectorAll("nav button").forEach((button, k) => {
 document.body.classList.add("moving");
 show();
 """
+
+
+def _formula(latex: str, options: dict) -> str:
+    try:
+        return formulas.mathml(latex, block=options["display_mode"])
+    except Exception:  # latex2mathml raises what comes; the site's own page names the formula
+        return f"<code>{html.escape(latex)}</code>"
+
+
+MARKDOWN = MarkdownIt().enable("table")
+MARKDOWN.use(dollarmath_plugin, double_inline=True, renderer=_formula)
 
 
 @dataclass(frozen=True)
@@ -191,7 +203,7 @@ def _words(source: str) -> str:
     Its links lead from the notebook, not from a slide, so their words stay.
     """
     text = re.sub(r"^#+ .*$", "", source, flags=re.M)
-    return markdown_html(re.sub(r"(?<!!)\[([^\]]+)\]\([^)\s]*\)", r"\1", text))
+    return MARKDOWN.render(re.sub(r"(?<!!)\[([^\]]+)\]\([^)\s]*\)", r"\1", text))
 
 
 def _explorer(cell) -> str:

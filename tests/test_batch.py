@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import unquote
 
 import nbformat
 import psutil
@@ -107,13 +106,12 @@ os.chdir(path.parent)
 for cell in code[:1] + [injected] + code[1:]:
     exec("".join(cell["source"]), names)
 (folder / path.name).write_text(json.dumps(notebook))
-(folder / path.name).with_suffix(".html").write_text("<main></main>")
 """.replace("INJECTED", "'injected-parameters'")
 
 
 @pytest.fixture
 def plain(monkeypatch):
-    """For what the batch decides, whoever runs the notebooks: no kernel, no page."""
+    """For what the batch decides, whoever runs the notebooks: no kernel."""
 
     def start(notebook, folder, parameters, *, log, **_):
         (folder / "results").mkdir(parents=True)
@@ -144,10 +142,14 @@ def test_goes_on_after_a_failure_and_names_the_log(course, capsys):
     assert list(claims.query("verdict == 'holds'")["notebook"]) == ["03_works"]
     page = (course.out / "report.html").read_text()
     assert "1 of 3 notebooks finished" in page
-    shown = (course.out / "03_works.html").read_text()
-    assert "Title of 03_works" in shown
-    assert 'rel="prev" href="02_dies.html"' in shown  # as far as it came
-    assert 'href="report.html"' in shown
+    for name in ("01_breaks", "03_works"):
+        assert f'<a href="{name}.ipynb">Title of {name}</a>' in page
+    # What a failed notebook showed before it failed is kept, and its error below.
+    cells = nbformat.read(course.out / "01_breaks.ipynb", as_version=4).cells
+    assert [o.evalue for cell in cells for o in cell.get("outputs", []) if "evalue" in o] == [
+        "wrong turn"
+    ]
+    assert f"for JupyterLab: {course.out}\n" in printed
 
 
 @pytest.mark.usefixtures("plain")
@@ -166,7 +168,7 @@ def test_runs_again_only_what_changed(course, capsys):
     assert course.run() == 0
     assert course.ran() == [*everything, "01_first", "02_second"]
     # A lost file and a changed parameter make a notebook run again.
-    (course.out / "03_third.html").unlink()
+    (course.out / "03_third.ipynb").unlink()
     assert course.run() == 0
     assert course.run(only=["3"], parameters={"value": 2}) == 0
     assert course.ran()[5:] == ["03_third", "03_third"]
@@ -266,7 +268,7 @@ def test_interrupt_keeps_what_is_finished_and_resumes(course):
     assert "The same command goes on" in errors
     kernel.wait(timeout=30)
     assert course.status() == {"01_first": "done", "02_blocks": "interrupted"}
-    assert not (course.out / "02_blocks.html").exists()
+    assert not (course.out / "02_blocks.ipynb").exists()
     started, _ = course.start()
     (course.notebooks / "go").write_text("on")
     assert started.wait() == 0
@@ -337,7 +339,7 @@ def test_only_takes_a_notebooks_path(course, monkeypatch):
 def test_a_status_file_removes_nothing_elsewhere_and_one_of_another_shape_runs_anew(course, capsys):
     course.add("01_first")
     assert course.run() == 0
-    victim = course.root / "victim.html"
+    victim = course.root / "victim.ipynb"
     victim.write_text("dear")
     whole = json.loads((course.out / "status.json").read_text())
     entry = whole["notebooks"]["01_first"]
@@ -661,30 +663,3 @@ def test_a_failing_cells_message_survives_any_console(course):
     assert entry["error"].startswith("RuntimeError: Rényi 😀")
     assert "Rényi 😀" in (course.out / "report.html").read_text(encoding="utf-8")
     assert "Rényi 😀" in (course.out / "logs" / "01_breaks.log").read_text(encoding="utf-8")
-
-
-# Ways between the pages -----------------------------------------------------------------------
-
-
-def test_every_link_of_the_executed_pages_leads_somewhere(course):
-    (course.root / "docs").mkdir()
-    (course.root / "docs" / "notation.md").write_text("# Notation")
-    for name in ("01_first", "02_second", "03_third", "04_other"):
-        course.add(name)
-    notebook = nbformat.read(course.notebooks / "02_second.ipynb", as_version=4)
-    links = "[a](../docs/notation.md) [b](01_first.ipynb#top) [c](04_other.ipynb) [d](#here)"
-    notebook.cells.append(nbformat.v4.new_markdown_cell(links, id="links"))
-    nbformat.write(notebook, course.notebooks / "02_second.ipynb")
-    assert course.run(only=["1", "2", "3"], jobs=2) == 0
-    found = {}
-    for page in course.out.glob("0*.html"):
-        targets = re.findall(r'<a[^>]* href="([^"#]+)', page.read_text(encoding="utf-8"))
-        found[page.stem] = set(targets)
-        for target in targets:
-            assert (course.out / unquote(target)).exists(), (page, target)
-    assert found["01_first"] == {"report.html", "02_second.html"}
-    up = "../../.."
-    assert found["02_second"] == {
-        *("report.html", "01_first.html", "03_third.html"),
-        *(f"{up}/docs/notation.md", f"{up}/notebooks/04_other.ipynb"),
-    }

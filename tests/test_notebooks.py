@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ttm_lab.course import plans
-from ttm_lab.course.execute import execute, export_html
+from ttm_lab.course.execute import execute
 from ttm_lab.data import load_dataset
 from ttm_lab.files import find_root
 from ttm_lab.models import create_model
@@ -244,7 +244,6 @@ def test_quick_run_tells_stubs_from_solutions_and_describes_its_pictures(path, t
         assert f"Exercise {number}: not solved yet." in said(stub)
         assert f"Exercise {number}: correct." in said(solved)
     assert_pictures_are_described(notebook)
-    assert_page_keeps_them(executed)
 
 
 def with_solutions(notebook):
@@ -274,18 +273,16 @@ def said(cell):
 
 
 class Page(HTMLParser):
-    """Text alternatives of the pictures, and how many parts can be folded."""
+    """Text alternatives of the pictures."""
 
     def __init__(self, text):
         super().__init__()
-        self.alternatives, self.sources, self.folded = [], [], 0
+        self.alternatives = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         if tag == "img":
             self.alternatives.append(dict(attributes).get("alt", ""))
-            self.sources.append(dict(attributes)["src"])
-        self.folded += tag == "details"
 
 
 def pictures(notebook):
@@ -307,16 +304,3 @@ def assert_pictures_are_described(notebook):
         assert model["model_name"] != "ImageModel"
         alternatives = Page(str(model["state"].get("value", ""))).alternatives
         assert all(len(text) >= 20 for text in alternatives), alternatives
-
-
-def assert_page_keeps_them(executed):
-    notebook = read(executed)
-    target = executed.with_suffix(".html")
-    export_html(executed, target)
-    text = target.read_text(encoding="utf-8")
-    page = Page(text)
-    assert len(page.alternatives) >= sum(1 for _ in pictures(notebook))
-    assert all(len(text) >= 20 for text in page.alternatives), page.alternatives
-    assert all(source.startswith("data:") for source in page.sources), "a picture left behind"
-    assert page.folded >= len(tagged(notebook, "solution"))
-    assert "application/vnd.jupyter.widget" not in text

@@ -11,7 +11,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from ttm_lab import analysis, paper
-from ttm_lab.course import evidence, execute, kept, report
+from ttm_lab.course import evidence, kept, report
 from ttm_lab.files import find_root
 
 
@@ -49,7 +49,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TTM_LAB_RESULTS", str(tmp_path / "results" / "01_first"))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 1. First & best")])
     nbformat.write(notebook, tmp_path / "01_first.ipynb")
-    (tmp_path / "01_first.html").write_text("<html></html>")
     entry = {"error": "", "seconds": 61.5, "parameters": {"profile": "quick"}, "results": []}
     entry["inputs"] = "0"
     status = {
@@ -119,9 +118,10 @@ def test_report_shows_measurements_with_scope_and_links(folder):
     smallest = section.select("td[data-label='Smallest detectable']")[0].text
     part = contrasts.iloc[0].to_dict()
     assert float(smallest.split()[0]) == pytest.approx(evidence.smallest_effect(part), rel=0.005)
-    assert {"01_first.html", "01_first.ipynb", "logs/01_first.log", "logs/02_second.log"} == {
+    assert {"01_first.ipynb", "logs/01_first.log", "logs/02_second.log"} == {
         link for link in page.links if not link.startswith("#")
     }
+    assert section.find("a", href="01_first.ipynb").text == "1. First & best"
 
 
 def test_the_report_opens_with_one_verdict_a_claim_and_place(folder):
@@ -229,7 +229,6 @@ def test_names_labels_and_notes_with_markup_stay_text(folder, monkeypatch):
     (folder / "status.json").write_text(json.dumps(status))
     cells = [nbformat.v4.new_markdown_cell(f"# {MARKUP}")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
-    (folder / f"{name}.html").write_text("<html></html>")
     claims = evidence.collect(folder / "results").astype(object)
     for column in ("measure", "unit", "scope", "note", "because"):
         claims.loc[0, column] = MARKUP
@@ -246,7 +245,7 @@ def test_names_labels_and_notes_with_markup_stay_text(folder, monkeypatch):
     assert page.text.count("<script>alert(1)</script>") >= 10
     assert not any(":" in link for link in page.links)
     linked = [folder / unquote(link) for link in page.links if not link.startswith("#")]
-    assert {folder / f"{name}.html", folder / f"{name}.ipynb"} <= set(linked)
+    assert folder / f"{name}.ipynb" in linked
     assert all(path.parent in (folder, folder / "logs") for path in linked)
 
 
@@ -304,43 +303,3 @@ def test_a_status_with_a_budget_of_another_kind_is_none(folder, budget):
 def test_an_executed_notebook_that_is_none_is_shown_by_its_name(folder, content):
     (folder / "01_first.ipynb").write_text(content)
     assert "01_first" in read(folder).text
-
-
-def test_pages_lead_to_each_other_to_the_report_and_into_the_checkout(tmp_path):
-    folder, notebooks = tmp_path / "runs" / "reproduce" / "quick", tmp_path / "notebooks"
-    for made in (folder, notebooks, tmp_path / "docs"):
-        made.mkdir(parents=True)
-    (tmp_path / "docs" / "a note.md").write_text("note")
-    (folder / "report.html").write_text("report")
-    text = (
-        "# Title\n\n[two](02_b%20c.ipynb#top), [three](03_d.ipynb), [note](../docs/a%20note.md), "
-        "[out](https://arxiv.org/abs/2402.11148), [here](#Title), [gone](gone.md)"
-    )
-    paths = [notebooks / f"{stem}.ipynb" for stem in ("01_a", "02_b c", "03_d")]
-    for path in paths:
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
-        nbformat.write(notebook, path)
-    for path in paths[:2]:
-        execute.export_html(path, folder / f"{path.stem}.html")
-
-    def links(page):
-        report.link_pages(folder, paths)
-        shown = BeautifulSoup((folder / page).read_text(encoding="utf-8"), "html.parser")
-        return [a["href"] for a in shown.find("main").find_all("a")]
-
-    source = "../../../notebooks/"
-    for _ in range(2):  # a second batch in the folder changes nothing
-        for page, around in {
-            "01_a.html": ["02_b%20c.html", "report.html"],
-            "02_b c.html": ["01_a.html", f"{source}03_d.ipynb", "report.html"],
-        }.items():
-            body = ["#Title", "02_b%20c.html#top", f"{source}03_d.ipynb"]
-            body += ["../../../docs/a%20note.md", "https://arxiv.org/abs/2402.11148"]
-            assert links(page) == [*around, *body, "#Title", "gone.md", *around]
-            for link in [*around, *body[1:4]]:
-                assert (folder / unquote(link).split("#")[0]).exists()
-    # A page that comes later is found, and one that went is no longer linked.
-    execute.export_html(paths[2], folder / "03_d.html")
-    assert "03_d.html" in links("02_b c.html")
-    (folder / "02_b c.html").unlink()
-    assert f"{source}02_b%20c.ipynb#top" in links("01_a.html")

@@ -1,14 +1,18 @@
 """The site: its checks find what they look for, and a built one reads without a network.
 
-The built site is tested where ``TTM_LAB_SITE`` names it (``make site`` makes ``runs/site``), in
-Chromium with every request to another host refused. ``TTM_LAB_BROWSER=1`` turns the absence of a
-browser from a skip into a failure.
+Three notebooks that hold all kinds of cells become pages here. The whole site is tested where
+``TTM_LAB_SITE`` names it (``make site`` makes ``runs/site``), in Chromium with every request to
+another host refused. ``TTM_LAB_BROWSER=1`` turns the absence of a browser from a skip into a
+failure.
 """
 
+import base64
+import contextlib
 import functools
 import html
 import http.server
 import importlib.util
+import io
 import json
 import os
 import re
@@ -21,11 +25,12 @@ import lab
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from PIL import Image
 
-from ttm_lab.course.execute import mathml
 from ttm_lab.files import find_root
 
 ROOT = find_root(__file__)
+sys.path.insert(0, str(ROOT / "docs"))  # whose modules import one another
 
 
 def docs_module(name):
@@ -39,7 +44,31 @@ def docs_module(name):
 
 check = docs_module("check")
 course = docs_module("course")
+formulas = docs_module("formulas")
 slides = docs_module("slides")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    program = shutil.which("chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        program = None
+    if program is None:
+        reason = "no Chromium, or the Python package playwright is missing"
+        (pytest.fail if os.environ.get("TTM_LAB_BROWSER") == "1" else pytest.skip)(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def _page(built, pages, name):
+    if name not in pages:
+        pages[name] = BeautifulSoup((built / name).read_text(encoding="utf-8"), "html.parser")
+    return pages[name]
+
 
 # The checks -----------------------------------------------------------------------------------
 
@@ -273,11 +302,220 @@ def test_the_plans_of_the_course_name_sections_that_there_are():
                 assert slides.section(nbformat.read(notebooks[number], 4).cells, title)
 
 
+# Pages of notebooks ---------------------------------------------------------------------------
+
+
+def output(cell, kind="display_data", **fields):
+    cell.outputs.append(nbformat.v4.new_output(kind, **fields))
+
+
+def picture(alt, width=1):
+    """What ``figures.show`` leaves: the picture in HTML with its alternative, and the plain PNG."""
+    packed = io.BytesIO()
+    Image.new("RGB", (width, 90), "white").save(packed, "PNG")
+    encoded = base64.b64encode(packed.getvalue()).decode()
+    shown = f'<img class="wide" alt="{alt}" src="data:image/png;base64,{encoded}">'
+    return {"text/html": shown, "image/png": encoded, "text/plain": "<Figure>"}
+
+
+def every_kind_of_cell():
+    """The cells of a notebook that shows what a notebook of the course can."""
+    v4 = nbformat.v4
+    ran = v4.new_code_cell("total = " + " + ".join(["1"] * 80), execution_count=1)
+    output(ran, "stream", name="stderr", text="epoch 1 of 30")
+    output(ran, "stream", name="stdout", text="a printed line " + "0.123 " * 40)
+    output(ran, data=picture("a curve that rises and stays high", 1400))
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "m"}, "text/plain": "VBox()"}
+    output(ran, data=widget)
+    output(ran, data=widget | {"text/html": "<p>frames of an explorer</p>"})
+    symbolic = v4.new_code_cell("log(q)")
+    output(symbolic, data={"text/latex": "$\\displaystyle \\log{q}$", "text/plain": "log(q)"})
+    texts = [
+        "# A & B\n\n[two](02_two.ipynb), [note](../docs/notation.md), [up](#where-t-2-comes-from)",
+        "## Where $T^2$ comes from\n\nInline $p_T$, and a block\n\n$$\\frac{a_*b_*}{2}$$",
+        "<details><summary>Solution</summary>\n\n```python\nx = 1\n```\n\n</details>",
+        *DOLLARS,
+    ]
+    words = [v4.new_markdown_cell(text) for text in texts]
+    return [words[0], ran, symbolic, *words[1:]]
+
+
+DOLLARS = [  # in code or behind a backslash, where no formula begins
+    r"\$5 for one and \$6 for two",
+    "``a `$HOME` and $PATH b``",
+    "~~~sh\necho $HOME $PATH\n~~~",
+    "````\n```\n$HOME and $PATH\n```\n````",
+    "text\n\n    echo $HOME $PATH\n",
+]
+UNREADABLE = ["x^", r"\left( x", r"\sqrt[", "{{{", "<b>^"]
+DRAWING = "x = [1]\ny = [2]\nax.plot(x, y)\nfigures.show(\n    ax,\n    alt='A line'\n)"
+FOLDED = [  # source, tag, is it folded?
+    ("import torch\n\ntorch.set_num_threads(1)", None, True),
+    ('profile = "quick"', "parameters", True),
+    ("for x in (1, 2):\n    evidence.record('A1', x)", None, True),
+    (DRAWING, None, True),
+    ("figures.show(ax, alt='A line')", None, False),
+    ("print(kd_loss(z, v, 4.0))", None, False),
+    ("print(kd_loss(z, v, 4.0))", "hide-input", True),
+    ("from scipy import stats\n\ndef mine():\n    raise Unsolved()", "exercise", False),
+    ("import numpy as np\n\ndef half(x):\n    return x / 2", None, False),
+    ("%time 1 + 1", None, False),
+    (f"total = {'1' * 92}", None, False),
+]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A site of three notebooks as a batch leaves them, and what was wrong with their pages."""
+    build = pytest.importorskip("sphinx") and docs_module("build")
+    folder, v4 = tmp_path_factory.mktemp("small"), nbformat.v4
+    source, extra = folder / "source", folder / "extra"
+    for made in (folder / "executed", source / "notebooks", source / "docs", extra / "notebooks"):
+        made.mkdir(parents=True)
+    plumbing = [
+        v4.new_code_cell(code, metadata={"tags": [tag] if tag else []}) for code, tag, _ in FOLDED
+    ]
+    unreadable = []
+    for latex in UNREADABLE:
+        unreadable += [v4.new_markdown_cell(f"Let ${latex}$ be"), v4.new_code_cell("Math(...)")]
+        output(unreadable[-1], data={"text/latex": f"${latex}$"})
+    notebooks = {
+        "01_one": every_kind_of_cell(),
+        "02_two": [v4.new_markdown_cell("# Two"), *plumbing],
+        "03_three": [v4.new_markdown_cell("# Three"), *unreadable],
+    }
+    state = {"application/vnd.jupyter.widget-state+json": {"state": {}, "version_major": 2}}
+    python = {"name": "python", "pygments_lexer": "ipython3"}
+    metadata = {"widgets": state, "language_info": python}
+    for name, cells in notebooks.items():
+        executed = folder / "executed" / f"{name}.ipynb"
+        nbformat.write(v4.new_notebook(cells=cells, metadata=metadata), executed)
+        page = build.page_of(executed, {}, extra / "notebooks" / "figures", source)
+        nbformat.write(page, source / "notebooks" / executed.name)
+        shutil.copy(executed, extra / "notebooks")
+    (source / "docs" / "notation.md").write_text("# Notation")
+    pages = [*(f"notebooks/{name}" for name in notebooks), "docs/notation"]
+    (source / "index.md").write_text("# Home\n\n" + build.contents({"The course": pages}))
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert build.render(source, extra, folder / "site") == 1
+    told = re.sub(r"\x1b\[[\d;]*m", "", said.getvalue())
+    return folder / "site", [line for line in told.splitlines() if "WARNING" in line]
+
+
+def small_page(small, name):
+    return _page(small[0], {}, f"notebooks/{name}.html")
+
+
+def test_pages_of_notebooks_have_no_fault_and_load_nothing(small):
+    site, _ = small
+    assert check.check_site(site)[0] == []
+    text = (site / "notebooks" / "01_one.html").read_text(encoding="utf-8")
+    assert not re.findall(r'src="(?:https?:)?//|require\.min\.js|html-manager|vnd\.jupyter', text)
+
+
+def test_a_page_leads_to_its_neighbours_and_into_the_course(small):
+    page = small_page(small, "01_one")
+    assert page.title.text.startswith("A & B")
+    links = [a["href"] for a in page.select("article a.reference")]
+    assert links == ["02_two.html", "../docs/notation.html", "#where-t-2-comes-from"]
+    around = small_page(small, "02_two")
+    assert around.find("a", class_="next-page")["href"] == "03_three.html"
+    assert around.find("a", class_="prev-page")["href"] == "01_one.html"
+
+
+def test_pictures_keep_their_words_explorers_their_frames_and_progress_is_left_to_the_log(small):
+    shown = small_page(small, "01_one").article
+    (drawn,) = shown.find_all("img")
+    assert drawn["alt"] == "a curve that rises and stays high"
+    assert (small[0] / "notebooks" / drawn["src"]).exists()
+    text = shown.get_text()
+    assert "frames of an explorer" in text
+    assert "a printed line" in text
+    assert "VBox" not in text
+    assert "epoch 1 of 30" not in text
+
+
+def test_formulas_become_mathml_and_a_dollar_in_code_begins_none(small):
+    page = small_page(small, "01_one")
+    drawn = page.article.find_all("math")
+    assert [formula.text.replace(" ", "") for formula in drawn[:2]] == ["logq", "T2"]
+    assert [formula.get("display") for formula in drawn] == ["block", "inline", "inline", "block"]
+    assert "displaystyle" not in page.article.text
+    assert page.article.text.count("$") == 10  # as typed
+    assert page.article.find("span", class_="together").text.endswith("T,")
+    # A formula in a heading stays out of its anchor and of the page's contents.
+    assert page.find(id="where-t-2-comes-from")
+    for element in page.find_all(True):
+        assert not any("<math" in str(value) for value in element.attrs.values())
+
+
+def test_each_formula_that_cannot_be_read_is_named_with_its_place(small):
+    wanted = sorted(2 * UNREADABLE)
+    assert sorted(line.partition("cannot be read: ")[2] for line in small[1]) == wanted
+    assert all("03_three" in line for line in small[1])
+
+
+@pytest.mark.parametrize("place", range(len(FOLDED)))
+def test_plumbing_is_folded_and_what_teaches_is_shown(small, place):
+    code = small_page(small, "02_two").select("div.cell div.highlight")[place]
+    assert code.get_text(strip=True)
+    assert bool(code.find_parent("details")) == FOLDED[place][-1]
+
+
+def test_solutions_stay_folded(small):
+    (solution,) = small_page(small, "01_one").article.find_all("details")
+    assert solution.summary.text == "Solution"
+    assert solution.find("pre").text == "x = 1\n"
+
+
+def widths(page, selector):
+    """How wide the content of each such element is, and how much is seen without scrolling."""
+    return page.locator(selector).evaluate_all(
+        "all => all.map(e => [e.scrollWidth, e.clientWidth])"
+    )
+
+
+def test_print_cuts_nothing_and_a_small_screen_splits_nothing(small, chromium):
+    page = chromium.new_page(viewport={"width": 400, "height": 900})
+    page.goto((small[0] / "notebooks" / "01_one.html").as_uri())
+    code, printed = "div.cell_input pre", "div.cell_output pre"
+    assert page.locator(printed).first.evaluate("e => getComputedStyle(e).whiteSpace") == "pre"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    # Panels side by side stay readable, and scroll in a box of their own.
+    drawn = page.locator("div.cell_output img").bounding_box()
+    assert drawn["width"] > 600
+    page.emulate_media(media="print")
+    for selector in (code, printed, "div.cell_output"):
+        assert all(wide <= seen for wide, seen in widths(page, selector)), selector
+    assert page.locator("div.cell_output img").bounding_box()["width"] <= 400
+    page.close()
+
+
+def test_a_line_of_code_of_100_letters_is_seen_whole_on_a_usual_screen(small, chromium):
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((small[0] / "notebooks" / "02_two.html").as_uri())
+    wide, seen = widths(page, "div.cell_input pre")[-1]
+    assert len(FOLDED[-1][0]) == 100
+    assert wide <= seen
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_figures_drawn_on_white_are_dimmed_in_the_dark(small, chromium, scheme):
+    page = chromium.new_page(color_scheme=scheme)
+    page.goto((small[0] / "notebooks" / "01_one.html").as_uri())
+    dimmed = page.locator("article img").evaluate("e => getComputedStyle(e).filter")
+    assert ("brightness" in dimmed) == (scheme == "dark")
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (max(map(int, re.findall(r"\d+", back)[:3])) < 100) == (scheme == "dark")
+    page.close()
+
+
 # Formulas -------------------------------------------------------------------------------------
 
 
 def test_formulas_have_the_spaces_that_tex_sets():
-    drawn = BeautifulSoup(mathml(r"H=-\sum_i a_i\log a_i, \log(K)/T"), "html.parser")
+    drawn = BeautifulSoup(formulas.mathml(r"H=-\sum_i a_i\log a_i, \log(K)/T"), "html.parser")
     signs = [mo for mo in drawn.find_all("mo") if mo.text == "−"]
     assert [mo.get("form") for mo in signs] == ["prefix"]
     first, second = drawn.find_all("mi", string="log")
@@ -298,22 +536,6 @@ def built():
     folder = Path(os.environ["TTM_LAB_SITE"]).resolve()
     assert (folder / "index.html").exists()
     return folder
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    program = shutil.which("chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        program = None
-    if program is None:
-        reason = "no Chromium, or the Python package playwright is missing"
-        (pytest.fail if os.environ.get("TTM_LAB_BROWSER") == "1" else pytest.skip)(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -381,10 +603,18 @@ def test_every_notebook_page_links_its_functions_and_they_link_back(built):
             assert notebook.find("a", href=f"../api/{module}.html#{name}"), (name, section)
 
 
-def _page(built, pages, name):
-    if name not in pages:
-        pages[name] = BeautifulSoup((built / name).read_text(encoding="utf-8"), "html.parser")
-    return pages[name]
+@needs_site
+def test_every_page_keeps_the_pictures_of_its_notebook_and_folds_its_solutions(built):
+    for executed in sorted((built / "notebooks").glob("*.ipynb")):
+        cells, page = nbformat.read(executed, as_version=4).cells, executed.with_suffix(".html")
+        shown = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").article
+        outputs = [o.get("data", {}) for cell in cells for o in cell.get("outputs", [])]
+        pictures = [o for o in outputs if "image/png" in o or "<img" in o.get("text/html", "")]
+        assert len(shown.find_all("img")) >= len(pictures) > 0, executed.stem
+        solutions = [c for c in cells if "solution" in c.metadata.get("tags", [])]
+        folded = [d for d in shown.find_all("details") if d.summary.text == "Solution"]
+        assert len(folded) == len(solutions), executed.stem
+        assert not any(d.has_attr("open") for d in folded)
 
 
 @needs_site
@@ -478,6 +708,25 @@ def test_slides_turn_by_keys_and_a_slider_keeps_its_own(page, address, minutes):
     assert place.text_content() == here
     page.locator("nav button").last.click()
     assert place.text_content() != here
+
+
+@needs_site
+@pytest.mark.parametrize("width", [400, 800, 1280, 1440])
+def test_tables_of_the_report_keep_to_their_column_and_split_no_word(chromium, built, width):
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.goto((built / "report.html").as_uri())
+    end = page.locator("article").evaluate("e => e.getBoundingClientRect().right")
+    ends = page.locator(".batch-report table:not(.wide table, details table)").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect().right)"
+    )
+    assert len(ends) > 10
+    assert max(ends) <= end + 1
+    # "not decided" may take two lines; half a word would take one more.
+    heights = page.locator(".matrix .mark").evaluate_all(
+        "all => all.map(e => e.offsetHeight / parseFloat(getComputedStyle(e).lineHeight))"
+    )
+    assert max(heights) < 2.5
+    page.close()
 
 
 @needs_site

@@ -1,9 +1,9 @@
 """The batch: run every notebook by papermill, each in its own process, and report.
 
 Files under ``runs/reproduce/<name>/`` (``TTM_LAB_RUNS`` names another place for ``runs``):
-executed notebooks and their HTML pages, ``logs/``, ``results/`` (what the notebooks recorded),
-``status.json`` (what ran, from which inputs) and ``report.html``. A notebook works in
-``.running/`` and its files move into place when it ends.
+executed notebooks, ``logs/``, ``results/`` (what the notebooks recorded), ``status.json`` (what
+ran, from which inputs) and ``report.html``. A notebook works in ``.running/`` and its files move
+into place when it ends. ``docs/build.py`` makes pages of them.
 """
 
 import hashlib
@@ -295,7 +295,7 @@ class Batch:
 
     def _finished(self, job: Job) -> bool:
         entry = self._entry(job.name)
-        files = [f"{job.name}.ipynb", f"{job.name}.html", *entry.get("results", [])]
+        files = [f"{job.name}.ipynb", *entry.get("results", [])]
         return (
             entry.get("status") == "done"
             and entry["inputs"] == job.inputs
@@ -351,17 +351,15 @@ class Batch:
         """Move the notebook's files into place. Only a finished notebook's results count."""
         self._save(job, "unfinished")
         self._clear(job.name)
-        for suffix in (".ipynb", ".html"):
-            if (made := job.folder / f"{job.name}{suffix}").exists():
-                os.replace(made, self.folder / made.name)
+        if (made := job.folder / f"{job.name}.ipynb").exists():
+            os.replace(made, self.folder / made.name)
         if status == "done":
             (self.folder / "results").mkdir(exist_ok=True)
             os.replace(job.folder / "results", self.folder / "results" / job.name)
         self._save(job, status, error)
 
     def _clear(self, name: str) -> None:
-        for suffix in (".ipynb", ".html"):
-            (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
+        (self.folder / f"{name}.ipynb").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "results" / name, ignore_errors=True)
 
     def _save(self, job: Job, status: str, error: str = "") -> None:
@@ -390,7 +388,6 @@ class Batch:
         self.status["finished"] = _now()
         self._write_status()
         report.write(self.folder)
-        report.link_pages(self.folder, self.notebooks)
 
     def _summary(self, todo: dict[str, Job], skipped: list[str]) -> int:
         """Print the table; return the exit status."""
@@ -407,7 +404,12 @@ class Batch:
         for name in failed:
             tqdm.write(f"\n{name} {self._entry(name)['status']}: {self._entry(name)['error']}")
             tqdm.write(f"  read {_shown(self.folder / self._entry(name)['log'])}")
-        tqdm.write(f"\nReport: {_shown(self.folder / 'report.html')}")
+        executed = [path for name in todo if (path := self.folder / f"{name}.ipynb").exists()]
+        tqdm.write("")
+        if executed:
+            where = executed[0] if len(todo) == 1 else self.folder
+            tqdm.write(f"As they ran, for JupyterLab: {_shown(where)}")
+        tqdm.write(f"Report: {_shown(self.folder / 'report.html')}")
         return 1 if failed else 0
 
 

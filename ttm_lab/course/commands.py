@@ -111,8 +111,8 @@ def plan(options) -> int:
 def reproduce(options) -> int:
     """Run the notebooks and write the report.
 
-    Each notebook runs in its own process; the report is runs/reproduce/NAME/report.html.
-    What finished before with the same inputs is skipped.
+    Each notebook runs in its own process; the report is runs/reproduce/NAME/report.html, with the
+    executed notebooks beside it. What finished before with the same inputs is skipped.
     """
     from ttm_lab.course import batch
 

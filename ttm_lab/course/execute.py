@@ -1,62 +1,32 @@
-"""One notebook in a process of its own: papermill, then an HTML page.
+"""One notebook in a process of its own, by papermill.
 
 ``start`` is the batch's side. The process reads ``FOLDER/job.json`` and leaves in the folder the
-executed notebook, its HTML page, ``results/`` and, if it failed, ``error.json``. What counts is
-the exit status: a killed kernel leaves a notebook that looks complete.
+executed notebook, ``results/`` and, if it failed, ``error.json``. What counts is the exit status:
+a killed kernel leaves a notebook that looks complete.
 """
 
-import ast
-import html
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from contextlib import suppress
 from pathlib import Path
-from xml.etree import ElementTree
 
-import latex2mathml.converter
 import nbformat
 import papermill
 import psutil
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
-from jinja2 import DictLoader, pass_context
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError
-from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
 SECONDS_UNWRITTEN = 30  # what a killed process may lose of the notebook that it runs
-MATHML = "http://www.w3.org/1998/Math/MathML"
-ElementTree.register_namespace("", MATHML)
-
-LONG = 6  # lines of code from which a cell that draws a figure is folded in pages
-PAGE_STYLE = """<style>
-details.folded > summary { cursor: pointer; font: 0.85em sans-serif; opacity: 0.8; }
-.jp-RenderedText pre { white-space: pre !important; word-break: normal !important; }
-.jp-OutputArea-output { overflow-x: auto; }
-@media (max-width: 46em) { .jp-OutputArea-output img.wide { max-width: 40em !important; } }
-@media print {
-  pre, .jp-RenderedText pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
-  .jp-OutputArea-output img.wide { max-width: 100% !important; }
-}
-</style>"""
-TEMPLATE = f"""{{%- extends "lab/index.html.j2" -%}}
-{{%- block html_head_css -%}}{{{{ super() }}}}{PAGE_STYLE}{{%- endblock html_head_css -%}}
-{{%- block input_group -%}}
-{{%- if cell.metadata.folded -%}}
-<details class="folded"><summary>Show the code</summary>{{{{ super() }}}}</details>
-{{%- else -%}}{{{{ super() }}}}{{%- endif -%}}
-{{%- endblock input_group -%}}"""
 
 
 class OwnKernel(KernelSpecManager):
@@ -238,139 +208,6 @@ def _literally(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def export_html(executed: Path, page: Path) -> None:
-    """Write an executed notebook as one HTML page that reads well without a kernel.
-
-    Explorers move by frames drawn ahead; progress and warnings on stderr are left to the log;
-    formulas become MathML, which browsers draw without a script or a network.
-    """
-    notebook = read_notebook(executed)
-    notebook.metadata.pop("widgets", None)
-    heading = re.search(r"^# +(.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
-    title = heading.group(1) if heading else executed.stem
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.metadata["folded"] = is_plumbing(cell)
-            cell.outputs = [still for o in cell.outputs if (still := _static(o))]
-    # Not embed_images: it closes <details> early, so that solutions would stand open.
-    exporter = HTMLExporter(
-        require_js_url="",
-        filters={"markdown2html": _markdown},
-        extra_loaders=[DictLoader({"folding.html.j2": TEMPLATE})],
-        template_file="folding.html.j2",
-    )
-    with warnings.catch_warnings():
-        # Our own figures carry their text alternative in HTML beside the plain PNG.
-        warnings.filterwarnings("ignore", message="Alternative text is missing")
-        body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
-    mathjax = "<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->"
-    body = re.sub(mathjax, "", body, flags=re.DOTALL)
-    page.write_text(body, encoding="utf-8")
-
-
-def is_plumbing(cell: nbformat.NotebookNode) -> bool:
-    """Whether a page folds this code cell: it serves the notebook and teaches nothing by itself.
-
-    That is the profile, what begins with imports, what records evidence, what draws a figure in
-    six lines or more, and what is tagged ``hide-input``. Exercises stay open.
-    """
-    tags = set(cell.metadata.get("tags", []))
-    if tags & {"exercise", "check"}:
-        return False
-    if tags & {"parameters", "injected-parameters", "hide-input"}:
-        return True
-    try:
-        body = ast.parse(cell.source).body
-    except SyntaxError:  # a magic command
-        return False
-    calls = [node.func for statement in body for node in ast.walk(statement)
-             if isinstance(node, ast.Call)]  # fmt: skip
-    called = {ast.unparse(function).rpartition(".")[2] for function in calls}
-    defines = any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in body)
-    imports = bool(body) and isinstance(body[0], (ast.Import, ast.ImportFrom)) and not defines
-    draws = "show" in called and len(cell.source.splitlines()) >= LONG
-    return imports or "record" in called or draws
-
-
-@pass_context
-def _markdown(context, source: str) -> str:
-    return markdown_html(source, context.get("cell", {}).get("attachments", {}))
-
-
-def markdown_html(source: str, attachments: dict | None = None) -> str:
-    """A Markdown text as HTML. Where a formula is, and where none, its parser knows."""
-    renderer = _Renderer(escape=False, attachments=attachments or {})
-    return MarkdownWithMath(renderer=renderer).render(source)
-
-
-class _Renderer(IPythonRenderer):
-    """Draws formulas as MathML."""
-
-    def inline_math(self, body: str) -> str:
-        return _drawn(body)
-
-    def block_math(self, body: str) -> str:
-        return _drawn(body, block=True)
-
-    def latex_environment(self, name: str, body: str) -> str:
-        return _drawn(f"\\begin{{{name}}}{body}\\end{{{name}}}", block=True)
-
-
-def _drawn(latex: str, *, block: bool = False) -> str:
-    """A formula as MathML, or as it was typed where it cannot be read."""
-    try:
-        return mathml(latex, block=block)
-    except Exception:  # latex2mathml raises what comes: IndexError, StopIteration, its own
-        return f"<code>{html.escape(latex)}</code>"
-
-
-def mathml(latex: str, *, block: bool = False) -> str:
-    """A formula as MathML, with the spaces that TeX sets and a browser would not.
-
-    Those are the thin ones around a named function, and none about a slash or behind a sign.
-    """
-    display = "block" if block else "inline"
-    formula = ElementTree.fromstring(latex2mathml.converter.convert(latex, display=display))
-    for row in list(formula.iter(f"{{{MATHML}}}mrow")):
-        spaced, before, before_named = [], None, False
-        for part in row:
-            named = (name := _innermost(part)).tag.endswith("}mi") and len(name.text or "") > 1
-            if part.text == "/":
-                part.attrib |= {"lspace": "0", "rspace": "0"}
-            if before is not None:
-                signed = part.text in ("−", "+") and before.tag.endswith("}mo")
-                if signed and before.text not in (")", "]", "}", "|"):
-                    part.set("form", "prefix")
-                after_name = before_named and not part.tag.endswith("}mo")
-                if after_name or (named and not before.tag.endswith("}mo")):
-                    spaced.append(ElementTree.Element(f"{{{MATHML}}}mspace", width="0.167em"))
-            spaced.append(part)
-            before, before_named = part, named
-        row[:] = spaced
-    return ElementTree.tostring(formula, encoding="unicode")
-
-
-def _innermost(part: ElementTree.Element) -> ElementTree.Element:
-    """What a sub- or superscript stands at."""
-    scripts = ("msub", "msup", "msubsup", "munder", "mover", "munderover")
-    while part.tag.rpartition("}")[2] in scripts and len(part):
-        part = part[0]
-    return part
-
-
-def _static(output):
-    """What a page can show of an output: None for progress bars and messages to the log."""
-    data = output.get("data", {})
-    # A live widget becomes its HTML: an explorer's frames. A progress bar has none.
-    live = data.pop("application/vnd.jupyter.widget-view+json", None)
-    if output.get("name") == "stderr" or (live and "text/html" not in data):
-        return None
-    if "text/latex" in data and "text/html" not in data:  # what sympy shows
-        latex = data["text/latex"].strip().strip("$").removeprefix("\\displaystyle")
-        data["text/html"] = _drawn(latex, block=True)
-    return output
-
-
 def _end_with(batch: int, folder: Path) -> None:
     """End this process when the batch that started it is gone, and all that works in ``folder``."""
 
@@ -405,8 +242,6 @@ def main(folder: Path) -> int:
         error = {"status": "failed", "error": f"{type(raised).__name__}: {raised}"}
     if error:
         (folder / "error.json").write_text(json.dumps(error), encoding="utf-8")
-    if output.exists():
-        export_html(output, output.with_suffix(".html"))
     return 1 if error else 0
 
 

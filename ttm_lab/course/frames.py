@@ -70,7 +70,7 @@ STYLE = """
 .ttm-frames label { display: flex; flex-wrap: wrap; align-items: center; gap: 0.3em 0.8em;
   margin: 0.3em 0; }
 .ttm-frames label > span { min-width: 9em; }
-.ttm-frames input { flex: 1 1 9em; max-width: 24em; height: 2em; accent-color: #0072b2; }
+.ttm-frames input { flex: 1 1 7em; max-width: 24em; height: 2em; accent-color: #0072b2; }
 .ttm-frames select { font: inherit; max-width: 100%; }
 .ttm-frames label > b { min-width: 4em; font-variant-numeric: tabular-nums; }
 .ttm-frames img { display: block; max-width: 100%; height: auto; background: white; }

@@ -10,9 +10,9 @@ import math
 import os
 import re
 from contextlib import suppress
-from html import escape, unescape
+from html import escape
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -130,7 +130,7 @@ def write(folder: Path, kept_folder: Path | None = None) -> Path:
         raise ValueError(f"{folder / 'status.json'} is not what a batch writes: run it again")
     claims = collect(folder / "results", kept.entries(kept_folder))
     notebooks = status["notebooks"]
-    titles = {name: _title(folder / f"{name}.ipynb") for name in notebooks}
+    links = {name: _link(folder / f"{name}.ipynb") for name in notebooks}
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -140,15 +140,17 @@ def write(folder: Path, kept_folder: Path | None = None) -> Path:
 <style>{STYLE}</style>
 </head>
 <body>
+<header><p class="soft">The names of notebooks lead to the notebooks as they ran, for JupyterLab.
+<code>make site</code> shows the whole course in pages, with this report.</p></header>
 <main>
 <h1>TTM Lab report</h1>
 <p class="soft">{_headline(status)}</p>
 {_notices(notebooks)}
 {_matrix_section(claims)}
-{_claims_section(claims[claims["kind"] == "empirical"], titles)}
-{_exact_section(claims[claims["kind"] == "exact"], titles)}
+{_claims_section(claims[claims["kind"] == "empirical"], links)}
+{_exact_section(claims[claims["kind"] == "exact"], links)}
 {_paper_section(kept.tables(kept_folder))}
-{_notebooks_section(folder, status, titles)}
+{_notebooks_section(status, links)}
 {_environment_section(status)}
 </main>
 </body>
@@ -240,7 +242,7 @@ def _rule() -> str:
     )
 
 
-def _claims_section(claims: pd.DataFrame, titles: dict) -> str:
+def _claims_section(claims: pd.DataFrame, links: dict) -> str:
     """The empirical claims: where each was tried, with all its contrasts."""
     parts = [
         "<h2>Claims</h2>",
@@ -260,7 +262,7 @@ def _claims_section(claims: pd.DataFrame, titles: dict) -> str:
         ran = records[records["verdict"] != "not run"]
         order = ran["scope"].map(lambda scope: [*PLACES, ""].index(place(scope)))
         ran = ran.assign(order=order).sort_values("order", kind="stable")
-        parts += [_scope(some, titles) for _, some in ran.groupby("scope", sort=False)]
+        parts += [_scope(some, links) for _, some in ran.groupby("scope", sort=False)]
         parts.append("</section>")
     return "\n".join(parts)
 
@@ -275,7 +277,7 @@ def _summary(records: pd.DataFrame) -> str:
     return f"<strong>{sentence[0].upper()}{sentence[1:]}.</strong>"
 
 
-def _scope(records: pd.DataFrame, titles: dict) -> str:
+def _scope(records: pd.DataFrame, links: dict) -> str:
     """A claim in one scope: the verdict, each contrast with its drawing, and what lies behind."""
     first = records.iloc[0]
     because = f", by {_words(first['because'])}" if first["because"] else ""
@@ -296,11 +298,11 @@ def _scope(records: pd.DataFrame, titles: dict) -> str:
     heads = _heads("Contrast", "", "Difference", "Smallest detectable", "Holm’s p")
     return (
         f'<div class="scope"><p>{_mark(first["verdict"])} {escape(first["scope"])}{because}</p>\n'
-        f"<table>{heads}\n" + "\n".join(rows) + f"\n</table>\n{_facts(records, titles)}</div>"
+        f"<table>{heads}\n" + "\n".join(rows) + f"\n</table>\n{_facts(records, links)}</div>"
     )
 
 
-def _facts(records: pd.DataFrame, titles: dict) -> str:
+def _facts(records: pd.DataFrame, links: dict) -> str:
     first, facts = records.iloc[0], {}
     runs = "pair" if place(first["scope"]) == PLACES[0] else "seed"
     counts = {runs: records["seeds"].max(), "teacher": first["teachers"]}
@@ -314,18 +316,12 @@ def _facts(records: pd.DataFrame, titles: dict) -> str:
     commands = [c for c in dict.fromkeys(records["command"]) if c]
     commands = commands or [f"ttm-lab reproduce --only {name.partition('_')[0]}" for name in names]
     facts["Command"] = "<br>".join(f"<code>{escape(c)}</code>" for c in commands)
-    facts["Explained in"] = ", ".join(_link(name, titles) for name in names)
+    facts["Explained in"] = ", ".join(links.get(name, escape(name)) for name in names)
     notes = "; ".join(escape(note) for note in dict.fromkeys(records["note"]) if note)
     items = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
     return f"<dl>{items}</dl>" + (
         f"<details><summary>How it came about</summary>{notes}</details>" if notes else ""
     )
-
-
-def _link(name: str, titles: dict) -> str:
-    if name not in titles:
-        return escape(name)
-    return f'<a href="{quote(name)}.html">{escape(titles[name])}</a>'
 
 
 def _forest(row: dict, low: float, high: float, axis: bool) -> str:
@@ -366,7 +362,7 @@ def _forest(row: dict, low: float, high: float, axis: bool) -> str:
     return f'<svg viewBox="{box}" role="img" aria-label="{told}">{"".join(shapes)}</svg>'
 
 
-def _exact_section(claims: pd.DataFrame, titles: dict) -> str:
+def _exact_section(claims: pd.DataFrame, links: dict) -> str:
     """The exact statements, one line each."""
     rows = []
     for claim_id, records in claims.groupby("id", sort=False):
@@ -375,7 +371,7 @@ def _exact_section(claims: pd.DataFrame, titles: dict) -> str:
             bound = f" of {_number(row['tolerance'])}" if pd.notna(row["tolerance"]) else ""
             told.append(
                 f"{_words(row['measure'])}: {_measured(row)}{bound} ({escape(row['scope'])}, "
-                f"{_link(row['notebook'], titles)})"
+                f"{links.get(row['notebook'], escape(row['notebook']))})"
             )
         rows.append(
             f'<tbody><tr><td class="id">{claim_id}</td><td>{_words(first["statement"])}. '
@@ -497,26 +493,20 @@ def over_budget(status: dict, entry: dict) -> str:
     return f"over {budget} s" if budget and entry["seconds"] > budget else ""
 
 
-def _notebooks_section(folder: Path, status: dict, titles: dict) -> str:
+def _notebooks_section(status: dict, links: dict) -> str:
     rows = []
     for name, entry in sorted(status["notebooks"].items()):
-        title = escape(titles[name])
-        if (folder / f"{name}.html").exists():
-            title = f'<a href="{quote(name)}.html">{title}</a>'
-        files = [f'<a href="logs/{quote(name)}.log">log</a>']
-        if (folder / f"{name}.ipynb").exists():
-            files.insert(0, f'<a href="{quote(name)}.ipynb">notebook</a>')
         given = ", ".join(f"{k} = {v!r}" for k, v in entry["parameters"].items())
         error = f'<div class="soft">{escape(entry["error"])}</div>' if entry["error"] else ""
         over = over_budget(status, entry)
         over = over and f' <span class="mark open">{over}</span>'
         rows.append(
-            f'<tbody><tr><td>{title}<div class="soft">{escape(given)}</div></td>'
-            f"<td>{_mark(entry['status'])}{error}</td>"
+            f'<tbody><tr><td>{links[name]}<div class="soft">{escape(given)}</div></td>'
+            f'<td>{_mark(entry["status"])} <a href="logs/{quote(name)}.log">log</a>{error}</td>'
             f'<td class="number" data-label="Seconds">{entry["seconds"]:.1f}{over}</td>'
-            f'<td data-label="Files">{", ".join(files)}</td></tr></tbody>'
+            "</tr></tbody>"
         )
-    heads = _heads("Notebook", "Status", "Seconds", "Files")
+    heads = _heads("Notebook", "Status", "Seconds")
     return f"<h2>Notebooks</h2>\n<table>{heads}\n" + "\n".join(rows) + "\n</table>"
 
 
@@ -538,58 +528,17 @@ def _environment_section(status: dict) -> str:
     return f"<h2>Environment</h2>\n<dl>\n{items}\n</dl>"
 
 
-def _title(executed: Path) -> str:
-    """The notebook's heading, or its file's name where there is none."""
+def _link(executed: Path) -> str:
+    """A notebook's heading, or its file's name where there is none, as a link where it is there."""
+    title = executed.stem
     with suppress(ValueError):
-        cells = read_notebook(executed).cells
-        if cells and cells[0].source.startswith("# "):
-            return cells[0].source.splitlines()[0].removeprefix("# ").strip()
-    return executed.stem
-
-
-def link_pages(folder: Path, notebooks: list[Path]) -> None:
-    """Let the batch's pages lead to each other, to the report and to the checkout's files.
-
-    A link to a notebook leads to its page if the batch has one, else to the notebook itself; any
-    other that holds from the notebook's own folder and not from the page's is mended.
-    """
-    places = {path.stem: path for path in notebooks}
-    pages = {stem: page for stem in places if (page := folder / f"{stem}.html").exists()}
-    places |= pages
-
-    def way(target: Path) -> str:
-        return quote(Path(os.path.relpath(target, folder)).as_posix())
-
-    def follow(found: re.Match) -> str:
-        start, address = found.groups()
-        target = Path(unquote(unescape(address)))
-        if target.suffix in (".ipynb", ".html") and target.stem in places:
-            return start + way(places[target.stem])
-        source = notebooks[0].parent / target
-        if source.exists() and not (folder / target).exists():
-            return start + way(source)
-        return found[0]
-
-    order, titles = list(places), {path.stem: _title(path) for path in notebooks}
-    for k, stem in enumerate(order):
-        if stem not in pages:
-            continue
-        beside = [("prev", "←", order[k - 1 : k]), ("next", "→", order[k + 1 : k + 2])]
-        links = [
-            f'<a rel="{rel}" href="{way(places[name])}">{sign} {escape(titles[name])}</a>'
-            for rel, sign, names in beside
-            for name in names
-        ]
-        links.append('<a href="report.html">report</a>')
-        style = "padding: 1em; font-family: system-ui, sans-serif"
-        links = " · ".join(links)
-        around = f'<nav class="batch" aria-label="Course" style="{style}">{links}</nav>'
-        text = pages[stem].read_text(encoding="utf-8", errors="replace")
-        text = re.sub(r'<nav class="batch".*?</nav>', "", text)
-        text = re.sub(r'(<a\s[^<>]*?href=")(?![\w+.-]+:|[/#])([^"#?<>]+)', follow, text)
-        start, main, rest = text.partition("<main>")
-        body, end, rest = rest.rpartition("</main>")
-        atomic_write(pages[stem], start + main + around + body + around + end + rest)
+        for cell in read_notebook(executed).cells[:2]:  # papermill puts an error above the heading
+            if cell.cell_type == "markdown" and cell.source.startswith("# "):
+                title = cell.source.splitlines()[0].removeprefix("# ").strip()
+                break
+    if not executed.exists():
+        return escape(title)
+    return f'<a href="{quote(executed.name)}">{escape(title)}</a>'
 
 
 def _duration(seconds: float) -> str:
