@@ -142,7 +142,8 @@ def _distill(options) -> int:
 
     Example: ttm-lab distill --pair resnet56:resnet20 --methods kd,ttm,wttm --seeds 5
     Your own pictures, in mine/<class>/: ttm-lab distill --data folder --root mine --test-share 0.2
-    --size 64 --pair torchvision/mobilenet_v3_small:resnet8 --fine-tune 10 --output mine.csv
+    --size 64 --pair torchvision/mobilenet_v3_small:resnet8 --fine-tune 10 --learning-rate 0.005
+    --output mine.csv
     Several GPUs: torchrun --nproc-per-node 4 -m ttm_lab distill --pair resnet56:resnet20
     (--batch-size is the batch of all processes together, so the learning rate stays.)
     """
