@@ -160,7 +160,7 @@ class Ours:
         }
         for batch in self.teacher.batches(self.data.train, self.settings[0], options, steps):
             for student in self.students:
-                student.step(*batch, BATCH)
+                student.step(*batch, torch.arange(BATCH))
 
 
 def seconds(side, steps, device):
