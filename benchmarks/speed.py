@@ -153,14 +153,14 @@ class Ours:
             student.begin_epoch(0)
 
     def run(self, steps):
-        options = {
-            "order": torch.arange(PICTURES)[: BATCH * steps],
-            "augmentation": "crop-flip",
-            "seed": 0 if self.known else next(self.rounds) * 1000,
-        }
-        for batch in self.teacher.batches(self.data.train, self.settings[0], options, steps):
+        order = torch.arange(PICTURES)[: BATCH * steps]
+        epoch = 0 if self.known else next(self.rounds)
+        batches = training.epoch_batches(
+            self.data.train, self.teacher, self.students, order, epoch, 0, steps
+        )
+        for batch in batches:
             for student in self.students:
-                student.step(*batch, BATCH)
+                student.step(*batch, torch.arange(BATCH))
 
 
 def seconds(side, steps, device):

@@ -1,13 +1,12 @@
 """The network that students learn from: its batch norm folded, its outputs computed or kept."""
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ttm_lab.data import Dataset, FileSplit, Split
+from ttm_lab.data import Dataset
 from ttm_lab.models import logits_of
 from ttm_lab.objectives import Output, recorded
 from ttm_lab.runs import weights_fingerprint
@@ -75,23 +74,6 @@ class Teacher:
         ):
             pieces = len(images) if features else 1024  # a recorded feature is of one pass
             return Output(logits_in_pieces(network, images, pieces), dict(found))
-
-    def batches(
-        self,
-        train: Split | FileSplit,
-        settings: Settings,
-        options: dict,
-        count: int,
-        features: Sequence[str] = (),
-    ) -> Iterator[tuple[Tensor, Tensor, Output]]:
-        """``count`` batches at most of ``train``: images, labels, and the teacher's outputs."""
-        size, cache = settings.batch_size, self.caches.get(output_key(settings))
-        if cache is None:
-            for images, labels in islice(train.batches(size, **options), count):
-                yield images, labels, self.output(images, settings, features)
-        else:
-            for views, logits in cache.batches(islice(train.views(size, **options), count)):
-                yield *train.take(views, settings.augmentation), Output(logits)
 
 
 def output_key(settings: Settings) -> tuple:

@@ -258,7 +258,7 @@ def _train_together(
             report.epoch_starts(epoch)
             order = epoch_order(len(data.train), students[0].seed, epoch)
             samples = order.split(settings.batch_size)
-            batches = _batches(data.train, teacher, active, order, epoch, start, stop)
+            batches = epoch_batches(data.train, teacher, active, order, epoch, start, stop)
             for images, labels, known in batches:
                 takers = [s for s in active if s.steps == step and not s.done]
                 for student in takers:
@@ -278,23 +278,27 @@ def _train_together(
         report.close(teacher and teacher.caches.get(output_key(settings)))
 
 
-def _batches(
+def epoch_batches(
     train: Split | FileSplit, teacher: Teacher | None, students, order, epoch, start, stop
 ) -> Iterator[tuple[Tensor, Tensor, Output | None]]:
     """Batches ``start`` to ``stop`` of an epoch in ``order``: images, labels, teacher's output."""
-    settings, seed = students[0].settings, students[0].seed
+    settings, count = students[0].settings, stop - start
     options = {
         "order": order,
         "augmentation": settings.augmentation,
-        "seed": hash_seed(seed, "augmentation", epoch),
+        "seed": hash_seed(students[0].seed, "augmentation", epoch),
         "start": start,
         "share": distributed.share(),
     }
-    if teacher is None:
-        batches = islice(train.batches(settings.batch_size, **options), stop - start)
-        return ((*batch, None) for batch in batches)
-    features = {name for s in students for name in s.objective.teacher_features}
-    return teacher.batches(train, settings, options, stop - start, sorted(features))
+    cache = teacher and teacher.caches.get(output_key(settings))
+    if cache is not None:
+        views = train.views(settings.batch_size, **options)
+        for some, logits in cache.batches(islice(views, count)):
+            yield *train.take(some, settings.augmentation), Output(logits)
+        return
+    features = sorted({name for s in students for name in s.objective.teacher_features})
+    for images, labels in islice(train.batches(settings.batch_size, **options), count):
+        yield images, labels, teacher and teacher.output(images, settings, features)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
