@@ -129,11 +129,11 @@ def other_methods() -> list[Settings]:
 
 
 def cifar100_methods_rates() -> Plan:
-    """The search behind ``cifar100-methods``: the rates of the 2x2 over that size."""
+    """The search behind ``cifar100-methods``: rates of the 2x2, and one more, over that size."""
     settings = [
         one
         for arm in other_methods()
-        for one in _at_rates([arm], [rate / _TIMES[arm.label] for rate in RATES])
+        for one in _at_rates([arm], [rate / _TIMES[arm.label] for rate in (*RATES, 1.953125)])
     ]
     return _on_cifar100("cifar100-methods-rates", settings, [SEARCHED_SEED], "validation")
 
