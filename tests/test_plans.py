@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch import nn
 
 from ttm_lab.course import plans
 from ttm_lab.data import Dataset, Split, load_dataset
+from ttm_lab.files import find_root
 from ttm_lab.losses import kd_loss, ttm_loss, wttm_loss
 from ttm_lab.models import create_model
+from ttm_lab.objectives import Output, make_objective
 from ttm_lab.training import Settings, distill_many
 
 
@@ -150,6 +153,27 @@ def test_other_methods_have_their_authors_weights_and_the_budget_of_the_2x2(tmp_
     assert {tuple(getattr(s, k) for k in same) for s in (*found.values(), of_2x2)} == {
         tuple(getattr(of_2x2, k) for k in same)
     }
+
+
+def test_each_method_s_rates_fit_the_size_of_its_gradient():
+    """Where a student starts, with small logits: beside KD's, for a kept teacher's answers."""
+    with np.load(find_root() / "data" / "results" / "cifar100_logits.npz") as kept:
+        teacher = torch.from_numpy(kept["logits"][kept["model_method"] == "teacher"][0]).float()
+        labels = torch.from_numpy(kept["labels"]).long()
+    start = 0.3 * torch.randn(teacher.shape, generator=torch.Generator().manual_seed(0))
+
+    def size(settings) -> float:
+        student = start.clone().requires_grad_()
+        weights = {k: getattr(settings, k) for k in ("temperature", "ce_weight", "distill_weight")}
+        objective = make_objective(settings.method, **weights)
+        objective.total(objective(Output(student), Output(teacher), labels)).backward()
+        return student.grad.norm().item()
+
+    kd = size(next(arm for arm in plans.arms() if arm.label == "KD, wd 5e-4"))
+    runs = plans.find("cifar100-methods-rates").runs
+    for arm in plans.other_methods():
+        rates = [r.settings.learning_rate for r in runs if r.settings.method == arm.method]
+        assert size(arm) / kd == pytest.approx(min(plans.RATES) / min(rates), rel=0.5), arm.label
 
 
 @pytest.fixture
