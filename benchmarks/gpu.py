@@ -293,6 +293,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--teacher", default=TEACHER)
     parser.add_argument("--teacher-weights", type=Path)
+    parser.add_argument("--arms", nargs="*", help="of the row (default: all)")
+    parser.add_argument("--fit", action="store_true", help="the row in as many epochs as fit")
     parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
     start = time.perf_counter()
@@ -385,7 +387,10 @@ def experiment(options, stop: float) -> None:
 
 
 def paper_row(options, data: Dataset, teacher, stop: float) -> None:
-    """KD, TTM and WTTM with the published settings, on all 50,000 pictures."""
+    """KD, TTM and WTTM with the published settings, on all 50,000 pictures.
+
+    With ``--fit``, in as many epochs as fit, a multiple of 8 up to ``--epochs``.
+    """
     both = data.train, data.validation
     images, labels = (torch.cat([getattr(p, k) for p in both]) for k in ("images", "labels"))
     data = replace(
@@ -394,16 +399,43 @@ def paper_row(options, data: Dataset, teacher, stop: float) -> None:
         validation=Split(images[:0], labels[:0], **CIFAR100_SCALE),
     )
     settings = {
-        method: paper.settings(
-            options.teacher, STUDENT, method, epochs=options.epochs, precision="bfloat16"
-        )
+        method: paper.settings(options.teacher, STUDENT, method, precision="bfloat16")
         for method in ("kd", "ttm", "wttm")
     }
+    # The student's temperature put into TTM and taken out of KD, all else equal: the gradient of
+    # w T^2 KL(p_T || q_T) is w T (q_T - p_T), that of TTM's beta KL(p_T || q) is beta (q - p_T).
+    kd, ttm = settings["kd"], settings["ttm"]
+    weight = ttm.distill_weight / ttm.temperature
+    settings["kd as ttm"] = replace(ttm, method="kd", distill_weight=weight, label="KD as TTM")
+    weight = kd.distill_weight * kd.temperature
+    settings["ttm as kd"] = replace(kd, method="ttm", distill_weight=weight, label="TTM as KD")
+    settings = {name: settings[name] for name in options.arms or settings}
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    compiled = options.device == "cuda"
-    stack = Stack(seeds, settings.values(), data, teacher, options.device, compiled=compiled)
-    run(stack, list(settings), options.out, "row", stop)
+
+    def make(epochs: int) -> Stack:
+        chosen = [replace(s, epochs=epochs) for s in settings.values()]
+        compiled = options.device == "cuda"
+        return Stack(seeds, chosen, data, teacher, options.device, compiled=compiled)
+
+    begun = options.out / "settings.json"
+    if begun.exists():
+        epochs = next(iter(json.loads(begun.read_text()).values()))["epochs"]
+    else:
+        epochs = options.epochs
+    if options.fit and not begun.exists():
+        probe = make(options.epochs)
+        probe.train_epoch()  # compiles, and looks for kernels
+        start = time.perf_counter()
+        probe.train_epoch()
+        took = time.perf_counter() - start
+        del probe
+        left = stop - time.perf_counter() - options.reserve
+        epochs = min(epochs, int(left / took) // 8 * 8)  # the milestones are eighths
+        print(f"{took:.2f} s an epoch, so {epochs} epochs", flush=True)
+    described = {name: asdict(replace(s, epochs=epochs)) for name, s in settings.items()}
+    begun.write_text(json.dumps(described, indent=1))
     (options.out / "machine.txt").write_text(machine() + "\n")
+    run(make(epochs), list(settings), options.out, "row", stop)
 
 
 if __name__ == "__main__":

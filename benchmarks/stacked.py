@@ -125,6 +125,14 @@ class Stack:
         ]
         self.sums = torch.zeros(3, len(self.seeds), arms, device=device)
         self.graphs = {}
+        # the teacher's logits by view, each asked for once, whichever seed sees it first
+        rows = len(self.train) * self.train.count_views(self.recipe.augmentation)
+        on_gpu = half and self.device.type == "cuda"
+        self.asked_in = torch.float16 if on_gpu else torch.bfloat16 if half else torch.float32
+        kept_in = torch.float16 if on_gpu else torch.float32
+        classes = data.num_classes if teacher is not None else 1
+        self.answers = torch.zeros(rows, classes, dtype=kept_in, device=device)
+        self.known = torch.full((rows,), teacher is None, device=device)
         self.epoch = 0
         self.rows = []
         self.ahead = ThreadPoolExecutor(1)
@@ -265,14 +273,24 @@ class Stack:
         )
 
     @torch.no_grad()
-    def _ask(self, images: Tensor) -> Tensor:
-        """The teacher's logits of images (B, 3, H, W), in its precision."""
-        if self.teacher is None:
-            return torch.zeros(len(images), 1, device=self.device)
-        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        enabled = self.dtype != torch.float32
-        with torch.autocast(self.device.type, half, enabled=enabled):
-            return self.teacher(images.contiguous(memory_format=torch.channels_last)).float()
+    def _ask(self, views: Tensor, size: int = 4096) -> Tensor:
+        """The teacher's logits (..., K) of views (...)."""
+        new = views[~self.known[views]].unique()
+        # pieces of one size: cuDNN looks for its fastest kernel at each new one
+        for part in new.split(size):
+            part = part.repeat(-(-size // len(part)))[:size]
+            images, _ = self.train.take(part, self.recipe.augmentation)
+            images = images.contiguous(memory_format=torch.channels_last)
+            enabled = self.dtype != torch.float32
+            with torch.autocast(self.device.type, self.asked_in, enabled=enabled):
+                self.answers[part] = self.teacher(images).to(self.answers.dtype)
+        self.known[new] = True
+        return self.answers[views].float()
+
+    def _pictures(self, views: Tensor) -> Tensor:
+        """The images (N, H, W, 3) of views (N,)."""
+        parts = [self.train.take(part, self.recipe.augmentation)[0] for part in views.split(4096)]
+        return torch.cat([x.permute(0, 2, 3, 1).to(self.dtype) for x in parts])
 
     def train_epoch(self) -> None:
         s, count = self.recipe, self.train.count_views(self.recipe.augmentation)
@@ -282,19 +300,11 @@ class Stack:
         self._spread(self.rates, [each.learning_rate_at(self.epoch) for each in self.settings])
         self.sums.zero_()
         views = views.to(self.device)
-        images, answers = [], []
-        for own in views:
-            taken, asked = [], []
-            for part in own.split(4096):
-                x, _ = self.train.take(part, s.augmentation)
-                taken.append(x.permute(0, 2, 3, 1).to(self.dtype))
-                asked.append(self._ask(x))
-            images.append(torch.cat(taken))
-            answers.append(torch.cat(asked))
+        answers = self._ask(views)
+        images = torch.stack([self._pictures(own) for own in views])
         pictures = views // count
         labels = self.train.labels[pictures]
         factors = self.sample_weights[:, pictures].transpose(0, 1)
-        images, answers = torch.stack(images), torch.stack(answers)
         size = s.batch_size
         for start in range(0, len(self.train), size):
             here = slice(start, start + size)
