@@ -1,5 +1,8 @@
 """One notebook in a process of its own."""
 
+import sys
+from functools import partial
+
 import nbformat
 import pytest
 
@@ -20,3 +23,27 @@ def test_a_notebook_is_written_while_it_runs_but_not_at_each_cell(
     answer, printed = [cell.outputs[0] for cell in cells]
     assert answer.data["text/plain"] == "42"
     assert printed.text == f"{found}\n"
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_kernel_that_does_not_start_is_started_once_more(tmp_path, monkeypatch, failures):
+    get, started = execute.OwnKernel.get_kernel_spec, []
+
+    def get_kernel_spec(self, name):
+        spec = get(self, name)
+        started.append(name)
+        if len(started) <= failures:
+            spec.argv = [sys.executable, "-c", "raise SystemExit(1)"]
+        return spec
+
+    monkeypatch.setattr(execute.OwnKernel, "get_kernel_spec", get_kernel_spec)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    run = partial(execute.execute, tmp_path / "n.ipynb", tmp_path / "out.ipynb", {})
+    if failures > 1:
+        with pytest.raises(RuntimeError, match="died before"):
+            run(cell_timeout=60)
+        return
+    run(cell_timeout=60)
+    (cell,) = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    assert cell.outputs[0].data["text/plain"] == "2"

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -187,7 +188,9 @@ def execute(
     The kernel works in ``folder``, by default the notebook's own.
     """
     read_notebook(notebook)  # refuses by name what papermill would stumble over
-    papermill.execute_notebook(
+    begun = []
+    run = partial(
+        papermill.execute_notebook,
         _literally(notebook),
         _literally(output),
         parameters=parameters,
@@ -197,10 +200,20 @@ def execute(
         kernel_manager_class=_OwnKernelManager,
         cwd=str(folder or notebook.parent),
         execution_timeout=max(1, round(cell_timeout)),
-        start_timeout=120,  # a loaded machine takes its time to start a kernel
+        start_timeout=90,  # a loaded machine takes its time to start a kernel
+        on_notebook_start=lambda notebook: begun.append(notebook),
         progress_bar=False,
         log_output=True,
     )
+    try:
+        run()
+    except RuntimeError as error:
+        # Rarely a kernel does not answer, say where another process took its ports meanwhile. As
+        # no cell has run, nothing is lost.
+        if begun:
+            raise
+        logging.warning("%s: it is started once more", error)
+        run()
 
 
 def _literally(path: Path) -> str:
