@@ -5,10 +5,13 @@
     python benchmarks/gpu.py train --pictures DIR --out DIR   learning rates, on validation; then
                                                               the 2x2 and its company
     python benchmarks/gpu.py row --pictures DIR --out DIR     KD, TTM, WTTM by the paper's recipe
+    python benchmarks/gpu.py keep --root DIR --rows DIR ...   what the rows' students do on the test
+                                                              part, into data/results
 
 DIR of ``pack`` holds ``train/<class>/*.png``. A piece is lossless and below 60 MB, so that it
-travels where little does. The others take the pieces' folder; results are written as
-they come, and the same call goes on where another was cut off, given what that left in ``--out``.
+travels where little does. The next three take the pieces' folder; results are written
+as they come, and the same call goes on where another was cut off, given what that left in
+``--out``. ``keep`` needs no GPU.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +32,8 @@ from safetensors.torch import load_file, save_file
 from stacked import Stack
 
 from ttm_lab import paper
-from ttm_lab.data import Dataset, Split
+from ttm_lab.analysis import evaluate, predict
+from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.data.cifar100 import listed_validation
 from ttm_lab.data.sources import CIFAR100_SCALE
 from ttm_lab.models import create_model
@@ -276,11 +281,52 @@ def run(stack: Stack, names, out: Path, name: str, stop: float) -> float:
     return took
 
 
+def keep(root: Path, folders: list[Path]) -> None:
+    """Measure the students of ``paper_row`` on the test part; write table, history and notes."""
+    test = load_dataset("cifar100", root=root, validation="listed").test
+    rows, histories, settings = [], [], {}
+    network = create_model(STUDENT, 100)
+    for folder in folders:
+        histories.append(pd.read_csv(folder / "row_history.csv"))
+        settings |= json.loads((folder / "settings.json").read_text())
+        for file in sorted(folder.glob("row_seed*.safetensors")):
+            states = {}
+            for key, x in load_file(file).items():
+                arm, _, name = key.partition("/")
+                states.setdefault(arm, {})[name] = x
+            for arm, state in states.items():
+                network.load_state_dict(state)  # from half precision
+                seed = int(file.stem.removeprefix("row_seed"))
+                found = evaluate(predict(network, test), test.labels)
+                rows.append({"arm": arm, "seed": seed} | found.to_dict())
+                print(f"{arm}, seed {seed}: {found['accuracy']:.2%}", flush=True)
+    kept, columns = ROOT / "data" / "results", ["arm", "seed", "epoch"]
+    order = ["seed", "arm"]
+    table = pd.DataFrame(rows).sort_values(order)
+    history = pd.concat(histories).sort_values([*order, "epoch"])
+    history = history[columns + [name for name in history if name.startswith("train")]]
+    for name, frame in (("cifar100_row", table), ("cifar100_row_history", history)):
+        frame.to_csv(kept / f"{name}.csv", index=False, float_format="%.5g")
+    earlier = json.loads((kept / "cifar100_gpu.json").read_text())
+    note = {
+        "command": "python benchmarks/gpu.py row --pictures DIR --teacher resnet56 "
+        "--teacher-weights FILE --out DIR --fit --seconds 565 --reserve 30",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": (folders[0] / "machine.txt").read_text().strip(),
+        "data": "CIFAR-100: all 50,000 training pictures learned from, the 10,000 test pictures "
+        "measured once, after the last epoch",
+        "teacher": earlier["teacher"],
+        "settings": settings,
+    }
+    (kept / "cifar100_row.json").write_text(json.dumps(note, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("pack", "speed", "train", "row"))
+    parser.add_argument("what", choices=("pack", "speed", "train", "row", "keep"))
     parser.add_argument("--root", type=Path)
     parser.add_argument("--to", type=Path)
+    parser.add_argument("--rows", type=Path, nargs="*", help="folders that `row` wrote")
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--epochs", type=int, default=30, help="at most: as many as fit")
@@ -300,6 +346,8 @@ def main() -> None:
     start = time.perf_counter()
     if options.what == "pack":
         return pack(options.root, options.to)
+    if options.what == "keep":
+        return keep(options.root, options.rows)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.what == "speed":
         return speed(options.out, options.compiled)

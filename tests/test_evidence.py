@@ -512,6 +512,38 @@ def test_b14_compares_students_of_two_methods_with_those_of_one(tmp_path):
         assert contrast["contrasts"] == 12 + 2
 
 
+def test_the_row_by_the_papers_settings_is_judged_as_its_table_says():
+    accuracy = 100 * pd.read_csv(KEPT / "cifar100_row.csv").pivot(
+        index="seed", columns="arm", values="accuracy"
+    )
+    history = pd.read_csv(KEPT / "cifar100_row_history.csv")
+    assert set(history["epoch"]) == set(range(1, 57))
+    late = history[history["epoch"] > 35]  # the rate first drops at five eighths
+    late = late.groupby(["seed", "arm"])["train_entropy"].mean().unstack()
+    scope = "CIFAR-100, resnet56 to resnet20, 5 seeds, 56 epochs, test part"
+    found = {one["claim"]: one for one in kept.entries(KEPT) if one["scope"] == scope}
+    assert set(found) == {"B1", "B2", "B4", "B13"}
+    contrasts = {c["name"]: c for one in found.values() for c in one["contrasts"]}
+    for name, more, less in (
+        ("TTM minus KD, as published", accuracy["ttm"], accuracy["kd"]),
+        ("TTM minus KD, TTM's scale", accuracy["ttm"], accuracy["kd as ttm"]),
+        ("TTM minus KD, KD's scale", accuracy["ttm as kd"], accuracy["kd"]),
+        ("WTTM minus TTM, late epochs", late["wttm"], late["ttm"]),
+    ):
+        difference = more - less
+        level = 1 - 0.05 / 9  # the scale belongs to no claim, and is looked at, too
+        wanted = stats.ttest_1samp(difference, 0).confidence_interval(level)
+        assert (contrasts[name]["low"], contrasts[name]["high"]) == pytest.approx(tuple(wanted))
+    rows = kept.beside_the_paper(kept.tables(KEPT))
+    rows = rows[rows["differs"].str.startswith("test part; bfloat16, epochs 56 (paper: 240)")]
+    assert set(rows["method"]) == {"KD", "TTM", "WTTM"}
+    assert rows.set_index("method")["mean"]["TTM"] == pytest.approx(accuracy["ttm"].mean())
+    # pictures of other sets were shown to the students of the first table alone
+    scopes = [one["scope"] for one in kept.entries(KEPT) if one["claim"] == "C13"]
+    assert len(scopes) == 2
+    assert not any("56 epochs" in scope for scope in scopes)
+
+
 def test_a_plan_that_has_just_begun_says_what_it_can(tmp_path):
     path = tmp_path / "cifar100-2x2.csv"
     plan_table(seeds=1).to_csv(path, index=False)

@@ -37,6 +37,9 @@ NAMES = {
     "TTM, wd 5e-4": "TTM / 10",
     "TTM, wd 5e-5": "TTM",
     "WTTM, wd 5e-5": "WTTM",
+    # with the paper's settings for a pair: KD with those of TTM, and the other way round
+    "kd as ttm": "KD x 10",
+    "ttm as kd": "TTM / 10",
 }
 _KD, _TTM = ["KD", "KD x 10"], ["TTM / 10", "TTM"]
 # Every contrast that is judged on CIFAR-100, written so that its claim expects it to be positive:
@@ -47,7 +50,7 @@ CONTRASTS = {
     "TTM minus KD, TTM's scale": ("B1", "accuracy", ["TTM"], ["KD x 10"]),
     "TTM minus KD, as published": ("B1", "accuracy", ["TTM"], ["KD"]),
     "entropy term": ("B13", "accuracy", _TTM, _KD),
-    "ten times the loss": ("", "accuracy", ["KD x 10", "TTM"], ["KD", "TTM / 10"]),
+    "TTM's scale minus KD's": ("", "accuracy", ["KD x 10", "TTM"], ["KD", "TTM / 10"]),
     "WTTM minus TTM": ("B2", "accuracy", ["WTTM"], ["TTM"]),
     "U minus U shuffled": ("B12", "accuracy", ["U"], ["U shuffled"]),
     "U shuffled minus U reversed": ("B12", "accuracy", ["U shuffled"], ["U reversed"]),
@@ -134,7 +137,9 @@ def tables(folder: str | Path | None = None) -> list[Kept]:
     """The tables in ``folder``; one that cannot be read is left out with a warning."""
     folder = Path(folder or find_root() / "data" / "results")
     found = []
-    for name, read in (("cifar100_gpu.csv", read_gpu), ("cifar100-2x2.csv", read_plan)):
+    readers = {"cifar100_gpu": read_gpu, "cifar100-2x2": read_plan, "cifar100_row": read_row}
+    for stem, read in readers.items():
+        name = f"{stem}.csv"
         if (folder / name).exists():
             try:
                 table = read(folder / name)
@@ -213,6 +218,35 @@ def read_plan(path: Path) -> Kept:
         "notebook": "09_does_it_hold",
     }
     return Kept(students, rows.groupby("arm").first(), pair, words)
+
+
+def read_row(path: Path) -> Kept:
+    """The table of ``benchmarks/gpu.py keep``, with the files of its name beside it."""
+    note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    recipe = pd.DataFrame(note["settings"]).T.rename(NAMES)
+    rows, history = read_table(path), read_table(path.with_stem(f"{path.stem}_history"))
+    epochs, seeds = int(history["epoch"].max()), rows["seed"].nunique()
+    late = history[history["epoch"] > _first_drop(epochs)].groupby(["seed", "arm"])
+    rows = rows.set_index(["seed", "arm"])
+    students = pd.DataFrame(
+        {
+            "accuracy": 100 * rows["accuracy"],
+            "entropy": rows["entropy"],
+            "late entropy": late["train_entropy"].mean(),
+        }
+    ).rename(NAMES, level="arm")
+    pair = note["teacher"]["model"], recipe["model"].iloc[0]
+    words = {
+        "scope": f"CIFAR-100, {' to '.join(pair)}, {seeds} seeds, {epochs} epochs, test part",
+        "command": note["command"],
+        "settings": "the paper's for this pair, but for the number of epochs; KD's and TTM's also "
+        "exchanged: what is called scale here is label weight, weight and temperature",
+        "teachers": 1,
+        "note": f"{recipe['precision'].iloc[0]}; {note['data']}; late entropy on training "
+        f"pictures; teacher: {note['teacher']['source']}; {note['date']}, {note['machine']}",
+        "notebook": "09_does_it_hold",
+    }
+    return Kept(students, recipe, pair, words)
 
 
 def _distances(path: Path) -> pd.DataFrame:
@@ -351,11 +385,12 @@ def unknown_pictures(found: list[Kept], folder: str | Path | None = None) -> lis
         return []
     rows, notes = outliers.read(path), json.loads(path.with_suffix(".json").read_text("utf-8"))
     made = []
-    for table in found:
-        teacher, model = table.pair
-        part = rows[rows["model"] == model]
-        judged = outliers.judged(part) if len(part) else part
+    for model, part in rows.groupby("model"):
+        # the kept students are those of the first table
+        table = next((table for table in found if table.pair[1] == model), None)
+        judged = outliers.judged(part) if table else []
         if len(judged):
+            teacher = table.pair[0]
             epochs = re.search(r"\d+ epochs", table.words["scope"])[0]
             note = notes[model]
             pictures = ", ".join(f"{count:,} of {name}" for name, count in note["pictures"].items())

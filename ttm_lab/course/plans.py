@@ -144,6 +144,31 @@ def cifar100_methods(results: str | Path | None = None) -> Plan:
     return _on_cifar100("cifar100-methods", settings, range(5), "test")
 
 
+def temperatures() -> list[Settings]:
+    """TTM at KD's scale, whatever the temperature: the gradient stays 3.6 (q - p_T).
+
+    The first two are chosen by a rule from the teacher's answers to training pictures, without a
+    student: D(p || p_T) = 0.1 nats, as notebook 14 has it for tokens, and a tenth of the classes
+    left in doubt, exp of the mean entropy of p_T being 10.
+    """
+    return [
+        replace(_arm(f"TTM, T = {temperature:g}", "ttm", *_TTM), temperature=temperature)
+        for temperature in (1.5, 2.25, 3.0, 4.0, 6.0, 8.0)
+    ]
+
+
+def cifar100_temperatures_rates() -> Plan:
+    """The search behind ``cifar100-temperatures``: the middle three of the 2x2's rates."""
+    settings = _at_rates(temperatures(), RATES[1:4])
+    return _on_cifar100("cifar100-temperatures-rates", settings, [SEARCHED_SEED], "validation")
+
+
+def cifar100_temperatures(results: str | Path | None = None) -> Plan:
+    """TTM at six temperatures with the pair, seeds and budget of ``cifar100-2x2``."""
+    settings = _at_best_rates(temperatures(), cifar100_temperatures_rates(), results)
+    return _on_cifar100("cifar100-temperatures", settings, range(5), "test")
+
+
 def cifar100_2x2_common() -> Plan:
     """KD and TTM at each other's scale too, all at one learning rate and weight decay.
 
@@ -168,6 +193,8 @@ PLANS = {
     "cifar100-2x2-common": cifar100_2x2_common,
     "cifar100-methods-rates": cifar100_methods_rates,
     "cifar100-methods": cifar100_methods,
+    "cifar100-temperatures-rates": cifar100_temperatures_rates,
+    "cifar100-temperatures": cifar100_temperatures,
 }
 
 
