@@ -178,6 +178,14 @@ def test_the_advice_quotes_the_measured_differences():
         found = analysis.paired_interval(accuracy[first] - accuracy[second], contrasts=len(arms))
         mean, low, high = (f"{number:+.1f}" for number in found)
         assert quoted[name] == [mean, f"{low} to {high}"], name
+    row = pd.read_csv(ROOT / "data" / "results" / "cifar100_row.csv")
+    row = 100 * row.pivot(index="seed", columns="arm", values="accuracy")
+    published = row["ttm"] - row["kd"]
+    temperature = (row["ttm"] + row["ttm as kd"] - row["kd as ttm"] - row["kd"]).mean() / 2
+    mean, low, high = (f"{number:+.1f}" for number in analysis.paired_interval(published))
+    said = f"{mean} points above KD on the test part (alone {low} to {high}): {temperature:+.1f} of"
+    assert said in PAGES["landscape"]
+    assert f"{published.mean() - temperature:+.1f} the other settings" in PAGES["landscape"]
     means = last.groupby("arm")[["validation_entropy", "validation_nll"]].mean()
     for arm in ("kd", "ttm", "ce"):
         entropy, nll = means.loc[arm]

@@ -43,35 +43,41 @@ def accuracy_by_rate(search: pd.DataFrame, recipe_rate: float) -> Figure:
     return figure
 
 
-def square(accuracy: pd.DataFrame) -> Axes:
-    """KD and TTM, each at both scales, with CE and WTTM beside them.
+def square(
+    accuracy: pd.DataFrame,
+    corners: tuple[tuple[str, str], tuple[str, str]] = (("KD", "KD x 10"), ("TTM / 10", "TTM")),
+    columns: tuple[str, str] = (
+        "KD's scale",
+        "TTM's scale: ten times the loss,\nor a tenth of the weight decay",
+    ),
+    part: str = "validation",
+) -> Axes:
+    """KD and TTM, each by both settings, with CE and WTTM beside them where they are.
 
-    ``accuracy`` (seeds, arms) in per cent has the columns CE, KD, KD x 10, TTM / 10, TTM and WTTM.
-    Thin lines are single seeds, markers means; the arrow is the comparison that is published.
+    ``accuracy`` (seeds, arms) in per cent has the ``corners``: KD's two arms, then TTM's, in the
+    order of ``columns``. Thin lines are single seeds, markers means; the arrow is the comparison
+    that is published.
     """
     ax = plt.subplots(figsize=(7.4, 4.0))[1]
-    for method, arms, shift in (
-        ("KD", ["KD", "KD x 10"], -0.02),
-        ("TTM", ["TTM / 10", "TTM"], 0.02),
-    ):
+    for method, arms, shift in zip(("KD", "TTM"), corners, (-0.02, 0.02), strict=True):
         look = method_style(method)
-        x = np.array([0, 1]) + shift
+        x, arms = np.array([0, 1]) + shift, list(arms)
         thin = {"color": look["color"], "linewidth": 0.7, "linestyle": "-", "alpha": 0.35}
         ax.plot(x, accuracy[arms].T, marker=".", **thin)
         ax.plot(x, accuracy[arms].mean(), markersize=10, linewidth=2, label=method, **look)
     for arm, x in (("CE", -0.12), ("WTTM", 1.12)):
-        look = method_style(arm) | {"linestyle": ""}
-        ax.plot(x, accuracy[arm].mean(), markersize=9, label=arm, **look)
-        ax.plot([x] * len(accuracy), accuracy[arm], alpha=0.35, **look | {"marker": "."})
-    ends = (-0.02, accuracy["KD"].mean()), (1.02, accuracy["TTM"].mean())
+        if arm in accuracy:
+            look = method_style(arm) | {"linestyle": ""}
+            ax.plot(x, accuracy[arm].mean(), markersize=9, label=arm, **look)
+            ax.plot([x] * len(accuracy), accuracy[arm], alpha=0.35, **look | {"marker": "."})
+    ends = (-0.02, accuracy[corners[0][0]].mean()), (1.02, accuracy[corners[1][1]].mean())
     arrow = {"arrowstyle": "->", "color": "black", "linewidth": 1.5, "shrinkA": 8, "shrinkB": 8}
     ax.annotate("", ends[1], ends[0], arrowprops=arrow)
     start, end = np.array(ends)
     above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
     ax.annotate("as published", start + 0.22 * (end - start), **above)
-    scales = ["KD's scale", "TTM's scale: ten times the loss,\nor a tenth of the weight decay"]
-    ax.set_xticks([0, 1], scales)
-    ax.set(xlim=(-0.3, 1.3), ylabel="validation accuracy, %")
+    ax.set_xticks([0, 1], columns)
+    ax.set(xlim=(-0.3, 1.3), ylabel=f"{part} accuracy, %")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
