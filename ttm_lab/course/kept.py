@@ -37,10 +37,10 @@ NAMES = {
     "TTM, wd 5e-4": "TTM / 10",
     "TTM, wd 5e-5": "TTM",
     "WTTM, wd 5e-5": "WTTM",
-    # with the paper's settings for a pair: KD with those of TTM, and the other way round
-    "kd as ttm": "KD x 10",
-    "ttm as kd": "TTM / 10",
 }
+# By the paper's settings for a pair; KD with those of TTM, and the other way round, stand in the
+# places of the scaled losses.
+_ROW = {"kd": "KD", "kd as ttm": "KD x 10", "ttm as kd": "TTM / 10", "ttm": "TTM", "wttm": "WTTM"}
 _KD, _TTM = ["KD", "KD x 10"], ["TTM / 10", "TTM"]
 # Every contrast that is judged on CIFAR-100, written so that its claim expects it to be positive:
 # claim, measure, arms that should have more, arms that should have less (a mean over several). A
@@ -223,7 +223,7 @@ def read_plan(path: Path) -> Kept:
 def read_row(path: Path) -> Kept:
     """The table of ``benchmarks/gpu.py keep``, with the files of its name beside it."""
     note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    recipe = pd.DataFrame(note["settings"]).T.rename(NAMES)
+    recipe = pd.DataFrame(note["settings"]).T.rename(_ROW)
     rows, history = read_table(path), read_table(path.with_stem(f"{path.stem}_history"))
     epochs, seeds = int(history["epoch"].max()), rows["seed"].nunique()
     late = history[history["epoch"] > _first_drop(epochs)].groupby(["seed", "arm"])
@@ -234,7 +234,7 @@ def read_row(path: Path) -> Kept:
             "entropy": rows["entropy"],
             "late entropy": late["train_entropy"].mean(),
         }
-    ).rename(NAMES, level="arm")
+    ).rename(_ROW, level="arm")
     pair = note["teacher"]["model"], recipe["model"].iloc[0]
     words = {
         "scope": f"CIFAR-100, {' to '.join(pair)}, {seeds} seeds, {epochs} epochs, test part",
