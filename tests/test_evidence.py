@@ -439,11 +439,14 @@ def test_notebook_9_judges_the_same_contrasts_in_the_same_scope():
     code = {cell["id"]: "".join(cell["source"]) for cell in cells}
     space = {"pair": ("resnet56", "resnet20"), "seeds": 5, "epochs": 10}
     exec(code["list-accuracy"] + "\n" + code["list-entropy"], space)
-    (table,) = (one for one in kept.tables(KEPT) if one.pair == space["pair"])
+    table, row = (one for one in kept.tables(KEPT) if one.pair == space["pair"])
     judged = kept.judged(table)["name"]
     assert {name: kept.CONTRASTS[name] for name in judged} == space["CONTRASTS"]
     exec(code["verdicts"].partition("\n")[0], space)
     assert table.words["scope"] == space["scope"]  # so that the kept entry stands for its record
+    exec(code["row-list"], space)
+    asked = [contrast[:2] for contrast in space["ROW_CONTRASTS"].values()]
+    assert asked == [kept.CONTRASTS[name][:2] for name in kept.judged(row)["name"]]
 
 
 def plan_table(seeds=3):

@@ -406,12 +406,13 @@ def _paper_section(tables: list) -> str:
         "that differ in so much test directions of differences, and reproduce no cell.</p>",
         f"<table>{heads}\n" + "\n".join(rows) + "\n</table>" if rows else "<p>Not run.</p>",
     ]
-    notes = {table.pair: table.words["note"] for table in tables}
+    pairs = set(zip(ours["teacher"], ours["student"], strict=True))
     parts += [
-        f'<p class="soft">Ours, {escape(" to ".join(pair))}: {escape(notes[pair])}</p>'
-        for pair in dict.fromkeys(zip(ours["teacher"], ours["student"], strict=True))
+        f'<p class="soft">Ours, {escape(table.words["scope"])}: {escape(table.words["note"])}</p>'
+        for table in tables
+        if table.pair in pairs
     ]
-    means = ours.set_index(keys)["mean"] if len(ours) else {}
+    means = {key: ", ".join(f"{x:.2f}" for x in rows["mean"]) for key, rows in ours.groupby(keys)}
     numbers = published["source"].str.extract(r"Table (\d+)")[0].astype(int)
     for number, table in published.groupby(numbers):
         methods = list(dict.fromkeys(table["method"]))
@@ -424,7 +425,7 @@ def _paper_section(tables: list) -> str:
                     cells.append("<td></td>")
                     continue
                 key = (teacher, student, method)
-                told = f"ours {means[key]:.2f}" if key in means else "not run"
+                told = f"ours {means[key]}" if key in means else "not run"
                 told = f'{_published(row)}<div class="soft">{told}</div>'
                 cells.append(f'<td data-label="{escape(method)}">{told}</td>')
             rows.append(f"<tbody><tr>{''.join(cells)}</tr></tbody>")

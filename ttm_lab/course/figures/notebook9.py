@@ -74,8 +74,9 @@ def square(
     arrow = {"arrowstyle": "->", "color": "black", "linewidth": 1.5, "shrinkA": 8, "shrinkB": 8}
     ax.annotate("", ends[1], ends[0], arrowprops=arrow)
     start, end = np.array(ends)
-    above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
-    ax.annotate("as published", start + 0.22 * (end - start), **above)
+    beside = {"xytext": (-6, 7), "textcoords": "offset points", "ha": "right"}
+    ground = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}
+    ax.annotate("as published", start + 0.45 * (end - start), bbox=ground, **beside)
     ax.set_xticks([0, 1], columns)
     ax.set(xlim=(-0.3, 1.3), ylabel=f"{part} accuracy, %")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
