@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from ttm_lab.files import find_root
 ROOT = find_root(__file__)
 SECONDS = 120  # until something counts as dead; a slow machine needs a fraction of it
 TOKEN = "only-for-this-server"
+# Jupyter looks for a free port and takes it seconds later; the system gives away none of these.
+PORT = 10_000 + os.getpid() % 20_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # What training tells in a batch, in place of a progress bar.
@@ -152,7 +155,7 @@ class Server:
     """A running JupyterLab: its address, its folder of notebooks, and what it and kernels log."""
 
     def __init__(self, folder: Path, dark: bool = False):
-        self.notebooks, self.runtime = folder / "notebooks", folder / "jupyter" / "runtime"
+        self.notebooks, self.runtime = folder / "notebooks", Path(tempfile.mkdtemp())
         self.notebooks.mkdir()
         for part in ("ttm_lab", "data", "docs", "README.md"):  # beside them, as in a checkout
             (folder / part).symlink_to(ROOT / part)
@@ -177,10 +180,14 @@ class Server:
         environment = os.environ | {name: str(place) for name, place in places.items()} | quiet
         environment.pop("MPLBACKEND", None)
         self.log_file = folder / "server.log"
+        # A kernel is talked to through files, not ports that another process may take before it,
+        # where their paths are as short as those of sockets have to be.
+        short = os.name == "posix" and len(os.fsencode(self.runtime)) < 50
         command = [
             *(sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1"),
-            *("--port=0", f"--IdentityProvider.token={TOKEN}"),
+            *(f"--port={PORT}", f"--IdentityProvider.token={TOKEN}"),
             *(f"--ServerApp.root_dir={self.notebooks}", "--LabApp.news_url=None"),
+            *(["--KernelManager.transport=ipc"] if short else []),
             *(["--allow-root"] if hasattr(os, "getuid") and os.getuid() == 0 else []),
         ]
         with open(self.log_file, "wb") as log:
@@ -222,6 +229,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        shutil.rmtree(self.runtime, ignore_errors=True)
 
 
 @contextmanager

@@ -366,7 +366,7 @@ class Explorer:
             return not seen[0]
 
         try:
-            lab.await_(settled, self.page, seconds=30)
+            lab.await_(settled, self.page)
         except TimeoutError:
             pytest.fail(f"{self.kind}, {doing}: " + "; ".join(seen[0]))
         self.seen, self.values = seen[1:]
@@ -493,8 +493,8 @@ def test_every_control_moves_by_mouse_and_keyboard(number, browser, server):
             move_everything(Explorer(notebook, place))
         assert not notebook.complaints()
     finally:
+        page.close()  # first: it would say that its kernel is gone
         notebook.close()
-        page.close()
     assert not errors, "in the browser's console"
     # The kernel of the notebook before, which the server interrupts as it ends it, may say so here.
     lines = [line for line in server.log()[logged:] if "KeyboardInterrupt caught" not in line]

@@ -1,5 +1,6 @@
 """One notebook in a process of its own."""
 
+import os
 import sys
 from functools import partial
 
@@ -23,6 +24,32 @@ def test_a_notebook_is_written_while_it_runs_but_not_at_each_cell(
     answer, printed = [cell.outputs[0] for cell in cells]
     assert answer.data["text/plain"] == "42"
     assert printed.text == f"{found}\n"
+
+
+# Of each of a kernel's sockets, whether it is a file; and where they lie.
+SOCKETS = """
+import json
+from pathlib import Path
+from ipykernel.connect import get_connection_info
+told = json.loads(get_connection_info())
+print({Path(f"{told['ip']}-{told[k]}").is_socket() for k in told if k.endswith("_port")})
+print(Path(told["ip"]).parent)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sockets that are files are used on POSIX systems")
+def test_a_kernel_takes_no_port_that_another_process_may_have_taken(tmp_path, monkeypatch):
+    """Also where Jupyter's own folder has a longer name than a socket may have."""
+    folder = tmp_path / ("deep" * 25)
+    folder.mkdir()
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SOCKETS)])
+    nbformat.write(notebook, folder / "n.ipynb")
+    execute.execute(folder / "n.ipynb", folder / "out.ipynb", {}, cell_timeout=60)
+    (cell,) = nbformat.read(folder / "out.ipynb", as_version=4).cells
+    are_files, place = cell.outputs[0].text.splitlines()
+    assert are_files == "{True}"
+    assert not os.path.exists(place)  # any more
 
 
 @pytest.mark.parametrize("failures", [1, 2])

@@ -798,6 +798,7 @@ BLOCKS = (1, 2, 3, 4, 5, 7, 100)
 @pytest.mark.parametrize("dtype", RELATIVE_GRADIENT_ERROR, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_blocks_change_nothing(name, dtype, masked):
+    """Nothing but the last digit: some processors round what is left over of a vector otherwise."""
     z, v = (x.reshape(2, 3, 4, 5) for x in pair(0, 5, rows=24, dtype=dtype))
     options = {"mask": torch.arange(24).reshape(2, 3, 4) % 3 > 0} if masked else {}
     if masked:
@@ -808,13 +809,15 @@ def test_blocks_change_nothing(name, dtype, masked):
         def loss(x, o=options, **more):
             return LOSSES[name](x, v, 4.0, **o, **more)
 
-        assert torch.equal(loss(z, chunk_size=size), loss(z))
+        tiny = 8 * torch.finfo(loss(z).dtype).eps
+        torch.testing.assert_close(loss(z, chunk_size=size), loss(z), rtol=tiny, atol=tiny)
         whole, parts = (z.clone().requires_grad_() for _ in range(2))
         steps = torch.arange(loss(z).numel(), dtype=torch.float32).reshape(loss(z).shape) + 1
         (steps * loss(whole)).sum().backward()
         (steps * loss(parts, chunk_size=size)).sum().backward()
         assert parts.grad.dtype == dtype
-        torch.testing.assert_close(parts.grad, whole.grad, rtol=0, atol=0)
+        last_digit = {"rtol": max(tiny, torch.finfo(dtype).eps), "atol": steps.max().item() * tiny}
+        torch.testing.assert_close(parts.grad, whole.grad, **last_digit)
         assert not parts.grad.requires_grad
         if masked:
             assert not parts.grad[~options["mask"]].any()

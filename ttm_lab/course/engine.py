@@ -121,10 +121,11 @@ def _end_the_silent(folder: str, over: threading.Event) -> None:
     while not over.wait(1):
         for worker in multiprocessing.active_children():
             file = Path(folder) / f"{worker.pid}.life"
-            life, (before, rounds) = file.exists() and file.read_text(), seen.get(file, (None, 0))
-            seen[file] = life, rounds + 1 if life is not False and life == before else 0
-            if seen[file][1] > _PATIENCE:
-                os.kill(worker.pid, signal.SIGKILL)  # loky's processes have no kill()
+            with suppress(OSError):  # no file yet, or worker and folder are gone meanwhile
+                life, (before, rounds) = file.read_text(), seen.get(file, (None, 0))
+                seen[file] = life, rounds + 1 if life == before else 0
+                if seen[file][1] > _PATIENCE:
+                    os.kill(worker.pid, signal.SIGKILL)  # loky's processes have no kill()
 
 
 def _on_ray(function, tasks, card_share: float):

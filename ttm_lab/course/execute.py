@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -26,6 +27,7 @@ from nbclient.exceptions import CellTimeoutError
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
+from traitlets.config import Config
 
 SECONDS_UNWRITTEN = 30  # what a killed process may lose of the notebook that it runs
 
@@ -205,15 +207,28 @@ def execute(
         progress_bar=False,
         log_output=True,
     )
-    try:
-        run()
-    except RuntimeError as error:
-        # Rarely a kernel does not answer, say where another process took its ports meanwhile. As
-        # no cell has run, nothing is lost.
-        if begun:
-            raise
-        logging.warning("%s: it is started once more", error)
-        run()
+    with tempfile.TemporaryDirectory(prefix="kernel") as sockets:
+        config = _own_sockets(Path(sockets))
+        try:
+            run(config=config)
+        except RuntimeError as error:
+            # Rarely a kernel does not answer, say on a machine that stood still. As no cell has
+            # run, nothing is lost.
+            if begun:
+                raise
+            logging.warning("%s: it is started once more", error)
+            run(config=config)
+
+
+def _own_sockets(folder: Path) -> Config:
+    """Lets a kernel be talked to through files in ``folder``, where the system has such sockets.
+
+    Free ports are chosen before the kernel starts and takes them. Meanwhile another process may
+    take one, such as a kernel beside this one: then the kernel ends, or runs on and is never heard.
+    """
+    fits = len(os.fsencode(folder)) < 80  # the path of such a socket has some 100 bytes at most
+    ours = {"transport": "ipc", "ip": str(folder / "socket")}
+    return Config(KernelManager=ours if fits and os.name == "posix" else {})
 
 
 def _literally(path: Path) -> str:
