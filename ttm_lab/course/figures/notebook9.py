@@ -83,6 +83,24 @@ def square(
     return ax
 
 
+def accuracy_by_temperature(accuracy: pd.DataFrame, rules: dict[str, float]) -> Axes:
+    """Accuracy against the temperature, a line a learning rate; ``rules`` mark temperatures.
+
+    ``accuracy`` (temperatures, rates) is in per cent.
+    """
+    ax = plt.subplots(figsize=(7.4, 3.6))[1]
+    for (rate, line), marker in zip(accuracy.items(), "osD", strict=True):
+        ax.plot(line.index, line, marker=marker, label=f"rate {rate:g}")
+    for rule, temperature in rules.items():
+        ax.axvline(temperature, color="#555555", linewidth=1, linestyle=":")
+        ax.annotate(rule, (temperature, 1.02), xycoords=ax.get_xaxis_transform())
+    ax.set(xscale="log", xlabel="temperature T", ylabel="validation accuracy, %")
+    ax.set_xticks(accuracy.index, [f"{temperature:g}" for temperature in accuracy.index])
+    ax.minorticks_off()
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
 def forest(table: pd.DataFrame, *, xlabel: str, margin: float) -> Axes:
     """Differences with two intervals each, what the seeds could have found, and the verdict.
 
