@@ -193,6 +193,16 @@ def kept(tmp_path, monkeypatch):
     return SimpleNamespace(folder=tmp_path, note=note, file=file, calls=calls)
 
 
+def test_two_of_the_temperatures_are_those_that_the_rules_name():
+    arms = plans.temperatures()
+    assert {arm.distill_weight for arm in arms} == {pytest.approx(3.6)}
+    table = pd.read_csv(find_root(__file__) / "data/results/cifar100-temperatures_teacher.csv")
+    table = table.set_index("temperature")
+    assert list(table.index) == [arm.temperature for arm in arms]
+    assert table.loc[1.5, "divergence"] == pytest.approx(0.1, rel=0.1)
+    assert table.loc[2.25, "classes"] == pytest.approx(10, rel=0.1)
+
+
 def test_the_kept_teacher_comes_with_the_pictures_listed_for_it(kept):
     teacher, _ = plans.kept_cifar100(kept.folder, "resnet8:resnet8", 0, "here")
     assert kept.calls == [(("cifar100",), {"root": "here", "validation": "listed"})]
