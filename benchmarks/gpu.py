@@ -310,8 +310,8 @@ def keep(root: Path, folders: list[Path]) -> None:
     earlier = json.loads((kept / "cifar100_gpu.json").read_text())
     note = {
         "command": "python benchmarks/gpu.py row --pictures DIR --teacher resnet56 "
-        "--teacher-weights FILE --out DIR --fit --seconds 565 --reserve 30; 'ttm as kd' in a second "
-        "call, with --arms 'ttm as kd' --epochs 56 in the place of --fit",
+        "--teacher-weights FILE --out DIR --fit --seconds 565 --reserve 30; 'ttm as kd' in a "
+        "second call, with --arms 'ttm as kd' --epochs 56 in the place of --fit",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": (folders[0] / "machine.txt").read_text().strip(),
         "data": "CIFAR-100: all 50,000 training pictures learned from, the 10,000 test pictures "
