@@ -340,7 +340,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--teacher", default=TEACHER)
     parser.add_argument("--teacher-weights", type=Path)
-    parser.add_argument("--arms", nargs="*", help="of the row (default: all)")
+    parser.add_argument("--arms", nargs="*", choices=ARMS, help="of the row (default: all)")
     parser.add_argument("--fit", action="store_true", help="the row in as many epochs as fit")
     parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
@@ -435,6 +435,9 @@ def experiment(options, stop: float) -> None:
     run(stack, list(settings), options.out, f"train{options.first_seed}", stop)
 
 
+ARMS = ("kd", "ttm", "wttm", "kd as ttm", "ttm as kd")
+
+
 def paper_row(options, data: Dataset, teacher, stop: float) -> None:
     """KD, TTM and WTTM with the published settings, on all 50,000 pictures.
 
@@ -449,7 +452,7 @@ def paper_row(options, data: Dataset, teacher, stop: float) -> None:
     )
     settings = {
         method: paper.settings(options.teacher, STUDENT, method, precision="bfloat16")
-        for method in ("kd", "ttm", "wttm")
+        for method in ARMS[:3]
     }
     # The student's temperature put into TTM and taken out of KD, all else equal: the gradient of
     # w T^2 KL(p_T || q_T) is w T (q_T - p_T), that of TTM's beta KL(p_T || q) is beta (q - p_T).
@@ -466,12 +469,10 @@ def paper_row(options, data: Dataset, teacher, stop: float) -> None:
         compiled = options.device == "cuda"
         return Stack(seeds, chosen, data, teacher, options.device, compiled=compiled)
 
-    begun = options.out / "settings.json"
+    begun, epochs = options.out / "settings.json", options.epochs
     if begun.exists():
         epochs = next(iter(json.loads(begun.read_text()).values()))["epochs"]
-    else:
-        epochs = options.epochs
-    if options.fit and not begun.exists():
+    elif options.fit:
         probe = make(options.epochs)
         probe.train_epoch()  # compiles, and looks for kernels
         start = time.perf_counter()

@@ -17,7 +17,7 @@ from ttm_lab.analysis import predict
 from ttm_lab.course.plans import kept_cifar100, temperatures
 from ttm_lab.data import Split
 from ttm_lab.files import atomic_write, find_root
-from ttm_lab.probability import temperature_softmax
+from ttm_lab.probability import kl_divergence, shannon_entropy, temperature_softmax
 
 PICTURES = 5_000
 
@@ -35,8 +35,8 @@ def main() -> None:
     rows = []
     for settings in temperatures():
         smooth = temperature_softmax(logits, settings.temperature)
-        entropy = torch.special.entr(smooth).sum(-1).mean()
-        away = (logits.softmax(-1) * (logits.log_softmax(-1) - smooth.log())).sum(-1).mean()
+        entropy = shannon_entropy(smooth).mean()
+        away = kl_divergence(logits.softmax(-1), smooth).mean()
         row = {"temperature": settings.temperature, "entropy": entropy.item()}
         rows.append(row | {"classes": entropy.exp().item(), "divergence": away.item()})
     table = pd.DataFrame(rows)

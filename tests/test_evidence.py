@@ -445,8 +445,13 @@ def test_notebook_9_judges_the_same_contrasts_in_the_same_scope():
     exec(code["verdicts"].partition("\n")[0], space)
     assert table.words["scope"] == space["scope"]  # so that the kept entry stands for its record
     exec(code["row-list"], space)
-    asked = [contrast[:2] for contrast in space["ROW_CONTRASTS"].values()]
-    assert asked == [kept.CONTRASTS[name][:2] for name in kept.judged(row)["name"]]
+    place = {"KD as TTM": "KD x 10", "TTM as KD": "TTM / 10"}  # in the square of the other tables
+    asked = [
+        (claim, measure, *({place.get(arm, arm) for arm in arms} for arms in sides))
+        for claim, measure, *sides in space["ROW_CONTRASTS"].values()
+    ]
+    judged = [kept.CONTRASTS[name] for name in kept.judged(row)["name"]]
+    assert asked == [(claim, measure, *map(set, sides)) for claim, measure, *sides in judged]
 
 
 def plan_table(seeds=3):

@@ -137,9 +137,12 @@ def tables(folder: str | Path | None = None) -> list[Kept]:
     """The tables in ``folder``; one that cannot be read is left out with a warning."""
     folder = Path(folder or find_root() / "data" / "results")
     found = []
-    readers = {"cifar100_gpu": read_gpu, "cifar100-2x2": read_plan, "cifar100_row": read_row}
-    for stem, read in readers.items():
-        name = f"{stem}.csv"
+    readers = (
+        ("cifar100_gpu.csv", read_gpu),
+        ("cifar100-2x2.csv", read_plan),
+        ("cifar100_row.csv", read_row),
+    )
+    for name, read in readers:
         if (folder / name).exists():
             try:
                 table = read(folder / name)

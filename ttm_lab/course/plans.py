@@ -147,8 +147,8 @@ def cifar100_methods(results: str | Path | None = None) -> Plan:
 def temperatures() -> list[Settings]:
     """TTM at KD's scale, whatever the temperature: the gradient stays 3.6 (q - p_T).
 
-    The first two are chosen by a rule from the teacher's answers to training pictures, without a
-    student: D(p || p_T) = 0.1 nats, as notebook 14 has it for tokens, and a tenth of the classes
+    The first two come from the teacher's answers to training pictures alone, each by a rule and
+    rounded: D(p || p_T) is 0.1 nats, as notebook 14 has it for tokens; a tenth of the classes is
     left in doubt, exp of the mean entropy of p_T being 10.
     """
     return [
