@@ -277,7 +277,7 @@ class Stack:
         """The teacher's logits (..., K) of views (...)."""
         new = views[~self.known[views]].unique()
         # pieces of one size: cuDNN looks for its fastest kernel at each new one
-        for part in new.split(size):
+        for part in new.split(size) if len(new) else ():
             part = part.repeat(-(-size // len(part)))[:size]
             images, _ = self.train.take(part, self.recipe.augmentation)
             images = images.contiguous(memory_format=torch.channels_last)
