@@ -38,7 +38,8 @@ import torch.fx.experimental.optimization
 from machine import machine, save
 from safetensors.torch import load_file, save_file
 
-from ttm_lab import cli, runs, training
+from ttm_lab import runs, training
+from ttm_lab.course import cli
 from ttm_lab.data import load_dataset
 from ttm_lab.models import create_model
 

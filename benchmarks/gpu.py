@@ -31,8 +31,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from stacked import Stack
 
-from ttm_lab import paper
 from ttm_lab.analysis import evaluate, predict
+from ttm_lab.course import paper
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.data.cifar100 import listed_validation
 from ttm_lab.data.sources import CIFAR100_SCALE

@@ -38,7 +38,8 @@ from PIL import Image, features
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ttm_lab import paper, training
+from ttm_lab import training
+from ttm_lab.course import paper
 from ttm_lab.data import FileSplit
 from ttm_lab.data.folders import IMAGENET_SCALE
 from ttm_lab.data.splits import _Pictures, read_picture

@@ -12,18 +12,15 @@ PACKAGE = Path(ttm_lab.__file__).parent
 FLOORS = (
     ("files", "probability", "distributed"),
     ("losses",),
-    ("data", "models", "runs", "teacher_cache", "objectives", "features"),
+    ("data", "models", "runs", "teacher_cache", "objectives", "torchdistill"),
     ("settings",),
     ("teacher",),
     ("checks", "progress", "analysis"),
     ("training",),
-    ("paper",),
-    ("cli", "__main__"),
     ("course",),
+    ("__main__",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-# The command line alone asks the course, for its commands, when it is called.
-LATE = {("cli", "course")}
 
 
 def room(module: str) -> str:
@@ -31,15 +28,9 @@ def room(module: str) -> str:
     return [*module.split("."), "__init__"][1]
 
 
-def imports(path: Path) -> set[tuple[str, str, bool]]:
-    """(room, imported room, inside a function?) of a file."""
+def imports(path: Path) -> set[tuple[str, str]]:
+    """(room, imported room) of a file, wherever in it the import stands."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {
-        id(inner)
-        for outer in ast.walk(tree)
-        if isinstance(outer, ast.FunctionDef)
-        for inner in ast.walk(outer)
-    }
     here, found = path.relative_to(PACKAGE).parts[0].removesuffix(".py"), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "ttm_lab":
@@ -50,7 +41,7 @@ def imports(path: Path) -> set[tuple[str, str, bool]]:
             targets = [room(a.name) for a in node.names if a.name.startswith("ttm_lab.")]
         else:
             continue
-        found |= {(here, target, id(node) in inside) for target in targets}
+        found |= {(here, target) for target in targets}
     return found
 
 
@@ -64,8 +55,8 @@ def test_every_module_has_a_floor():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_imports_go_one_way(path):
-    for here, there, late in imports(path):
-        if here == "__init__" or (late and (here, there) in LATE):
+    for here, there in imports(path):
+        if here == "__init__":
             continue
         assert FLOOR[there] <= FLOOR[here], f"{here} imports {there}, which lies above it"
 
@@ -73,8 +64,8 @@ def test_imports_go_one_way(path):
 def test_no_circle_among_the_rooms():
     edges: dict[str, set[str]] = {}
     for path in SOURCES:
-        for here, there, _ in imports(path):
-            if here != there and (here, there) not in LATE:
+        for here, there in imports(path):
+            if here != there:
                 edges.setdefault(here, set()).add(there)
 
     def reach(start: str) -> set[str]:

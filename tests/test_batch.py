@@ -18,8 +18,8 @@ import nbformat
 import psutil
 import pytest
 
-from ttm_lab.cli import main
 from ttm_lab.course import batch, evidence, execute, report
+from ttm_lab.course.cli import main
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="named pipes and POSIX signals")
 

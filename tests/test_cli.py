@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from ttm_lab import cli, data, training
-from ttm_lab.course import batch, digits, paper_commands, paper_rows
+from ttm_lab import data, training
+from ttm_lab.course import batch, cli, digits, paper_commands, paper_rows
 from ttm_lab.course.outputs import Outputs
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.files import read_table
@@ -58,7 +58,7 @@ def test_library_needs_no_notebook_packages():
 
 
 def test_batch_without_notebook_packages_says_what_to_install():
-    done = without_extras("from ttm_lab.cli import main\nsys.exit(main(['reproduce']))")
+    done = without_extras("from ttm_lab.course.cli import main\nsys.exit(main(['reproduce']))")
     assert done.returncode == 2
     assert "pip install 'ttm-lab[notebooks]'" in done.stderr
 
@@ -546,7 +546,7 @@ def test_a_folder_of_pictures_goes_by_its_own_name(workplace, monkeypatch, capsy
 # of one epoch, as a user or a batch system would send it in the middle of the work.
 STOPPED = """
 import signal, sys
-from ttm_lab import cli, training
+from ttm_lab import training
 what, epoch, number, *command = sys.argv[1:]
 training.Clock.due = lambda self: True
 report = training.Progress.epoch_done

@@ -71,7 +71,8 @@ with distributed.processes("cpu") as device:
 LOSE = """
 import os, signal, sys
 import torch
-from ttm_lab import cli, training
+from ttm_lab import training
+from ttm_lab.course import cli
 
 torch.set_num_threads(1)
 training.Meter.BLOCK = 2

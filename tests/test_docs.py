@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from ttm_lab import analysis, cli, data, losses, paper, probability, training
-from ttm_lab.course import explore
+from ttm_lab import analysis, data, losses, probability, training
+from ttm_lab.course import cli, explore, paper
 from ttm_lab.files import find_root
 
 ROOT = find_root(__file__)

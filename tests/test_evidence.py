@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from ttm_lab import analysis, paper
-from ttm_lab.course import evidence, kept
+from ttm_lab import analysis
+from ttm_lab.course import evidence, kept, paper
 from ttm_lab.files import find_root
 
 NOTEBOOKS = find_root(__file__) / "notebooks"

@@ -11,13 +11,12 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from ttm_lab import cli
 from ttm_lab.analysis import predict
-from ttm_lab.course import experiments, plans
+from ttm_lab.course import cli, experiments, plans
 from ttm_lab.course.experiments import Plan, Run, execute, overview, unpack_correct
+from ttm_lab.course.paper import mean_power_sum
 from ttm_lab.data import load_dataset
 from ttm_lab.models import create_model
-from ttm_lab.paper import mean_power_sum
 from ttm_lab.training import Settings, Trained, distill
 
 PAIR = "cnn_small:cnn_small"

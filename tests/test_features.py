@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ttm_lab import features, paper
+from ttm_lab.course import features, paper
 from ttm_lab.data import load_dataset
 from ttm_lab.losses import KDLoss, StandardizedLoss, TTMLoss, WTTMLoss, ttm_loss, wttm_loss
 from ttm_lab.models import create_model
@@ -294,7 +294,7 @@ def test_itrd_of_a_perfect_student_has_a_closed_form():
 
 
 CONFIGURATION = """
-dependencies: [{name: ttm_lab.features}]
+dependencies: [{name: ttm_lab.torchdistill}]
 train:
   num_epochs: 1
   train_data_loader:

@@ -6,8 +6,8 @@ import re
 import nbformat
 import pytest
 
-from ttm_lab.cli import main
 from ttm_lab.course.batch import Refused
+from ttm_lab.course.cli import main
 from ttm_lab.course.exercises import Unsolved
 from ttm_lab.course.handout import hand_out
 from ttm_lab.files import find_root

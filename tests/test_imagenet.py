@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import get_model_weights
 
-from ttm_lab import cli, paper, training
-from ttm_lab.course import paper_rows, samples
+from ttm_lab import training
+from ttm_lab.course import cli, paper, paper_rows, samples
 from ttm_lab.data import load_dataset
 from ttm_lab.files import find_root
 from ttm_lab.models import create_model

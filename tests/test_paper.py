@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from ttm_lab import paper
+from ttm_lab.course import paper
+from ttm_lab.course.paper import settings
 from ttm_lab.course.paper_rows import check_pair
-from ttm_lab.paper import settings
 
 # Exponent, TTM weight, WTTM weight: the paper's Tables 8 (similar networks) and 9 (others).
 PUBLISHED = {

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from ttm_lab import paper, runs
-from ttm_lab.course import paper_rows
+from ttm_lab import runs
+from ttm_lab.course import paper, paper_rows
 from ttm_lab.course.paper_rows import distil_pair, load_teacher, measure, save_results, summarise
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.files import read_table

@@ -7,14 +7,15 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from ttm_lab import cli, runs
-from ttm_lab.course import samples
+from ttm_lab import runs
+from ttm_lab.course import cli, samples
 from ttm_lab.course.evidence import results_folder
 from ttm_lab.course.outputs import Outputs
 from ttm_lab.course.paper_rows import weights_file
+from ttm_lab.course.teachers import fetch_teacher
 from ttm_lab.data import load_dataset
 from ttm_lab.files import atomic_write, downloads_folder, find_root, runs_folder, user_path
-from ttm_lab.models import create_model, fetch_teacher, load_weights
+from ttm_lab.models import create_model, load_weights
 from ttm_lab.teacher_cache import TeacherCache
 
 
@@ -57,7 +58,7 @@ def test_every_function_that_takes_a_path_knows_the_home_folder(home, monkeypatc
         save_file(network.state_dict(), path)
     load_weights(network, "~/w.safetensors")
     assert weights_file("~/w.safetensors") == home / "w.safetensors"
-    monkeypatch.setattr("ttm_lab.models.teachers.ADDRESSES", {"resnet8": "http://127.0.0.1:9"})
+    monkeypatch.setattr("ttm_lab.course.teachers.ADDRESSES", {"resnet8": "http://127.0.0.1:9"})
     assert fetch_teacher("resnet8", "~/teachers") == path
     assert runs.Run("~/runs", "kd", {}).folder.parent == home / "runs"
     atomic_write("~/a/table.csv", "a,b\n")

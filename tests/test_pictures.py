@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ttm_lab import analysis, cli
-from ttm_lab.course import pictures
+from ttm_lab import analysis
+from ttm_lab.course import cli, pictures
 from ttm_lab.data import load_dataset
 from ttm_lab.models import create_model, load_weights
 from ttm_lab.runs import environment

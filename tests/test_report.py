@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from ttm_lab import analysis, paper
-from ttm_lab.course import evidence, kept, report
+from ttm_lab import analysis
+from ttm_lab.course import evidence, kept, paper, report
 from ttm_lab.files import find_root
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from ttm_lab import paper
+from ttm_lab.course import paper, teachers
+from ttm_lab.course.teachers import fetch_teacher
 from ttm_lab.files import downloads_folder
-from ttm_lab.models import create_model, fetch_teacher, load_weights, teachers
+from ttm_lab.models import create_model, load_weights
 
 TRAIN = "ttm-lab train-teacher --model {} --data cifar100"
 
@@ -308,8 +309,9 @@ def test_a_stopped_download_leaves_nothing_that_counts(tmp_path, host, checkpoin
     host.answer = answer
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from ttm_lab.models import fetch_teacher, teachers\n"
-        "teachers.ADDRESSES['resnet8'] = sys.argv[1]; fetch_teacher('resnet8', sys.argv[2])"
+        "from ttm_lab.course import teachers\n"
+        "teachers.ADDRESSES['resnet8'] = sys.argv[1]\n"
+        "teachers.fetch_teacher('resnet8', sys.argv[2])"
     )
     command = [sys.executable, "-c", program, host.address("resnet8"), str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)

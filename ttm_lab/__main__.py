@@ -2,6 +2,6 @@
 
 import sys
 
-from ttm_lab.cli import main
+from ttm_lab.course.cli import main
 
 sys.exit(main())

@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from ttm_lab.cli import add_command, count, local_path, say
+from ttm_lab.course.cli import add_command, count, local_path, say
 from ttm_lab.course.paper_commands import as_text, check_output, several_seeds
 from ttm_lab.files import atomic_write, find_root, read_table
 

@@ -28,10 +28,10 @@ from tqdm.auto import tqdm
 from ttm_lab.analysis import evaluate
 from ttm_lab.course.engine import free_cores, run_tasks
 from ttm_lab.course.outputs import Outputs, collect_outputs
+from ttm_lab.course.paper import KD_WEIGHT, TEMPERATURE, TTM_WEIGHT, mean_power_sum
 from ttm_lab.data import Dataset, load_dataset
 from ttm_lab.files import atomic_write, read_table, user_path
 from ttm_lab.objectives import LogitTerm
-from ttm_lab.paper import KD_WEIGHT, TEMPERATURE, TTM_WEIGHT, mean_power_sum
 from ttm_lab.training import (
     NUMERICS,
     Diverged,

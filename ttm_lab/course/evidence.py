@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from ttm_lab import paper
+from ttm_lab.course import paper
 from ttm_lab.files import atomic_write, find_root, user_path
 
 # From the strongest word against a claim to its only confirmation: of a claim's parts the first

@@ -24,11 +24,11 @@ import torch
 from ttm_lab import runs
 from ttm_lab.analysis import evaluate, fit_temperature, predict
 from ttm_lab.course.engine import run_tasks
+from ttm_lab.course.paper import mean_power_sum
 from ttm_lab.data import Dataset, Split
 from ttm_lab.files import FileLock, atomic_write, find_root, read_table, runs_folder
 from ttm_lab.models import create_model
 from ttm_lab.objectives import make_objective
-from ttm_lab.paper import mean_power_sum
 from ttm_lab.training import NUMERICS, Diverged, Settings, Trained, distill_many
 
 

@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ttm_lab import paper
 from ttm_lab.analysis import contrasts, paired_interval
-from ttm_lab.course import compression, evidence, outliers
+from ttm_lab.course import compression, evidence, outliers, paper
 from ttm_lab.files import find_root, read_table
 from ttm_lab.training import Settings
 

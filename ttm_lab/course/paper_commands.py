@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
-from ttm_lab.cli import add_command, count, local_path, say
+from ttm_lab.course.cli import add_command, count, local_path, say
 from ttm_lab.files import atomic_write, runs_folder
 
 
@@ -109,8 +109,8 @@ def _train_teacher(options) -> int:
 
     Example: ttm-lab train-teacher --model resnet56 --data cifar100
     """
-    from ttm_lab import distributed, paper, training
-    from ttm_lab.course import paper_rows
+    from ttm_lab import distributed, training
+    from ttm_lab.course import paper, paper_rows
 
     _check_device(options.device)
     paper_rows.check_model(options.model)
@@ -147,9 +147,9 @@ def _distill(options) -> int:
     Several GPUs: torchrun --nproc-per-node 4 -m ttm_lab distill --pair resnet56:resnet20
     (--batch-size is the batch of all processes together, so the learning rate stays.)
     """
-    from ttm_lab import distributed, paper
+    from ttm_lab import distributed
     from ttm_lab.checks import check_data
-    from ttm_lab.course import outputs, paper_rows, pictures
+    from ttm_lab.course import outputs, paper, paper_rows, pictures
     from ttm_lab.data import Split
     from ttm_lab.models import model_name
 
@@ -196,7 +196,7 @@ def _distill(options) -> int:
 
 def _default_methods(teacher: str, student: str, changes: dict) -> list[str]:
     """The paper's methods, less KD and TTM where the paper has no settings for them."""
-    from ttm_lab import paper
+    from ttm_lab.course import paper
 
     methods = ["ce"]
     for method in ("kd", "ttm", "wttm"):
@@ -215,8 +215,8 @@ def _print_row(measured, teacher: str, student: str, changes: dict) -> None:
     """A row beside the paper's, and how it differs from KD's."""
     import pandas as pd
 
-    from ttm_lab import paper
     from ttm_lab.analysis import paired_interval
+    from ttm_lab.course import paper
     from ttm_lab.course.paper_rows import summarise
 
     table = summarise(measured, teacher, student)
@@ -327,7 +327,7 @@ def _fetch_teacher(options) -> int:
 
     Example: ttm-lab fetch-teacher resnet56 wrn_40_2
     """
-    from ttm_lab.models import fetch_teacher
+    from ttm_lab.course.teachers import fetch_teacher
 
     paths = [fetch_teacher(name, options.folder) for name in options.names]
     print(*paths, sep="\n")

@@ -1,6 +1,6 @@
 """Rows of the paper's tables made anew: a pair's teacher, its students, and their accuracies.
 
-The settings are those of ``ttm_lab.paper``. ``ttm-lab distill`` makes a row with one command.
+The settings are those of ``course.paper``. ``ttm-lab distill`` makes a row with one command.
 """
 
 import json
@@ -15,10 +15,7 @@ import torch
 
 from ttm_lab import runs
 from ttm_lab.analysis import evaluate, paired_interval, predict
-from ttm_lab.data import Dataset
-from ttm_lab.files import atomic_write, short, user_path
-from ttm_lab.models import create_model, fetch_teacher, load_weights, model_name
-from ttm_lab.paper import (
+from ttm_lab.course.paper import (
     TEMPERATURE,
     mean_power_sum,
     published_loss,
@@ -26,6 +23,10 @@ from ttm_lab.paper import (
     settings,
     teacher_settings,
 )
+from ttm_lab.course.teachers import fetch_teacher
+from ttm_lab.data import Dataset
+from ttm_lab.files import atomic_write, short, user_path
+from ttm_lab.models import create_model, load_weights, model_name
 from ttm_lab.training import Settings, Trained, distill_many, train_teacher
 
 # The paper's data sets, by their names here and numbers of classes.

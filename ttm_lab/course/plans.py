@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 
 from ttm_lab.course.experiments import Plan, Run
+from ttm_lab.course.paper import KD_WEIGHT, TEMPERATURE, TTM_WEIGHT
 from ttm_lab.course.paper_rows import load_teacher
 from ttm_lab.data import Dataset, load_dataset
 from ttm_lab.files import find_root
-from ttm_lab.paper import KD_WEIGHT, TEMPERATURE, TTM_WEIGHT
 from ttm_lab.training import Settings, Trained
 
 _PAIR = "resnet32:resnet8"

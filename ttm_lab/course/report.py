@@ -16,8 +16,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from ttm_lab import paper
-from ttm_lab.course import kept
+from ttm_lab.course import kept, paper
 from ttm_lab.course.evidence import PLACES, QUANTITIES, collect, matrix, place
 from ttm_lab.course.execute import read_notebook
 from ttm_lab.files import atomic_write

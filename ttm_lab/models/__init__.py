@@ -7,13 +7,11 @@ from torch import nn
 
 from ttm_lab.models.cifar import CIFAR_MODELS
 from ttm_lab.models.network import logits_of
-from ttm_lab.models.teachers import fetch_teacher
 from ttm_lab.models.tiny import TinyConvNet
 from ttm_lab.models.weights import load_weights
 
 __all__ = [
     "create_model",
-    "fetch_teacher",
     "list_models",
     "load_weights",
     "logits_of",

@@ -1,8 +1,7 @@
 """The program ``ttm-lab``: it parses, calls a command, and says what went wrong in one line.
 
-The commands lie in ``ttm_lab.course``, above all that they use. Each is a short function whose
-docstring is its help, and imports what takes long when it is called, so that help and refusals
-come at once.
+A command is a short function whose docstring is its help, and imports what takes long when it is
+called, so that help and refusals come at once.
 """
 
 import argparse

@@ -6,19 +6,15 @@
 ``widths`` are the channels or features there, the student's and the teacher's. What a term trains
 starts from ``seed``. Relations are those in the batch of one process, of two pictures at least.
 All but ITRD are torchdistill's, and raise ``ImportError`` where it is not installed.
-
-Torchdistill's configuration files know ``TTMLoss`` and ``WTTMLoss`` if they name this module under
-``dependencies``.
 """
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttm_lab import distributed
-from ttm_lab.losses import TTMLoss, WTTMLoss
 from ttm_lab.objectives import FeatureTerm, Output
 
 # Where torchdistill's losses find a feature in the dictionaries that they take.
@@ -201,10 +197,3 @@ def _torchdistill():
             "this method needs the package torchdistill: pip install 'ttm-lab[features]'"
         ) from error
     return mid_level, wrapper
-
-
-with suppress(ImportError):  # where torchdistill is absent nothing changes
-    from torchdistill.losses.registry import register_low_level_loss
-
-    for loss in (TTMLoss, WTTMLoss):
-        register_low_level_loss(loss)

@@ -8,7 +8,7 @@ from urllib.error import URLError
 import torch
 
 from ttm_lab.files import FileLock, downloads_folder, user_path
-from ttm_lab.models.weights import load_weights
+from ttm_lab.models import create_model, load_weights, model_name
 
 # scripts/fetch_pretrained_teachers.sh of github.com/HobbitLong/RepDistiller
 ADDRESSES = {
@@ -33,15 +33,13 @@ def fetch_teacher(name: str, folder: str | Path | None = None, *, progress: bool
 
     The address is plain HTTP, and no checksum was ever published. Whether a file is the authors',
     nothing here can tell, but its test accuracy can: the paper's tables state it
-    (data/paper_results.csv, "teacher (plain training)"). Whatever the file holds, it cannot run
-    code (see ``load_weights``).
+    (``paper.results``, "teacher (plain training)"). Whatever the file holds, it cannot run code
+    (see ``load_weights``).
 
     Raises ``ConnectionError`` where the address gives no file, with what to do instead, and
     ``ValueError`` for a teacher without a known address, and for a file that is not that network.
     A file that is refused on its way in is not kept.
     """
-    from ttm_lab.models import model_name  # this module is part of that package
-
     name = model_name(name)
     if name not in ADDRESSES:
         raise ValueError(
@@ -83,8 +81,6 @@ def _download(name: str, path: Path, progress: bool) -> None:
 
 
 def _load(name: str, path: Path) -> None:
-    from ttm_lab.models import create_model
-
     load_weights(create_model(name, 100, seed=0), path)  # a seed: torch's global state stays
 
 

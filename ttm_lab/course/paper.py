@@ -62,13 +62,13 @@ TEMPERATURE, KD_WEIGHT, TTM_WEIGHT = 4.0, 0.9, 36.0
 @cache
 def hyperparameters() -> pd.DataFrame:
     """The published settings: a row a pair and method, with ``source`` and ``certainty``."""
-    return read_table(files("ttm_lab").joinpath("hyperparameters.csv"))
+    return read_table(files("ttm_lab.course").joinpath("hyperparameters.csv"))
 
 
 @cache
 def results() -> pd.DataFrame:
     """The published top-1 accuracies in per cent: a row a pair and method, with ``source``."""
-    return read_table(files("ttm_lab").joinpath("paper_results.csv"))
+    return read_table(files("ttm_lab.course").joinpath("paper_results.csv"))
 
 
 def pairs(dataset: str = "CIFAR-100") -> list[tuple[str, str]]:
