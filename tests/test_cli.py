@@ -50,8 +50,8 @@ def without_extras(code):
 
 
 def test_library_needs_no_notebook_packages():
-    modules = "probability losses data models runs training analysis paper cli course.digits"
-    modules += " course.paper_rows course.paper_commands"
+    modules = "probability losses data models runs training analysis course.digits course.cli"
+    modules += " course.paper course.paper_rows course.paper_commands"
     code = f"import importlib\nfor m in {modules.split()}: importlib.import_module('ttm_lab.' + m)"
     done = without_extras(code)
     assert done.returncode == 0, done.stderr

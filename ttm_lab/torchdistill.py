@@ -3,9 +3,12 @@
 They name this module under ``dependencies``.
 """
 
-from torchdistill.losses.registry import register_low_level_loss
+from contextlib import suppress
 
 from ttm_lab.losses import TTMLoss, WTTMLoss
 
-for loss in (TTMLoss, WTTMLoss):
-    register_low_level_loss(loss)
+with suppress(ImportError):  # where torchdistill is absent there is nothing to do
+    from torchdistill.losses.registry import register_low_level_loss
+
+    for loss in (TTMLoss, WTTMLoss):
+        register_low_level_loss(loss)

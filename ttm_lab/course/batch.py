@@ -40,8 +40,9 @@ MEMORY = 1.5 * 2**30  # bytes for a notebook's kernel and the process that runs 
 # These run or describe notebooks but are not used inside them.
 BATCH_MODULES = (
     "__main__.py",
-    "cli.py",
+    "torchdistill.py",
     "course/batch.py",
+    "course/cli.py",
     "course/commands.py",
     "course/handout.py",
     "course/paper_commands.py",
