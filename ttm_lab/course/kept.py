@@ -39,7 +39,8 @@ NAMES = {
 }
 # By the paper's settings for a pair; KD with those of TTM, and the other way round, stand in the
 # places of the scaled losses.
-_ROW = {"kd": "KD", "kd as ttm": "KD x 10", "ttm as kd": "TTM / 10", "ttm": "TTM", "wttm": "WTTM"}
+_ROW = {"ce": "CE", "kd": "KD", "ttm": "TTM", "wttm": "WTTM"}
+_ROW |= {"kd as ttm": "KD x 10", "ttm as kd": "TTM / 10"}
 _KD, _TTM = ["KD", "KD x 10"], ["TTM / 10", "TTM"]
 # Every contrast that is judged on CIFAR-100, written so that its claim expects it to be positive:
 # claim, measure, arms that should have more, arms that should have less (a mean over several). A
