@@ -83,18 +83,28 @@ def square(
     return ax
 
 
-def accuracy_by_temperature(accuracy: pd.DataFrame, rules: dict[str, float]) -> Axes:
-    """Accuracy against the temperature, a line a learning rate; ``rules`` mark temperatures.
+def accuracy_by_temperature(
+    accuracy: pd.DataFrame,
+    rules: dict[str, float],
+    *,
+    what: str = "rate",
+    part: str = "validation",
+) -> Axes:
+    """Accuracy against the temperature, a line for each of ``what``; ``rules`` mark temperatures.
 
-    ``accuracy`` (temperatures, rates) is in per cent.
+    ``accuracy`` (temperatures, rates or seeds) is in per cent. Of seeds the mean is drawn, too.
     """
     ax = plt.subplots(figsize=(7.4, 3.6))[1]
-    for (rate, line), marker in zip(accuracy.items(), "osD", strict=True):
-        ax.plot(line.index, line, marker=marker, label=f"rate {rate:g}")
+    thin = {"color": "#777777", "linewidth": 0.8} if what == "seed" else {}
+    for (value, line), marker in zip(accuracy.items(), "osDv^", strict=False):
+        ax.plot(line.index, line, marker=marker, label=f"{what} {value:g}", **thin)
+    if what == "seed":
+        mean = accuracy.mean(axis=1)
+        ax.plot(mean.index, mean, color=OKABE_ITO["red"], linewidth=2.5, label="mean")
     for rule, temperature in rules.items():
         ax.axvline(temperature, color="#555555", linewidth=1, linestyle=":")
         ax.annotate(rule, (temperature, 1.02), xycoords=ax.get_xaxis_transform())
-    ax.set(xscale="log", xlabel="temperature T", ylabel="validation accuracy, %")
+    ax.set(xscale="log", xlabel="temperature T", ylabel=f"{part} accuracy, %")
     ax.set_xticks(accuracy.index, [f"{temperature:g}" for temperature in accuracy.index])
     ax.minorticks_off()
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
