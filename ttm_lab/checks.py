@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +38,9 @@ def check_data(data: Dataset, settings: Sequence[Settings]) -> None:
 
 
 def check_network(name: str, model: nn.Module, data: Dataset) -> None:
-    """Run a network on one image: a mismatch or broken weights show at once."""
+    """Run a network, in eval mode from then on, on one image: a mismatch shows at once."""
     probe, _ = next(data.train.batches(1, order=torch.tensor([0])))
-    was_training = model.training
     _check_answer(name, model.eval(), probe, data)
-    model.train(was_training)
 
 
 def check_student(model: nn.Module, settings: Settings, data: Dataset) -> None:
@@ -53,13 +50,10 @@ def check_student(model: nn.Module, settings: Settings, data: Dataset) -> None:
     cut = settings.steps(images) * size < images
     smallest = min(2, size if cut else images % size or size)
     probe, _ = next(data.train.batches(2, order=torch.arange(min(images, smallest))))
-    # on copies of the running statistics, which batch norm would change
-    buffers = {key: value.clone() for key, value in model.named_buffers()}
-    network = partial(torch.func.functional_call, model.train(), buffers)
     hint = f"; batch_size={size} makes a batch of one of {images} pictures: give another"
-    name = f"{settings.model} in training"
-    _check_answer(name, network, probe, data, hint if len(probe) == 1 else "")
-    model.eval()
+    hint, name = hint if len(probe) == 1 else "", f"{settings.model} in training"
+    # on a copy, since batch norm changes its running statistics
+    _check_answer(name, copy.deepcopy(model).train(), probe, data, hint)
 
 
 @torch.no_grad()
