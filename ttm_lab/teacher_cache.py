@@ -41,7 +41,7 @@ class TeacherCache:
         augmentation: which views of them there are (``Split.count_views``).
         num_classes: K.
         path: the file, made if it is not there (sparse: it takes the room of what is known). None
-            keeps the rows in memory. Both take ``size_in_bytes`` when full: 3.3 GB for CIFAR-100.
+            keeps the rows in memory. When full they take 3.3 GB for CIFAR-100.
 
     Raises:
         ValueError: the file has another size.
@@ -59,23 +59,13 @@ class TeacherCache:
         self.compute, self.part, self.augmentation = compute, part, augmentation
         self.chunk = CHUNK.get(part.labels.device.type, CHUNK["cuda"])
         self.asked = self.computed = 0
-        self.path = None if path is None else user_path(path)
         # kept as bits: a checksum that looks like NaN must come back as it was
         shape = (len(part) * part.count_views(augmentation), num_classes + 1)
-        if self.path is None:
+        if path is None:
             self._rows = np.zeros(shape, np.uint32)
         else:
-            _make_file(self.path, 4 * shape[0] * shape[1])
-            self._rows = np.memmap(self.path, np.uint32, "r+", shape=shape)
-
-    def __len__(self) -> int:
-        """How many views there are."""
-        return len(self._rows)
-
-    @property
-    def size_in_bytes(self) -> int:
-        """The size when every view is known."""
-        return self._rows.nbytes
+            _make_file(user_path(path), 4 * shape[0] * shape[1])
+            self._rows = np.memmap(user_path(path), np.uint32, "r+", shape=shape)
 
     @property
     def hit_rate(self) -> float:
@@ -95,7 +85,7 @@ class TeacherCache:
         """Logits (B, K) float32 of views (B,), from memory as far as they are known."""
         numbers = views.cpu().numpy()
         rows = self._rows[numbers]
-        unknown = np.flatnonzero(~_fits(rows))
+        unknown = np.flatnonzero(_checksum(rows[:, :-1]) != rows[:, -1])
         missing = np.unique(numbers[unknown])
         self.asked += len(numbers)
         self.computed += len(missing)
@@ -140,7 +130,7 @@ def _make_file(path: Path, size: int) -> None:
                 "something else; delete it, and the teacher is asked again"
             )
         # a sparse file takes room only where something was written
-        taken = getattr(there, "st_blocks", 0) * 512 if there else 0
+        taken = getattr(there, "st_blocks", 0) * 512
         free = shutil.disk_usage(path.parent).free
         if free < size - taken:
             raise OSError(
@@ -159,7 +149,3 @@ def _checksum(words: np.ndarray) -> np.ndarray:
     (That of zeros is never zero, which is what an empty row has in its place.)
     """
     return np.array([zlib.crc32(row) for row in words], np.uint32)
-
-
-def _fits(rows: np.ndarray) -> np.ndarray:
-    return _checksum(rows[:, :-1]) == rows[:, -1]
