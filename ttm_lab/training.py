@@ -10,6 +10,7 @@ calls share every batch among the processes.
 import functools
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -152,8 +153,6 @@ def distill_many(
     if len(set(settings)) < len(settings) or len(set(seeds)) < len(seeds):
         labels = [s.label for s in settings]
         raise ValueError(f"settings {labels} and seeds {seeds} must each be different")
-    if teacher is not None or any(s.method != "ce" for s in settings):
-        teacher = _network(teacher)
     device = default_device(device)
     check_data(data, settings)
     data, teacher, students = _prepare(teacher, data, settings, seeds, folder, device, start)
@@ -199,29 +198,24 @@ def find_runs(
 
     ``finished`` says of each whether it is. Nothing is trained.
     """
-    teacher = None if teacher is None else _network(teacher)
     _, _, students = _prepare(teacher, data, settings, seeds, folder, default_device(None))
     return [student.run for student in students]
 
 
 def _prepare(teacher, data, settings, seeds, folder, device, start=None):
     """Data and teacher on the device, and a student for each seed and settings."""
-    source = {"name": data.name, "seed": data.seed}
-    source["sha256"] = data.fingerprint if folder is not None else None
-    data = data.to(device)
-    if teacher is not None:
-        teacher = Teacher(teacher, data, settings, device)
-        check_network("teacher", teacher.network, data)
-    shared = {"teacher": teacher, "source": source, "folder": folder, "start": start}
-    students = [Student(s, seed, data, device=device, **shared) for seed in seeds for s in settings]
-    return data, teacher, students
-
-
-def _network(teacher: nn.Module | Trained) -> nn.Module:
-    network = teacher.model if isinstance(teacher, Trained) else teacher
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"teacher must be a network or Trained, got {type(teacher).__name__}")
-    return network
+    here = data.to(device)
+    if teacher is not None or any(s.method != "ce" for s in settings):
+        network = teacher.model if isinstance(teacher, Trained) else teacher
+        if not isinstance(network, nn.Module):
+            kind = type(teacher).__name__
+            raise TypeError(f"teacher must be a network or Trained, got {kind}")
+        teacher = Teacher(network, here, settings, device)
+        check_network("teacher", teacher.network, here)
+    # from the data as they were given, which keep their fingerprint until the next call
+    options = {"device": device, "teacher": teacher, "folder": folder, "start": start}
+    students = [Student(s, seed, data, **options) for seed in seeds for s in settings]
+    return here, teacher, students
 
 
 def _company(student: "Student") -> tuple:
@@ -353,7 +347,6 @@ class Student:
         *,
         device: torch.device,
         teacher: Teacher | None = None,
-        source: dict | None = None,
         folder: str | Path | None = None,
         start: nn.Module | None = None,
     ):
@@ -378,12 +371,13 @@ class Student:
             config = {
                 "settings": _settings_identity(settings, self.objective, teacher),
                 "seed": seed,
-                "data": source,
+                "data": {"name": data.name, "seed": data.seed, "sha256": data.fingerprint},
                 "teacher": teacher and teacher.fingerprint,
                 "numerics": NUMERICS,
             }
             config |= {} if start is None else {"start": runs.weights_fingerprint(start)}
-            self.run = runs.Run(folder, f"{_slug(settings.label)}-seed{seed}", config)
+            label = re.sub(r"[\W_]+", "-", settings.label.lower()).strip("-") or "run"
+            self.run = runs.Run(folder, f"{label}-seed{seed}", config)
 
     @functools.cached_property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -403,16 +397,15 @@ class Student:
         """Take over what the run folder already has: the result, or the newest checkpoint."""
         if self.run is None:
             return
-        first, state = distributed.rank() == 0, None
-        if distributed.agree(self.run.finished, self.device):
+        first = distributed.rank() == 0
+        if distributed.from_first(self.run.finished, self.device):
             rows = self.run.load(self.model, self.objective).to_dict("records") if first else []
-            self.steps, self.rows = self.last_step, distributed.from_first(rows, self.device)
-            if distributed.world_size() > 1:
-                weights = distributed.from_first(self.model.state_dict(), self.device)
-                self.model.load_state_dict(weights)
+            result = self.model.state_dict(), rows
+            weights, self.rows = distributed.from_first(result, self.device)
+            self.model.load_state_dict(weights)
+            self.steps = self.last_step
             return
-        if first:
-            state = self.run.load_checkpoint(self.resume)
+        state = self.run.load_checkpoint(self.resume) if first else None
         state = distributed.from_first(state, self.device)
         if state is not None and not first:
             self.resume(state)
@@ -529,8 +522,3 @@ def _settings_identity(settings: Settings, objective: Objective, teacher: Teache
             "could not be told from others: use plain numbers and strings, or folder=None"
         ) from None
     return values
-
-
-def _slug(label: str) -> str:
-    words = "".join(c if c.isalnum() else " " for c in label.lower()).split()
-    return "-".join(words) or "run"
