@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ttm_lab import distributed
 from ttm_lab.data import Dataset, FileSplit
 from ttm_lab.models import logits_of
-from ttm_lab.objectives import Objective, Output, label_of, recorded
+from ttm_lab.objectives import Output, label_of, recorded
 from ttm_lab.settings import Settings
 from ttm_lab.teacher import Teacher
 
@@ -43,8 +43,9 @@ def check_network(name: str, model: nn.Module, data: Dataset) -> None:
     _check_answer(name, model.eval(), probe, data)
 
 
-def check_student(model: nn.Module, settings: Settings, data: Dataset) -> None:
-    """Run a student on one image, and in training mode on a batch as small as its smallest."""
+def check_student(student, data: Dataset) -> None:
+    """Run a ``Student`` on one image, and in training mode on a batch as small as its smallest."""
+    model, settings = student.model, student.settings
     check_network(settings.model, model, data)
     images, size = len(data.train), settings.batch_size
     cut = settings.steps(images) * size < images
@@ -57,14 +58,9 @@ def check_student(model: nn.Module, settings: Settings, data: Dataset) -> None:
 
 
 @torch.no_grad()
-def check_objective(
-    model: nn.Module,
-    objective: Objective,
-    settings: Settings,
-    teacher: Teacher | None,
-    data: Dataset,
-) -> None:
-    """Compute an objective that the user wrote once, on two images."""
+def check_objective(student, teacher: Teacher | None, data: Dataset) -> None:
+    """Compute a ``Student``'s objective once, on two images, where the user wrote it."""
+    settings, objective = student.settings, student.objective
     if isinstance(settings.method, str):
         return
     features = [*objective.student_features, *objective.teacher_features]
@@ -73,8 +69,8 @@ def check_objective(
             raise ValueError(f"{switch}=True does not fit {settings.label}, which uses features")
     samples = torch.arange(min(2, len(data.train)))
     images, labels = next(data.train.batches(2, order=samples))
-    with recorded(model.eval(), objective.student_features) as seen:
-        logits = logits_of(model(images))
+    with recorded(student.model.eval(), objective.student_features) as seen:
+        logits = logits_of(student.model(images))
     answer = teacher and teacher.output(images, settings, objective.teacher_features)
     try:
         objective = copy.deepcopy(objective).eval()  # a memory bank stays as it is

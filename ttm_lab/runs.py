@@ -27,6 +27,7 @@ import filelock
 import pandas as pd
 import torch
 from safetensors.torch import save as safetensors_bytes
+from torch import nn
 
 from ttm_lab import __version__, distributed
 from ttm_lab.files import FileLock, atomic_write, folder_name, read_table, user_path
@@ -40,7 +41,7 @@ def identity(config: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def weights_fingerprint(model: torch.nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """SHA-256 over a network's structure and its weights.
 
     The structure is its printed form: plain attributes that it does not print are left out.
@@ -76,7 +77,7 @@ def read_config(folder: str | Path) -> dict:
     return config | {"settings": settings}
 
 
-def load_finished(folder: str | Path, model: torch.nn.Module) -> tuple[dict, pd.DataFrame, dict]:
+def load_finished(folder: str | Path, model: nn.Module) -> tuple[dict, pd.DataFrame, dict]:
     """Load a finished run's weights into ``model``; its config, history, and notes on the weights.
 
     Config (``read_config``) and history are held against the notes. Raises ``ValueError`` naming
@@ -106,7 +107,6 @@ def _damaged(path: Path, reason) -> ValueError:
 @cache
 def environment() -> dict:
     """Versions, hardware and git state of this process, for the record."""
-
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
     command += ["--exclude=*", "--dirty"]  # the commit's number, not the nearest tag's name
     options = {"capture_output": True, "text": True, "timeout": 10, "check": True}
@@ -194,12 +194,7 @@ class Run:
         """Whether it is: the one rule that everybody asks."""
         return (self.folder / "model.safetensors").exists()
 
-    def finish(
-        self,
-        model: torch.nn.Module,
-        history: pd.DataFrame,
-        objective: torch.nn.Module | None = None,
-    ) -> None:
+    def finish(self, model: nn.Module, history: pd.DataFrame, objective: nn.Module) -> None:
         """Write the history, then the weights with all checksums; drop the checkpoints.
 
         An objective's trained parts, if it has any, go to ``objective.safetensors``.
@@ -208,22 +203,20 @@ class Run:
         # repr of a float64 has 17 digits at most, so the numbers come back bit by bit
         table = history.to_csv(index=False).encode()
         atomic_write(self.folder / "metrics.csv", table)
-        if objective is not None and objective.state_dict():
+        if objective.state_dict():
             self._write_weights("objective", objective)
         checksum = hashlib.sha256(table).hexdigest()
         self._write_weights("model", model, metrics_sha256=checksum)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
-    def _write_weights(self, name: str, module: torch.nn.Module, **notes: str) -> None:
+    def _write_weights(self, name: str, module: nn.Module, **notes: str) -> None:
         state = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
         notes = {"run": identity(self.config), "weights_sha256": weights_sha256(state)} | notes
         content = safetensors_bytes(state, {"ttm_lab": json.dumps(notes)})
         atomic_write(self.folder / f"{name}.safetensors", content)
 
-    def load(
-        self, model: torch.nn.Module, objective: torch.nn.Module | None = None
-    ) -> pd.DataFrame:
-        """Load a finished run's weights into ``model`` (and ``objective``); return its history.
+    def load(self, model: nn.Module, objective: nn.Module) -> pd.DataFrame:
+        """Load a finished run's weights into ``model`` and ``objective``; return its history.
 
         Raises ``ValueError`` naming the folder where a file is damaged.
         """
@@ -232,7 +225,7 @@ class Run:
             _, history, notes = load_finished(self.folder, model)
             if notes.get("run") != identity(self.config):
                 raise ValueError("model.safetensors was not written by this run")
-            if objective is not None and objective.state_dict():
+            if objective.state_dict():
                 load_weights(objective, self.folder / "objective.safetensors")
         except (OSError, ValueError) as error:
             raise ValueError(

@@ -44,14 +44,9 @@ class Teacher:
         """Open a cache for each ``output_key`` with ``remember``; ``folder`` None is in memory."""
         for s in settings:
             if s.remember and output_key(s) not in self.caches:
-                path = folder and cache_file(
-                    folder,
-                    teacher=self.fingerprint,
-                    part=data.train,
-                    augmentation=s.augmentation,
-                    precision=s.precision,
-                    folded=self.is_folded(s),
-                )
+                how = {"augmentation": s.augmentation, "precision": s.precision}
+                how["folded"] = self.is_folded(s)
+                path = folder and cache_file(folder, self.fingerprint, data.train, how)
                 self.caches[output_key(s)] = TeacherCache(
                     lambda images, s=s: self.output(images, s).logits,
                     data.train,

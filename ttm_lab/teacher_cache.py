@@ -109,11 +109,11 @@ class TeacherCache:
         return found
 
 
-def cache_file(folder: str | Path, *, teacher: str, part: Split, **how) -> Path:
+def cache_file(folder: str | Path, teacher: str, part: Split, how: dict) -> Path:
     """The file of a cache, named after everything that decides its values.
 
     ``teacher`` is the network's ``runs.weights_fingerprint``; ``how`` names augmentation and
-    precision.
+    precision, and says whether it is folded.
     """
     digest = hashlib.sha256(repr((teacher, sorted(how.items()))).encode())
     part.update(digest)

@@ -171,8 +171,8 @@ def distill_many(
         ),
     ):
         for student in students[: len(settings)]:
-            check_student(student.model, student.settings, data)
-            check_objective(student.model, student.objective, student.settings, teacher, data)
+            check_student(student, data)
+            check_objective(student, teacher, data)
         if teacher is not None:
             if folder is not None and remembered is None:
                 remembered = Path(folder).parent / "remembered"
@@ -249,7 +249,6 @@ def _train_together(
             stop = min(per_epoch, max(s.last_step for s in active) - epoch * per_epoch)
             for student in active:
                 student.begin_epoch(epoch)
-            report.epoch_starts(epoch)
             order = epoch_order(len(data.train), students[0].seed, epoch)
             samples = order.split(settings.batch_size)
             batches = epoch_batches(data.train, teacher, active, order, epoch, start, stop)
@@ -259,7 +258,7 @@ def _train_together(
                     _seed_noise(student.seed, epoch, start, student.device)
                     student.step(images, labels, known, samples[start])
                 step, start = step + 1, start + 1
-                report.batch_done()
+                report.bar.update()
                 if start % Meter.BLOCK == 0 and start < stop:
                     clock.save_when_due(takers)
             for student in active:
@@ -339,6 +338,8 @@ class Student:
     It has taken ``steps`` of its ``last_step`` steps; ``per_epoch`` steps make an epoch.
     """
 
+    PARTS = ("model", "objective", "optimizer")  # what has a state, for a resume point
+
     def __init__(
         self,
         settings: Settings,
@@ -414,7 +415,7 @@ class Student:
         """Take over a resume point; of another version's, some field is missing or does not fit."""
         if "optimiser" in state:  # as an earlier version wrote it
             state["optimizer"] = state.pop("optimiser")
-        for name in ("model", "objective", "optimizer"):
+        for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.meter.restore(state["meter"])
         self.rows = [{runs.new_column(k): x for k, x in row.items()} for row in state["rows"]]
@@ -484,10 +485,7 @@ class Student:
             return
         meter = self.meter.state()  # of all processes
         if distributed.rank() == 0:
-            parts = {
-                name: getattr(self, name).state_dict()
-                for name in ("model", "optimizer", "objective")
-            }
+            parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
             state = {"steps": self.steps, "rows": self.rows, "meter": meter, **parts}
             self.run.save_checkpoint(self.steps, state)
 
