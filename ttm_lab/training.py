@@ -158,6 +158,7 @@ def distill_many(
     data, teacher, students = _prepare(teacher, data, settings, seeds, folder, device, start)
     if folder is not None:
         runs.name_old_runs(folder)
+        remembered = remembered or Path(folder).parent / "remembered"
     folders = [student.run.folder for student in students if student.run]
     if len(set(folders)) < len(folders):
         raise ValueError("two settings hold losses of the same name and values: keep one")
@@ -174,8 +175,6 @@ def distill_many(
             check_student(student, data)
             check_objective(student, teacher, data)
         if teacher is not None:
-            if folder is not None and remembered is None:
-                remembered = Path(folder).parent / "remembered"
             teacher.open_caches(data, settings, remembered)
         for _, group in groupby(sorted(students, key=_company), key=_company):
             _train_together(list(group), teacher, data, progress, checkpoint_seconds)
@@ -240,8 +239,6 @@ def _train_together(
             return
         held_out = _held_out(data, teacher, waiting)
         clock, report = Clock(checkpoint_seconds, students[0].device), Progress(progress, waiting)
-        for student in waiting:
-            student.start()
         while left := [s for s in waiting if not s.done]:
             step = min(s.steps for s in left)
             epoch, start = divmod(step, per_epoch)
@@ -390,6 +387,12 @@ class Student:
             return torch.optim.AdamW(parameters, **values)
         return torch.optim.SGD(parameters, momentum=s.momentum, **values)
 
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """What steps go through: the model itself, compiled, or shared among processes."""
+        model = torch.compile(self.model) if self.settings.compiled else self.model
+        return distributed.wrap(model)
+
     @property
     def done(self) -> bool:
         return bool(self.diverged) or self.steps >= self.last_step
@@ -420,11 +423,6 @@ class Student:
         self.meter.restore(state["meter"])
         self.rows = [{runs.new_column(k): x for k, x in row.items()} for row in state["rows"]]
         self.steps = state["steps"]
-
-    def start(self) -> None:
-        """Get ready for steps, after ``load``."""
-        network = torch.compile(self.model) if self.settings.compiled else self.model
-        self.network = distributed.wrap(network)
 
     def begin_epoch(self, epoch: int) -> None:
         self.model.train()
