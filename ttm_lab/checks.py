@@ -48,7 +48,7 @@ def check_student(student, data: Dataset) -> None:
     model, settings = student.model, student.settings
     check_network(settings.model, model, data)
     images, size = len(data.train), settings.batch_size
-    cut = settings.steps(images) * size < images
+    cut = student.last_step < student.per_epoch
     smallest = min(2, size if cut else images % size or size)
     probe, _ = next(data.train.batches(2, order=torch.arange(min(images, smallest))))
     hint = f"; batch_size={size} makes a batch of one of {images} pictures: give another"

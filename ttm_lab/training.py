@@ -8,7 +8,6 @@ calls share every batch among the processes.
 """
 
 import functools
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from ttm_lab.checks import check_data, check_network, check_objective, check_stu
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.data.splits import hash_seed
 from ttm_lab.models import create_model, logits_of
-from ttm_lab.objectives import Objective, Output, make_objective, recorded
+from ttm_lab.objectives import Output, make_objective, recorded
 from ttm_lab.progress import Clock, Meter, Progress
 from ttm_lab.settings import Settings, default_device, fast, whole_number
 from ttm_lab.teacher import Teacher, autocast, logits_in_pieces, output_key
@@ -211,10 +210,41 @@ def _prepare(teacher, data, settings, seeds, folder, device, start=None):
             raise TypeError(f"teacher must be a network or Trained, got {kind}")
         teacher = Teacher(network, here, settings, device)
         check_network("teacher", teacher.network, here)
-    # from the data as they were given, which keep their fingerprint until the next call
-    options = {"device": device, "teacher": teacher, "folder": folder, "start": start}
+    options = {"device": device, "start": start}
     students = [Student(s, seed, data, **options) for seed in seeds for s in settings]
+    if folder is not None:
+        for student in students:  # the data as they were given keep their fingerprint
+            student.run = _run(folder, student, data, teacher, start)
     return here, teacher, students
+
+
+def _run(folder, student: "Student", data: Dataset, teacher: Teacher | None, start) -> runs.Run:
+    """A student's run: its config is all that decides the result, in values that JSON knows."""
+    settings, named = student.settings, isinstance(student.settings.method, str)
+    values = asdict(replace(settings, method="ce"))
+    del values["label"]
+    values["method"] = settings.method if named else student.objective.identity()
+    if teacher is not None:
+        values["fold_batch_norm"] = teacher.is_folded(settings)
+    old = {new: old for old, new in runs.OLD_NAMES.items()}  # what finished runs are known by
+    config = {
+        "settings": {old.get(name, name): value for name, value in values.items()},
+        "seed": student.seed,
+        "data": {"name": data.name, "seed": data.seed, "sha256": data.fingerprint},
+        "teacher": teacher and teacher.fingerprint,
+        "numerics": NUMERICS,
+    }
+    if start is not None:
+        config["start"] = runs.weights_fingerprint(start)
+    try:
+        runs.identity(config)
+    except TypeError as error:
+        raise ValueError(
+            f"{settings.label} holds a value that cannot be written down ({error}), so its run "
+            "could not be told from others: use plain numbers and strings, or folder=None"
+        ) from None
+    label = re.sub(r"[\W_]+", "-", settings.label.lower()).strip("-") or "run"
+    return runs.Run(folder, f"{label}-seed{student.seed}", config)
 
 
 def _company(student: "Student") -> tuple:
@@ -344,8 +374,6 @@ class Student:
         data: Dataset,
         *,
         device: torch.device,
-        teacher: Teacher | None = None,
-        folder: str | Path | None = None,
         start: nn.Module | None = None,
     ):
         self.settings, self.seed, self.device = settings, seed, device
@@ -364,18 +392,7 @@ class Student:
         self.last_step = settings.steps(len(data.train))
         self.steps, self.rows, self.diverged = 0, [], ""
         self.meter = Meter(settings.temperature or 1.0, device)
-        self.run = None
-        if folder is not None:
-            config = {
-                "settings": _settings_identity(settings, self.objective, teacher),
-                "seed": seed,
-                "data": {"name": data.name, "seed": data.seed, "sha256": data.fingerprint},
-                "teacher": teacher and teacher.fingerprint,
-                "numerics": NUMERICS,
-            }
-            config |= {} if start is None else {"start": runs.weights_fingerprint(start)}
-            label = re.sub(r"[\W_]+", "-", settings.label.lower()).strip("-") or "run"
-            self.run = runs.Run(folder, f"{label}-seed{seed}", config)
+        self.run: runs.Run | None = None
 
     @functools.cached_property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -498,23 +515,3 @@ class Student:
         folder = self.run.folder if self.run else None
         history = pd.DataFrame(self.rows)
         return Trained(self.model.eval(), self.settings, self.seed, history, folder)
-
-
-def _settings_identity(settings: Settings, objective: Objective, teacher: Teacher | None) -> dict:
-    """What of the settings decides the result, in values that JSON knows."""
-    values = asdict(replace(settings, method="ce"))
-    del values["label"]
-    named = isinstance(settings.method, str)
-    values["method"] = settings.method if named else objective.identity()
-    if teacher is not None:
-        values["fold_batch_norm"] = teacher.is_folded(settings)
-    old = {new: old for old, new in runs.OLD_NAMES.items()}  # what finished runs are known by
-    values = {old.get(name, name): value for name, value in values.items()}
-    try:
-        json.dumps(values)
-    except TypeError as error:
-        raise ValueError(
-            f"{settings.label} holds a value that cannot be written down ({error}), so its run "
-            "could not be told from others: use plain numbers and strings, or folder=None"
-        ) from None
-    return values
