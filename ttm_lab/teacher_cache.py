@@ -59,13 +59,14 @@ class TeacherCache:
         self.compute, self.part, self.augmentation = compute, part, augmentation
         self.chunk = CHUNK.get(part.labels.device.type, CHUNK["cuda"])
         self.asked = self.computed = 0
+        self.path = None if path is None else user_path(path)
         # kept as bits: a checksum that looks like NaN must come back as it was
         shape = (len(part) * part.count_views(augmentation), num_classes + 1)
-        if path is None:
+        if self.path is None:
             self._rows = np.zeros(shape, np.uint32)
         else:
-            _make_file(user_path(path), 4 * shape[0] * shape[1])
-            self._rows = np.memmap(user_path(path), np.uint32, "r+", shape=shape)
+            _make_file(self.path, 4 * shape[0] * shape[1])
+            self._rows = np.memmap(self.path, np.uint32, "r+", shape=shape)
 
     @property
     def hit_rate(self) -> float:
