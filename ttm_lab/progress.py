@@ -25,10 +25,10 @@ class Clock:
         return distributed.from_first(time.monotonic() - self.saved >= self.seconds, self.device)
 
     def save_when_due(self, students) -> None:
-        """If it is time, write a resume point for each student that has steps left."""
+        """If it is time, write a resume point for each student with a run and steps left."""
         if self.due():
             for student in students:
-                if not student.done:
+                if student.run and not student.done:
                     student.save_checkpoint()
             self.saved = time.monotonic()
 

@@ -260,8 +260,8 @@ def _train_together(
     """The training loop: students of one seed and batch size, side by side, batch by batch."""
     settings, per_epoch = students[0].settings, students[0].per_epoch
     with ExitStack() as locks:
-        for student in sorted(students, key=lambda s: str(s.run and s.run.folder)):
-            if student.run and distributed.rank() == 0 and not student.run.finished:
+        for student in sorted((s for s in students if s.run), key=lambda s: s.run.folder):
+            if distributed.rank() == 0 and not student.run.finished:
                 locks.enter_context(student.run)  # sorted: two processes cannot wait in a ring
             student.load()
         waiting = [s for s in students if not s.done]
@@ -416,8 +416,6 @@ class Student:
 
     def load(self) -> None:
         """Take over what the run folder already has: the result, or the newest checkpoint."""
-        if self.run is None:
-            return
         first = distributed.rank() == 0
         if distributed.from_first(self.run.finished, self.device):
             rows = self.run.load(self.model, self.objective).to_dict("records") if first else []
@@ -496,8 +494,6 @@ class Student:
             )
 
     def save_checkpoint(self) -> None:
-        if self.run is None:
-            return
         meter = self.meter.state()  # of all processes
         if distributed.rank() == 0:
             parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
