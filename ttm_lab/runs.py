@@ -191,7 +191,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it is: the one rule that everybody asks."""
+        """Whether the run is: the one rule that everybody asks."""
         return (self.folder / "model.safetensors").exists()
 
     def finish(self, model: nn.Module, history: pd.DataFrame, objective: nn.Module) -> None:

@@ -41,7 +41,7 @@ class TeacherCache:
         augmentation: which views of them there are (``Split.count_views``).
         num_classes: K.
         path: the file, made if it is not there (sparse: it takes the room of what is known). None
-            keeps the rows in memory. When full they take 3.3 GB for CIFAR-100.
+            keeps the rows in memory. Either takes 3.3 GB for CIFAR-100 when full.
 
     Raises:
         ValueError: the file has another size.
