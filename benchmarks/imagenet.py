@@ -143,7 +143,6 @@ def prepare_step(names, settings, device):
     student = training.Student(
         settings, 0, SimpleNamespace(num_classes=CLASSES, train=range(PICTURES)), device=device
     )
-    student.start()
     student.begin_epoch(0)
 
     def step(images, labels):

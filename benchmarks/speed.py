@@ -149,7 +149,6 @@ class Ours:
         self.teacher.open_caches(self.data, self.settings, None)
         self.students = [training.Student(s, 1, self.data, device=device) for s in self.settings]
         for student in self.students:
-            student.start()
             student.begin_epoch(0)
 
     def run(self, steps):

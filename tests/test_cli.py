@@ -547,6 +547,7 @@ def test_a_folder_of_pictures_goes_by_its_own_name(workplace, monkeypatch, capsy
 STOPPED = """
 import signal, sys
 from ttm_lab import training
+from ttm_lab.course import cli
 what, epoch, number, *command = sys.argv[1:]
 training.Clock.due = lambda self: True
 report = training.Progress.epoch_done

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from ttm_lab import runs
 from ttm_lab.models import create_model, load_weights
@@ -261,7 +262,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, teacher, fresh, form,
 
 
 def test_one_flipped_bit_of_weights_with_a_checksum_is_noticed(tmp_path, teacher, fresh):
-    runs.Run(tmp_path, "student", {}).finish(teacher, pd.DataFrame({"epoch": [1]}))
+    runs.Run(tmp_path, "student", {}).finish(teacher, pd.DataFrame({"epoch": [1]}), nn.Module())
     (path,) = tmp_path.glob("*/model.safetensors")
     whole = path.read_bytes()
     assert same(load_weights(fresh, path), teacher)

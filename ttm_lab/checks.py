@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from ttm_lab import distributed
 from ttm_lab.data import Dataset, FileSplit
 from ttm_lab.models import logits_of
-from ttm_lab.objectives import Objective, Output, label_of, recorded
+from ttm_lab.objectives import Output, label_of, recorded
 from ttm_lab.settings import Settings
 from ttm_lab.teacher import Teacher
 
@@ -39,38 +38,29 @@ def check_data(data: Dataset, settings: Sequence[Settings]) -> None:
 
 
 def check_network(name: str, model: nn.Module, data: Dataset) -> None:
-    """Run a network on one image: a mismatch or broken weights show at once."""
+    """Run a network, in eval mode from then on, on one image: a mismatch shows at once."""
     probe, _ = next(data.train.batches(1, order=torch.tensor([0])))
-    was_training = model.training
     _check_answer(name, model.eval(), probe, data)
-    model.train(was_training)
 
 
-def check_student(model: nn.Module, settings: Settings, data: Dataset) -> None:
-    """Run a student on one image, and in training mode on a batch as small as its smallest."""
+def check_student(student, data: Dataset) -> None:
+    """Run a ``Student`` on one image, and in training mode on a batch as small as its smallest."""
+    model, settings = student.model, student.settings
     check_network(settings.model, model, data)
     images, size = len(data.train), settings.batch_size
-    cut = settings.steps(images) * size < images
+    cut = student.last_step < student.per_epoch
     smallest = min(2, size if cut else images % size or size)
     probe, _ = next(data.train.batches(2, order=torch.arange(min(images, smallest))))
-    # on copies of the running statistics, which batch norm would change
-    buffers = {key: value.clone() for key, value in model.named_buffers()}
-    network = partial(torch.func.functional_call, model.train(), buffers)
     hint = f"; batch_size={size} makes a batch of one of {images} pictures: give another"
-    name = f"{settings.model} in training"
-    _check_answer(name, network, probe, data, hint if len(probe) == 1 else "")
-    model.eval()
+    hint, name = hint if len(probe) == 1 else "", f"{settings.model} in training"
+    # on a copy, since batch norm changes its running statistics
+    _check_answer(name, copy.deepcopy(model).train(), probe, data, hint)
 
 
 @torch.no_grad()
-def check_objective(
-    model: nn.Module,
-    objective: Objective,
-    settings: Settings,
-    teacher: Teacher | None,
-    data: Dataset,
-) -> None:
-    """Compute an objective that the user wrote once, on two images."""
+def check_objective(student, teacher: Teacher | None, data: Dataset) -> None:
+    """Compute a ``Student``'s objective once, on two images, where the user wrote it."""
+    settings, objective = student.settings, student.objective
     if isinstance(settings.method, str):
         return
     features = [*objective.student_features, *objective.teacher_features]
@@ -79,8 +69,8 @@ def check_objective(
             raise ValueError(f"{switch}=True does not fit {settings.label}, which uses features")
     samples = torch.arange(min(2, len(data.train)))
     images, labels = next(data.train.batches(2, order=samples))
-    with recorded(model.eval(), objective.student_features) as seen:
-        logits = logits_of(model(images))
+    with recorded(student.model.eval(), objective.student_features) as seen:
+        logits = logits_of(student.model(images))
     answer = teacher and teacher.output(images, settings, objective.teacher_features)
     try:
         objective = copy.deepcopy(objective).eval()  # a memory bank stays as it is

@@ -24,11 +24,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def started() -> int:
-    """How many processes torchrun started, by its variable."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
 def rank() -> int:
     """This process's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -41,7 +36,7 @@ def processes(device: str | None = None) -> Iterator[str | None]:
     Outside torchrun the device is handed back as it is. Several GPUs talk through NCCL, CPUs
     through gloo.
     """
-    if started() == 1 or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1 or dist.is_initialized():
         yield device
         return
     use_gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
@@ -53,16 +48,6 @@ def processes(device: str | None = None) -> Iterator[str | None]:
         yield device or "cpu"
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def first_process_first() -> Iterator[None]:
-    """Let process 0 do something before the others, such as a download that they then find."""
-    if rank() > 0:
-        dist.barrier()
-    yield
-    if rank() == 0 and world_size() > 1:
-        dist.barrier()
 
 
 def share() -> tuple[int, int]:
@@ -91,17 +76,11 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-def agree(flag: bool, device: torch.device) -> bool:
-    """Process 0's answer to a question that each must answer alike, such as "is it time?"."""
-    if world_size() == 1:
-        return flag
-    answer = torch.tensor(int(flag), device=device)
-    dist.broadcast(answer, src=0)
-    return bool(answer)
-
-
 def from_first(state, device: torch.device):
-    """Process 0's ``state`` (what ``torch.save`` takes and weights-only loading gives back)."""
+    """Process 0's ``state``: a resume point, or its answer where each must answer alike.
+
+    It is what ``torch.save`` takes and weights-only loading gives back.
+    """
     if world_size() == 1:
         return state
     buffer = BytesIO()

@@ -90,13 +90,12 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         raise
     finally:
         part.unlink(missing_ok=True)
-    if os.name == "posix":  # make the new name itself survive a power cut
-        with suppress(OSError):  # which some file systems refuse for a folder
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    with suppress(OSError):  # which Windows and some file systems refuse for a folder
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the new name itself shall survive a power cut
+        finally:
+            os.close(descriptor)
 
 
 def read_table(path):

@@ -22,13 +22,13 @@ class Clock:
         self.seconds, self.device, self.saved = seconds, device, time.monotonic()
 
     def due(self) -> bool:
-        return distributed.agree(time.monotonic() - self.saved >= self.seconds, self.device)
+        return distributed.from_first(time.monotonic() - self.saved >= self.seconds, self.device)
 
     def save_when_due(self, students) -> None:
-        """If it is time, write a resume point for each student that has steps left."""
+        """If it is time, write a resume point for each student with a run and steps left."""
         if self.due():
             for student in students:
-                if not student.done:
+                if student.run and not student.done:
                     student.save_checkpoint()
             self.saved = time.monotonic()
 
@@ -114,31 +114,25 @@ class Progress:
     def __init__(self, progress: bool | None, students):
         screen = sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__")
         batch = bool(os.environ.get("TTM_LAB_BATCH")) or not screen
-        first, self.text = distributed.rank() == 0, ""
+        first = distributed.rank() == 0
         self.lines = progress is None and batch and first
         labels = {s.settings.label for s in students}
         what = labels.pop() if len(labels) == 1 else f"{len(labels)} students"
         self.what = f"{what}, seed {students[0].seed}"
         self.last = max(s.settings.epochs for s in students)
-        steps, hidden = self.last * students[0].per_epoch, progress is False or self.lines
-        options = {"total": steps, "desc": self.what, "unit": "batch"}
-        done = min(s.steps for s in students)  # by an earlier start: no part of the speed
-        self.bar = tqdm(**options, initial=done, disable=hidden or not first)
-
-    def epoch_starts(self, epoch: int) -> None:
-        self.bar.set_postfix_str(f"epoch {epoch + 1}/{self.last}{self.text}", refresh=False)
-
-    def batch_done(self) -> None:
-        self.bar.update()
+        options = {"desc": self.what, "unit": "batch", "total": max(s.last_step for s in students)}
+        options["initial"] = min(s.steps for s in students)  # no part of this start's speed
+        self.bar = tqdm(**options, disable=progress is False or self.lines or not first)
 
     def epoch_done(self, epoch: int, students) -> None:
         rows = [s.rows[-1] for s in students]
         part = "validation" if "validation_accuracy" in rows[0] else "train"
         accuracy = [row[f"{part}_accuracy"] for row in rows]
-        self.text = f", {part} accuracy {min(accuracy):.3f} to {max(accuracy):.3f}"
+        low, high = min(accuracy), max(accuracy)
+        text = f"epoch {epoch + 1}/{self.last}, {part} accuracy {low:.3f} to {high:.3f}"
+        self.bar.set_postfix_str(text, refresh=False)
         if self.lines:
-            line = f"{self.what}: epoch {epoch + 1}/{self.last}{self.text}"
-            print(line, file=sys.stderr, flush=True)
+            print(f"{self.what}: {text}", file=sys.stderr, flush=True)
 
     def close(self, memory: TeacherCache | None) -> None:
         shown = self.lines or not self.bar.disable  # asked first: close() switches the bar off

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
-from importlib import metadata
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 
@@ -27,8 +27,9 @@ import filelock
 import pandas as pd
 import torch
 from safetensors.torch import save as safetensors_bytes
+from torch import nn
 
-from ttm_lab import distributed
+from ttm_lab import __version__, distributed
 from ttm_lab.files import FileLock, atomic_write, folder_name, read_table, user_path
 from ttm_lab.models import load_weights
 from ttm_lab.models.weights import read_notes, weights_sha256
@@ -40,7 +41,7 @@ def identity(config: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def weights_fingerprint(model: torch.nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """SHA-256 over a network's structure and its weights.
 
     The structure is its printed form: plain attributes that it does not print are left out.
@@ -59,56 +60,39 @@ def new_column(name: str) -> str:
 
 
 def read_config(folder: str | Path) -> dict:
-    """A run folder's ``config.json``: settings (by today's names), seed, data and more.
+    """A finished run's ``config.json``: settings (by today's names), seed, data and more.
 
-    Raises ``ValueError`` naming the file and the remedy where it is missing, damaged, or no run's.
+    It is held against the notes that were written with the weights; a run from before there were
+    such notes is read as it is. Raises ``ValueError`` naming the file and the remedy where it is
+    missing, damaged, or another run's, and ``FileNotFoundError`` where there are no weights.
     """
-    return _by_new_names(_read_config(folder))
-
-
-def _by_new_names(config: dict) -> dict:
-    settings = {OLD_NAMES.get(name, name): value for name, value in config["settings"].items()}
+    path, notes = Path(folder) / "config.json", read_notes(Path(folder) / "model.safetensors")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if notes.get("run") not in (None, identity(config)):
+            raise ValueError("it is not that of the weights beside it")
+        settings = {OLD_NAMES.get(name, name): value for name, value in config["settings"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, error) from error
     return config | {"settings": settings}
 
 
-def _read_config(folder: str | Path) -> dict:
-    path = Path(folder) / "config.json"
-    kinds = {"settings.model": str, "settings.method": str | dict, "seed": int}
-    kinds |= {"data.name": str, "data.seed": int, "data.sha256": str}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        for name, kind in kinds.items():
-            value = config
-            for key in name.split("."):
-                value = value.get(key) if isinstance(value, dict) else None
-            if not isinstance(value, kind):
-                raise ValueError(
-                    f"{name} is {value!r:.40}, not of type {getattr(kind, '__name__', kind)}"
-                )
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
-    return config
-
-
-def load_finished(folder: str | Path, model: torch.nn.Module) -> tuple[dict, pd.DataFrame, dict]:
+def load_finished(folder: str | Path, model: nn.Module) -> tuple[dict, pd.DataFrame, dict]:
     """Load a finished run's weights into ``model``; its config, history, and notes on the weights.
 
-    Config and history are held against the notes that were written with the weights; a run from
-    before there were such notes is read as it is. Raises ``ValueError`` naming the file that is
-    missing, damaged, or of another run, and ``FileNotFoundError`` where there are no weights.
+    Config (``read_config``) and history are held against the notes. Raises ``ValueError`` naming
+    the file that is missing, damaged, or of another run, and ``FileNotFoundError`` where there are
+    no weights.
     """
     path, metrics = Path(folder) / "model.safetensors", Path(folder) / "metrics.csv"
-    config = _read_config(folder)
+    config, notes = read_config(folder), read_notes(path)
     load_weights(model, path)
-    notes = read_notes(path)
-    if notes.get("run") not in (None, identity(config)):
-        raise _damaged(Path(folder) / "config.json", "it is not that of the weights beside it")
     try:
         table = metrics.read_bytes()
         wanted = notes.get("metrics_sha256", "" if "run" in notes else None)
         if wanted not in (None, hashlib.sha256(table).hexdigest()):
             raise ValueError("it is not the one that was written with the weights")
-        return _by_new_names(config), read_table(BytesIO(table)).rename(columns=new_column), notes
+        return config, read_table(BytesIO(table)).rename(columns=new_column), notes
     except (OSError, ValueError) as error:
         raise _damaged(metrics, error) from error
 
@@ -123,23 +107,14 @@ def _damaged(path: Path, reason) -> ValueError:
 @cache
 def environment() -> dict:
     """Versions, hardware and git state of this process, for the record."""
-
-    def git(*words: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    packages = ("ttm-lab", "torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn")
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
+    command += ["--exclude=*", "--dirty"]  # the commit's number, not the nearest tag's name
+    options = {"capture_output": True, "text": True, "timeout": 10, "check": True}
+    try:
+        commit, _, changed = subprocess.run(command, **options).stdout.strip().partition("-")
+    except (OSError, subprocess.SubprocessError):  # no git, or not in a checkout
+        commit = changed = None
+    packages = ("torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn")
     program = Path(sys.argv[0]).name  # without the folders of this machine
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -149,11 +124,11 @@ def environment() -> dict:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "processes": distributed.started(),
+        "processes": distributed.world_size(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_changed": None if changed is None else bool(changed),
-        "packages": {name: version(name) for name in packages},
+        "git_commit": commit,
+        "git_changed": commit and bool(changed),
+        "packages": {"ttm-lab": __version__} | {name: version(name) for name in packages},
     }
 
 
@@ -167,11 +142,6 @@ def name_old_runs(folder: str | Path) -> None:
             "earlier version and are not used; delete them when you need the room",
             file=sys.stderr,
         )
-
-
-def is_finished(folder: str | Path) -> bool:
-    """Whether the run in a folder is finished: the one rule that everybody asks."""
-    return (Path(folder) / "model.safetensors").exists()
 
 
 class Run:
@@ -199,39 +169,32 @@ class Run:
         return self
 
     def _describe(self, new: bool = False) -> None:
-        """Write ``config.json`` and ``environment.json``, and say so unless they are ``new``.
+        """Write ``config.json`` where it is missing or damaged, and a missing ``environment.json``.
 
-        This process knows both contents, so neither a damaged nor a deleted file loses a run.
+        This process knows both, so a run is not lost with them. A warning says that ``config.json``
+        is written anew, unless the run is ``new``.
         """
-        for name, content in (
-            ("config.json", lambda: self.config),
-            ("environment.json", environment),
-        ):
-            path = self.folder / name
-            there = path.read_bytes() if path.exists() else b""
-            if name == "environment.json" and (there or self.finished):
-                continue  # a finished run may have had another environment than this process
-            text = json.dumps(content(), indent=1)
-            if there == text.encode():
-                continue
+        path, wanted = self.folder / "config.json", json.dumps(self.config, indent=1).encode()
+        there = path.read_bytes() if path.exists() else b""
+        if there != wanted:
             if there or not new:
                 what = "damaged" if there else "deleted"
                 warnings.warn(f"{path} was {what}; it is written anew", stacklevel=3)
-            atomic_write(path, text)
+            atomic_write(path, wanted)
+        path = self.folder / "environment.json"
+        # a finished run may have had another environment than this process
+        if not path.exists() and not self.finished:
+            atomic_write(path, json.dumps(environment(), indent=1))
 
     def __exit__(self, *_error) -> None:
         self._lock.release()
 
     @property
     def finished(self) -> bool:
-        return is_finished(self.folder)
+        """Whether the run is: the one rule that everybody asks."""
+        return (self.folder / "model.safetensors").exists()
 
-    def finish(
-        self,
-        model: torch.nn.Module,
-        history: pd.DataFrame,
-        objective: torch.nn.Module | None = None,
-    ) -> None:
+    def finish(self, model: nn.Module, history: pd.DataFrame, objective: nn.Module) -> None:
         """Write the history, then the weights with all checksums; drop the checkpoints.
 
         An objective's trained parts, if it has any, go to ``objective.safetensors``.
@@ -240,22 +203,20 @@ class Run:
         # repr of a float64 has 17 digits at most, so the numbers come back bit by bit
         table = history.to_csv(index=False).encode()
         atomic_write(self.folder / "metrics.csv", table)
-        if objective is not None and objective.state_dict():
+        if objective.state_dict():
             self._write_weights("objective", objective)
         checksum = hashlib.sha256(table).hexdigest()
         self._write_weights("model", model, metrics_sha256=checksum)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
-    def _write_weights(self, name: str, module: torch.nn.Module, **notes: str) -> None:
+    def _write_weights(self, name: str, module: nn.Module, **notes: str) -> None:
         state = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
         notes = {"run": identity(self.config), "weights_sha256": weights_sha256(state)} | notes
         content = safetensors_bytes(state, {"ttm_lab": json.dumps(notes)})
         atomic_write(self.folder / f"{name}.safetensors", content)
 
-    def load(
-        self, model: torch.nn.Module, objective: torch.nn.Module | None = None
-    ) -> pd.DataFrame:
-        """Load a finished run's weights into ``model`` (and ``objective``); return its history.
+    def load(self, model: nn.Module, objective: nn.Module) -> pd.DataFrame:
+        """Load a finished run's weights into ``model`` and ``objective``; return its history.
 
         Raises ``ValueError`` naming the folder where a file is damaged.
         """
@@ -264,7 +225,7 @@ class Run:
             _, history, notes = load_finished(self.folder, model)
             if notes.get("run") != identity(self.config):
                 raise ValueError("model.safetensors was not written by this run")
-            if objective is not None and objective.state_dict():
+            if objective.state_dict():
                 load_weights(objective, self.folder / "objective.safetensors")
         except (OSError, ValueError) as error:
             raise ValueError(

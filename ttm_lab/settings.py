@@ -107,10 +107,10 @@ class Settings:
             if named and getattr(self, name) is None:
                 raise ValueError(f"{name} must be given for method={method!r}")
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
-            chosen = choices[choices.index(getattr(self, name))]  # 1 is stored as True
-            object.__setattr__(self, name, chosen)
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name}={value!r} must be one of {choices}")
+            object.__setattr__(self, name, choices[choices.index(value)])  # 1 is stored as True
         for name, (kind, zero) in _NUMBERS.items():
             value = getattr(self, name)
             if value is None:

@@ -42,23 +42,17 @@ class Teacher:
         self, data: Dataset, settings: Sequence[Settings], folder: str | Path | None
     ) -> None:
         """Open a cache for each ``output_key`` with ``remember``; ``folder`` None is in memory."""
-        for s in settings:
-            if s.remember and output_key(s) not in self.caches:
-                path = folder and cache_file(
-                    folder,
-                    teacher=self.fingerprint,
-                    part=data.train,
-                    augmentation=s.augmentation,
-                    precision=s.precision,
-                    folded=self.is_folded(s),
-                )
-                self.caches[output_key(s)] = TeacherCache(
-                    lambda images, s=s: self.output(images, s).logits,
-                    data.train,
-                    s.augmentation,
-                    data.num_classes,
-                    path,
-                )
+        for key, s in {output_key(s): s for s in settings if s.remember}.items():
+            how = {"augmentation": s.augmentation, "precision": s.precision}
+            how["folded"] = self.is_folded(s)
+            path = folder and cache_file(folder, self.fingerprint, data.train, how)
+            self.caches[key] = TeacherCache(
+                lambda images, s=s: self.output(images, s).logits,
+                data.train,
+                s.augmentation,
+                data.num_classes,
+                path,
+            )
 
     def is_folded(self, settings: Settings) -> bool:
         """Whether these settings are served by a folded copy: not every network can be folded."""

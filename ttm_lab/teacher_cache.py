@@ -41,7 +41,7 @@ class TeacherCache:
         augmentation: which views of them there are (``Split.count_views``).
         num_classes: K.
         path: the file, made if it is not there (sparse: it takes the room of what is known). None
-            keeps the rows in memory. Both take ``size_in_bytes`` when full: 3.3 GB for CIFAR-100.
+            keeps the rows in memory. Either takes 3.3 GB for CIFAR-100 when full.
 
     Raises:
         ValueError: the file has another size.
@@ -68,15 +68,6 @@ class TeacherCache:
             _make_file(self.path, 4 * shape[0] * shape[1])
             self._rows = np.memmap(self.path, np.uint32, "r+", shape=shape)
 
-    def __len__(self) -> int:
-        """How many views there are."""
-        return len(self._rows)
-
-    @property
-    def size_in_bytes(self) -> int:
-        """The size when every view is known."""
-        return self._rows.nbytes
-
     @property
     def hit_rate(self) -> float:
         """The share of all logits so far that were known before they were asked for."""
@@ -95,13 +86,12 @@ class TeacherCache:
         """Logits (B, K) float32 of views (B,), from memory as far as they are known."""
         numbers = views.cpu().numpy()
         rows = self._rows[numbers]
-        unknown = np.flatnonzero(~_fits(rows))
-        missing = np.unique(numbers[unknown])
+        unknown = np.flatnonzero(_checksum(rows[:, :-1]) != rows[:, -1])
+        missing, places = np.unique(numbers[unknown], return_inverse=True)
         self.asked += len(numbers)
         self.computed += len(missing)
         if len(missing):
-            found = self._compute(missing)
-            rows[unknown] = found[np.searchsorted(missing, numbers[unknown])]
+            rows[unknown] = self._compute(missing)[places]
         logits = rows[:, :-1].copy().view(np.float32)
         return torch.from_numpy(logits).to(self.part.labels.device)
 
@@ -119,11 +109,11 @@ class TeacherCache:
         return found
 
 
-def cache_file(folder: str | Path, *, teacher: str, part: Split, **how) -> Path:
+def cache_file(folder: str | Path, teacher: str, part: Split, how: dict) -> Path:
     """The file of a cache, named after everything that decides its values.
 
     ``teacher`` is the network's ``runs.weights_fingerprint``; ``how`` names augmentation and
-    precision.
+    precision, and says whether it is folded.
     """
     digest = hashlib.sha256(repr((teacher, sorted(how.items()))).encode())
     part.update(digest)
@@ -140,7 +130,7 @@ def _make_file(path: Path, size: int) -> None:
                 "something else; delete it, and the teacher is asked again"
             )
         # a sparse file takes room only where something was written
-        taken = getattr(there, "st_blocks", 0) * 512 if there else 0
+        taken = getattr(there, "st_blocks", 0) * 512
         free = shutil.disk_usage(path.parent).free
         if free < size - taken:
             raise OSError(
@@ -159,7 +149,3 @@ def _checksum(words: np.ndarray) -> np.ndarray:
     (That of zeros is never zero, which is what an empty row has in its place.)
     """
     return np.array([zlib.crc32(row) for row in words], np.uint32)
-
-
-def _fits(rows: np.ndarray) -> np.ndarray:
-    return _checksum(rows[:, :-1]) == rows[:, -1]

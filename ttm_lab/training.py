@@ -8,8 +8,8 @@ calls share every batch among the processes.
 """
 
 import functools
-import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +25,7 @@ from ttm_lab.checks import check_data, check_network, check_objective, check_stu
 from ttm_lab.data import Dataset, FileSplit, Split
 from ttm_lab.data.splits import hash_seed
 from ttm_lab.models import create_model, logits_of
-from ttm_lab.objectives import Objective, Output, make_objective, recorded
+from ttm_lab.objectives import Output, make_objective, recorded
 from ttm_lab.progress import Clock, Meter, Progress
 from ttm_lab.settings import Settings, default_device, fast, whole_number
 from ttm_lab.teacher import Teacher, autocast, logits_in_pieces, output_key
@@ -152,13 +152,12 @@ def distill_many(
     if len(set(settings)) < len(settings) or len(set(seeds)) < len(seeds):
         labels = [s.label for s in settings]
         raise ValueError(f"settings {labels} and seeds {seeds} must each be different")
-    if teacher is not None or any(s.method != "ce" for s in settings):
-        teacher = _network(teacher)
     device = default_device(device)
     check_data(data, settings)
     data, teacher, students = _prepare(teacher, data, settings, seeds, folder, device, start)
     if folder is not None:
         runs.name_old_runs(folder)
+        remembered = remembered or Path(folder).parent / "remembered"
     folders = [student.run.folder for student in students if student.run]
     if len(set(folders)) < len(folders):
         raise ValueError("two settings hold losses of the same name and values: keep one")
@@ -172,11 +171,9 @@ def distill_many(
         ),
     ):
         for student in students[: len(settings)]:
-            check_student(student.model, student.settings, data)
-            check_objective(student.model, student.objective, student.settings, teacher, data)
+            check_student(student, data)
+            check_objective(student, teacher, data)
         if teacher is not None:
-            if folder is not None and remembered is None:
-                remembered = Path(folder).parent / "remembered"
             teacher.open_caches(data, settings, remembered)
         for _, group in groupby(sorted(students, key=_company), key=_company):
             _train_together(list(group), teacher, data, progress, checkpoint_seconds)
@@ -199,29 +196,55 @@ def find_runs(
 
     ``finished`` says of each whether it is. Nothing is trained.
     """
-    teacher = None if teacher is None else _network(teacher)
     _, _, students = _prepare(teacher, data, settings, seeds, folder, default_device(None))
     return [student.run for student in students]
 
 
 def _prepare(teacher, data, settings, seeds, folder, device, start=None):
     """Data and teacher on the device, and a student for each seed and settings."""
-    source = {"name": data.name, "seed": data.seed}
-    source["sha256"] = data.fingerprint if folder is not None else None
-    data = data.to(device)
+    here = data.to(device)
+    if teacher is not None or any(s.method != "ce" for s in settings):
+        network = teacher.model if isinstance(teacher, Trained) else teacher
+        if not isinstance(network, nn.Module):
+            kind = type(teacher).__name__
+            raise TypeError(f"teacher must be a network or Trained, got {kind}")
+        teacher = Teacher(network, here, settings, device)
+        check_network("teacher", teacher.network, here)
+    options = {"device": device, "start": start}
+    students = [Student(s, seed, data, **options) for seed in seeds for s in settings]
+    if folder is not None:
+        for student in students:  # the data as they were given keep their fingerprint
+            student.run = _run(folder, student, data, teacher, start)
+    return here, teacher, students
+
+
+def _run(folder, student: "Student", data: Dataset, teacher: Teacher | None, start) -> runs.Run:
+    """A student's run: its config is all that decides the result, in values that JSON knows."""
+    settings, named = student.settings, isinstance(student.settings.method, str)
+    values = asdict(replace(settings, method="ce"))
+    del values["label"]
+    values["method"] = settings.method if named else student.objective.identity()
     if teacher is not None:
-        teacher = Teacher(teacher, data, settings, device)
-        check_network("teacher", teacher.network, data)
-    shared = {"teacher": teacher, "source": source, "folder": folder, "start": start}
-    students = [Student(s, seed, data, device=device, **shared) for seed in seeds for s in settings]
-    return data, teacher, students
-
-
-def _network(teacher: nn.Module | Trained) -> nn.Module:
-    network = teacher.model if isinstance(teacher, Trained) else teacher
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"teacher must be a network or Trained, got {type(teacher).__name__}")
-    return network
+        values["fold_batch_norm"] = teacher.is_folded(settings)
+    old = {new: old for old, new in runs.OLD_NAMES.items()}  # what finished runs are known by
+    config = {
+        "settings": {old.get(name, name): value for name, value in values.items()},
+        "seed": student.seed,
+        "data": {"name": data.name, "seed": data.seed, "sha256": data.fingerprint},
+        "teacher": teacher and teacher.fingerprint,
+        "numerics": NUMERICS,
+    }
+    if start is not None:
+        config["start"] = runs.weights_fingerprint(start)
+    try:
+        runs.identity(config)
+    except TypeError as error:
+        raise ValueError(
+            f"{settings.label} holds a value that cannot be written down ({error}), so its run "
+            "could not be told from others: use plain numbers and strings, or folder=None"
+        ) from None
+    label = re.sub(r"[\W_]+", "-", settings.label.lower()).strip("-") or "run"
+    return runs.Run(folder, f"{label}-seed{student.seed}", config)
 
 
 def _company(student: "Student") -> tuple:
@@ -237,8 +260,8 @@ def _train_together(
     """The training loop: students of one seed and batch size, side by side, batch by batch."""
     settings, per_epoch = students[0].settings, students[0].per_epoch
     with ExitStack() as locks:
-        for student in sorted(students, key=lambda s: str(s.run and s.run.folder)):
-            if student.run and distributed.rank() == 0 and not student.run.finished:
+        for student in sorted((s for s in students if s.run), key=lambda s: s.run.folder):
+            if distributed.rank() == 0 and not student.run.finished:
                 locks.enter_context(student.run)  # sorted: two processes cannot wait in a ring
             student.load()
         waiting = [s for s in students if not s.done]
@@ -246,8 +269,6 @@ def _train_together(
             return
         held_out = _held_out(data, teacher, waiting)
         clock, report = Clock(checkpoint_seconds, students[0].device), Progress(progress, waiting)
-        for student in waiting:
-            student.start()
         while left := [s for s in waiting if not s.done]:
             step = min(s.steps for s in left)
             epoch, start = divmod(step, per_epoch)
@@ -255,7 +276,6 @@ def _train_together(
             stop = min(per_epoch, max(s.last_step for s in active) - epoch * per_epoch)
             for student in active:
                 student.begin_epoch(epoch)
-            report.epoch_starts(epoch)
             order = epoch_order(len(data.train), students[0].seed, epoch)
             samples = order.split(settings.batch_size)
             batches = epoch_batches(data.train, teacher, active, order, epoch, start, stop)
@@ -265,7 +285,7 @@ def _train_together(
                     _seed_noise(student.seed, epoch, start, student.device)
                     student.step(images, labels, known, samples[start])
                 step, start = step + 1, start + 1
-                report.batch_done()
+                report.bar.update()
                 if start % Meter.BLOCK == 0 and start < stop:
                     clock.save_when_due(takers)
             for student in active:
@@ -345,6 +365,8 @@ class Student:
     It has taken ``steps`` of its ``last_step`` steps; ``per_epoch`` steps make an epoch.
     """
 
+    PARTS = ("model", "objective", "optimizer")  # what has a state, for a resume point
+
     def __init__(
         self,
         settings: Settings,
@@ -352,9 +374,6 @@ class Student:
         data: Dataset,
         *,
         device: torch.device,
-        teacher: Teacher | None = None,
-        source: dict | None = None,
-        folder: str | Path | None = None,
         start: nn.Module | None = None,
     ):
         self.settings, self.seed, self.device = settings, seed, device
@@ -373,17 +392,7 @@ class Student:
         self.last_step = settings.steps(len(data.train))
         self.steps, self.rows, self.diverged = 0, [], ""
         self.meter = Meter(settings.temperature or 1.0, device)
-        self.run = None
-        if folder is not None:
-            config = {
-                "settings": _settings_identity(settings, self.objective, teacher),
-                "seed": seed,
-                "data": source,
-                "teacher": teacher and teacher.fingerprint,
-                "numerics": NUMERICS,
-            }
-            config |= {} if start is None else {"start": runs.weights_fingerprint(start)}
-            self.run = runs.Run(folder, f"{_slug(settings.label)}-seed{seed}", config)
+        self.run: runs.Run | None = None
 
     @functools.cached_property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -395,24 +404,27 @@ class Student:
             return torch.optim.AdamW(parameters, **values)
         return torch.optim.SGD(parameters, momentum=s.momentum, **values)
 
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """What steps go through: the model itself, compiled, or shared among processes."""
+        model = torch.compile(self.model) if self.settings.compiled else self.model
+        return distributed.wrap(model)
+
     @property
     def done(self) -> bool:
         return bool(self.diverged) or self.steps >= self.last_step
 
     def load(self) -> None:
         """Take over what the run folder already has: the result, or the newest checkpoint."""
-        if self.run is None:
-            return
-        first, state = distributed.rank() == 0, None
-        if distributed.agree(self.run.finished, self.device):
+        first = distributed.rank() == 0
+        if distributed.from_first(self.run.finished, self.device):
             rows = self.run.load(self.model, self.objective).to_dict("records") if first else []
-            self.steps, self.rows = self.last_step, distributed.from_first(rows, self.device)
-            if distributed.world_size() > 1:
-                weights = distributed.from_first(self.model.state_dict(), self.device)
-                self.model.load_state_dict(weights)
+            result = self.model.state_dict(), rows
+            weights, self.rows = distributed.from_first(result, self.device)
+            self.model.load_state_dict(weights)
+            self.steps = self.last_step
             return
-        if first:
-            state = self.run.load_checkpoint(self.resume)
+        state = self.run.load_checkpoint(self.resume) if first else None
         state = distributed.from_first(state, self.device)
         if state is not None and not first:
             self.resume(state)
@@ -421,16 +433,11 @@ class Student:
         """Take over a resume point; of another version's, some field is missing or does not fit."""
         if "optimiser" in state:  # as an earlier version wrote it
             state["optimizer"] = state.pop("optimiser")
-        for name in ("model", "objective", "optimizer"):
+        for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.meter.restore(state["meter"])
         self.rows = [{runs.new_column(k): x for k, x in row.items()} for row in state["rows"]]
         self.steps = state["steps"]
-
-    def start(self) -> None:
-        """Get ready for steps, after ``load``."""
-        network = torch.compile(self.model) if self.settings.compiled else self.model
-        self.network = distributed.wrap(network)
 
     def begin_epoch(self, epoch: int) -> None:
         self.model.train()
@@ -487,14 +494,9 @@ class Student:
             )
 
     def save_checkpoint(self) -> None:
-        if self.run is None:
-            return
         meter = self.meter.state()  # of all processes
         if distributed.rank() == 0:
-            parts = {
-                name: getattr(self, name).state_dict()
-                for name in ("model", "optimizer", "objective")
-            }
+            parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
             state = {"steps": self.steps, "rows": self.rows, "meter": meter, **parts}
             self.run.save_checkpoint(self.steps, state)
 
@@ -509,28 +511,3 @@ class Student:
         folder = self.run.folder if self.run else None
         history = pd.DataFrame(self.rows)
         return Trained(self.model.eval(), self.settings, self.seed, history, folder)
-
-
-def _settings_identity(settings: Settings, objective: Objective, teacher: Teacher | None) -> dict:
-    """What of the settings decides the result, in values that JSON knows."""
-    values = asdict(replace(settings, method="ce"))
-    del values["label"]
-    named = isinstance(settings.method, str)
-    values["method"] = settings.method if named else objective.identity()
-    if teacher is not None:
-        values["fold_batch_norm"] = teacher.is_folded(settings)
-    old = {new: old for old, new in runs.OLD_NAMES.items()}  # what finished runs are known by
-    values = {old.get(name, name): value for name, value in values.items()}
-    try:
-        json.dumps(values)
-    except TypeError as error:
-        raise ValueError(
-            f"{settings.label} holds a value that cannot be written down ({error}), so its run "
-            "could not be told from others: use plain numbers and strings, or folder=None"
-        ) from None
-    return values
-
-
-def _slug(label: str) -> str:
-    words = "".join(c if c.isalnum() else " " for c in label.lower()).split()
-    return "-".join(words) or "run"

@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 import warnings
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -376,7 +377,7 @@ def _load_data(options, models):
     if name != "digits" or options.validation is not None:
         values["validation"] = options.validation or 0.0
     # one process downloads, the others then find the files
-    with distributed.first_process_first(), warnings.catch_warnings(record=True) as warned:
+    with _first_process_first(), warnings.catch_warnings(record=True) as warned:
         data = load_dataset(name, **values)
     for warning in warned if distributed.rank() == 0 else ():
         say(f"note: {warning.message}")
@@ -385,6 +386,20 @@ def _load_data(options, models):
     name = Path(options.root).resolve().name
     # a folder that happens to be called cifar100 is still not that data set
     return replace(data, name=f"folder-{name}" if name in NAMES else name)
+
+
+@contextmanager
+def _first_process_first():
+    """Let process 0 do something before the others, such as a download that they then find."""
+    from torch.distributed import barrier
+
+    from ttm_lab.distributed import rank, world_size
+
+    if rank() > 0:
+        barrier()
+    yield
+    if rank() == 0 and world_size() > 1:
+        barrier()
 
 
 def _changes(options) -> dict:
