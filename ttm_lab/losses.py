@@ -163,29 +163,17 @@ def decompose_ttm(
     Computed in float64, then rounded to the dtype a loss would have: the terms add up to the
     rounding of the largest of them, which grows like T * log K. Any derivative exists.
 
-    Args:
-        student_logits, teacher_logits: floating point, (..., K) with K >= 2; leading shapes
-            broadcast.
-        temperature: T > 0.
-        mask: as in `kd_loss`; all terms of what it leaves out are 0.
+    Arguments and errors are those of `kd_loss`; all terms of what the mask leaves out are 0.
 
     Returns:
         TTMDecomposition(kd, renyi, teacher_entropy, total), each of shape (...), in nats.
-
-    Raises:
-        TypeError, ValueError: as `kd_loss`.
 
     Source: Zheng and Yang 2024, Eq. 15.
     """
     T, *rows = _check(student_logits, teacher_logits, temperature, mask=mask)
     student, teacher = _broadcast(*rows)
-
-    def exact(logits: Tensor, temperature: float) -> Tensor:
-        if logits.dtype != torch.float64:
-            logits = logits.cpu().double()  # not every device has float64
-        return _log_softmax(logits, temperature)
-
-    log_p_T, log_q, log_q_T = exact(teacher, T), exact(student, 1.0), exact(student, T)
+    z, v = student.cpu().double(), teacher.cpu().double()  # not every device has float64
+    log_p_T, log_q, log_q_T = _log_softmax(v, T), _log_softmax(z, 1.0), _log_softmax(z, T)
     terms = (
         T * _kl(log_p_T, log_q_T),
         -T * (log_q / T).logsumexp(-1),  # -(T - 1) * H_{1/T}(q), without 0 / 0 at T = 1
@@ -311,15 +299,12 @@ def dist_loss(
 class _LogitLoss(nn.Module):
     """A loss function with its settings fixed, checked when made; no parameters, no state."""
 
-    def __init_subclass__(cls) -> None:
-        # temperature and options as the function has them: what help, tooltips and calls go by
+    def __init_subclass__(cls, function=None) -> None:
+        cls.function = staticmethod(function or cls.function)
+        # What the function takes beside a batch: help, tooltips and calls go by it.
+        batch = ("student_logits", "teacher_logits", "labels", "mask")
         parameters = inspect.signature(cls.function).parameters.values()
-        settings = [
-            p
-            for p in parameters
-            if p.name == "temperature" or (p.kind == p.KEYWORD_ONLY and p.name != "mask")
-        ]
-        cls.__signature__ = inspect.Signature(settings)
+        cls.__signature__ = inspect.Signature([p for p in parameters if p.name not in batch])
 
     def __init__(self, temperature: float, **options) -> None:
         super().__init__()
@@ -338,37 +323,28 @@ class _LogitLoss(nn.Module):
 
     def extra_repr(self) -> str:
         settings = {"temperature": self.temperature, **self.options}
-        for name, value in {"class_dim": -1, "chunk_size": None}.items():
-            if settings.get(name) == value:  # runs are known by this line, and older ones lack it
-                settings.pop(name, None)
-        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        # Runs are known by this line, and older ones lack these.
+        later = (("class_dim", -1), ("chunk_size", None))
+        return ", ".join(f"{k}={v!r}" for k, v in settings.items() if (k, v) not in later)
 
 
-class KDLoss(_LogitLoss):
+class KDLoss(_LogitLoss, function=kd_loss):
     """`kd_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
 
-    function = staticmethod(kd_loss)
 
-
-class TTMLoss(_LogitLoss):
+class TTMLoss(_LogitLoss, function=ttm_loss):
     """`ttm_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
 
-    function = staticmethod(ttm_loss)
 
-
-class WTTMLoss(_LogitLoss):
+class WTTMLoss(_LogitLoss, function=wttm_loss):
     """`wttm_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
 
-    function = staticmethod(wttm_loss)
 
-
-class DKDLoss(_LogitLoss):
+class DKDLoss(_LogitLoss, function=dkd_loss):
     """`dkd_loss` with its settings fixed: `loss(student_logits, teacher_logits, labels)`.
 
     A mask may follow.
     """
-
-    function = staticmethod(dkd_loss)
 
     def forward(
         self,
@@ -381,10 +357,8 @@ class DKDLoss(_LogitLoss):
         return dkd_loss(*logits, labels, self.temperature, mask=mask, **self.options)
 
 
-class DISTLoss(_LogitLoss):
+class DISTLoss(_LogitLoss, function=dist_loss):
     """`dist_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
-
-    function = staticmethod(dist_loss)
 
 
 class StandardizedLoss(nn.Module):
@@ -492,7 +466,6 @@ def _divergence(
     if size is None:
         student, teacher = _fill(student, teacher, mask)
     settings = teacher_exponent, student_exponent, weight
-    # torch has no public question for "inside vmap, grad, ...?"; autograd.Function asks this one.
     # An exported program keeps the node's operations, but not its derivative.
     steps = torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()
     if student.requires_grad and torch.is_grad_enabled() and not steps:
@@ -587,14 +560,11 @@ def _divergence_in_blocks(student, teacher, mask, size, *settings, slope=None) -
     """The divergence of each sample, a block at a time, and its derivative into `slope`."""
     loss = torch.empty(student.shape[:-1], dtype=_dtype(student, teacher), device=student.device)
     for block in _blocks(loss.shape, size):
-        counts = None if mask is None else mask[block]
-        rows = _fill(student[block], teacher[block], counts)
+        rows = _fill(student[block], teacher[block], None if mask is None else mask[block])
         if slope is None:
             loss[block] = _divergence_terms(*rows, *settings)[0]
         else:
-            loss[block], found = _divergence_and_slope(*rows, *settings)
-            slope[block] = found if mask is None else found.masked_fill_(~counts.unsqueeze(-1), 0.0)
-            del found  # its memory is for the next block
+            loss[block], slope[block] = _divergence_and_slope(*rows, *settings)
     return loss
 
 
@@ -612,11 +582,8 @@ def _divergence_and_slope(student, teacher, teacher_exponent, student_exponent, 
 
 def _divergence_terms(student, teacher, teacher_exponent, student_exponent, weight):
     """The divergence of each sample, its weight, and p, sum p, q, sum q, not yet normalised."""
-    if student.dtype == teacher.dtype == torch.float32:
-        log_p, log_q = _shift(teacher), _shift(student)
-    else:
-        dtype = _dtype(student, teacher)
-        log_p, log_q = _shift(teacher.to(dtype)), _shift(student.to(dtype))
+    dtype = _dtype(student, teacher)
+    log_p, log_q = _shift(teacher.to(dtype)), _shift(student.to(dtype))
     full_sum = log_p.exp().sum(-1, keepdim=True) if weight is None else None
     log_p.mul_(teacher_exponent)
     if student_exponent != 1:
@@ -715,8 +682,8 @@ def _check(
 
 
 def _check_mask(mask: Tensor, leading_shape: torch.Size) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+    kind = getattr(mask, "dtype", type(mask).__name__)
+    if kind != torch.bool:
         raise TypeError(
             f"mask must be a torch.bool tensor, True where a sample counts, got {kind}; convert "
             "it with torch.as_tensor(mask).bool()"
@@ -742,15 +709,11 @@ def _check_weights(**weights: float) -> None:
 def _check_labels(labels, mask, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor | None]:
     """Labels that are classes, and a mask without the samples whose label is -100."""
     logits_shape = torch.broadcast_shapes(student.shape, teacher.shape)
-    if not isinstance(labels, Tensor):
+    kind = getattr(labels, "dtype", type(labels).__name__)
+    if kind != torch.int64:
         raise TypeError(
-            f"labels must be a torch.Tensor, not {type(labels).__name__}; "
-            "convert them with torch.as_tensor(labels)"
-        )
-    if labels.dtype != torch.int64:
-        raise TypeError(
-            f"labels must be torch.int64 class numbers, got {labels.dtype}; "
-            "convert with labels.long(), or one-hot rows with labels.argmax(-1)"
+            f"labels must be a torch.int64 tensor of class numbers, got {kind}; convert them with "
+            "torch.as_tensor(labels), labels.long() or, from one-hot rows, labels.argmax(-1)"
         )
     if labels.shape != logits_shape[:-1]:
         raise ValueError(
