@@ -582,8 +582,11 @@ def _divergence_and_slope(student, teacher, teacher_exponent, student_exponent, 
 
 def _divergence_terms(student, teacher, teacher_exponent, student_exponent, weight):
     """The divergence of each sample, its weight, and p, sum p, q, sum q, not yet normalised."""
-    dtype = _dtype(student, teacher)
-    log_p, log_q = _shift(teacher.to(dtype)), _shift(student.to(dtype))
+    if student.dtype == teacher.dtype == torch.float32:
+        log_p, log_q = _shift(teacher), _shift(student)
+    else:
+        dtype = _dtype(student, teacher)
+        log_p, log_q = _shift(teacher.to(dtype)), _shift(student.to(dtype))
     full_sum = log_p.exp().sum(-1, keepdim=True) if weight is None else None
     log_p.mul_(teacher_exponent)
     if student_exponent != 1:
