@@ -4,7 +4,6 @@ Everything works on plain arrays of logits (N, K) and labels (N,), from any fram
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -327,20 +326,16 @@ def compare(
         first, second = [first[s] for s in seeds], [second[s] for s in seeds]
     over = "images" if all(getattr(x, "ndim", 0) == 2 for x in (first, second)) else "seeds"
     if over == "images":
-        rows = _compare_images(first, second, labels, measures, confidence, resamples, seed)
-    else:
-        rows = _compare_seeds(first, second, labels, measures, confidence)
-    names = ["measure", "first", "second", "difference", "low", "high"]
-    return pd.DataFrame(rows, columns=names).assign(over=over)
-
-
-def _compare_seeds(first, second, labels, measures, confidence) -> list[tuple]:
+        first, second, labels = [first], [second], [labels]
     if len(first) != len(second) or not len(first):
         raise ValueError(f"{len(first)} and {len(second)} students cannot be paired")
-    shared = np.ndim(labels[0]) == 0
-    if not shared and len(labels) != len(first):
+    if np.ndim(labels[0]) == 0:  # shared by all seeds
+        labels = [labels] * len(first)
+    if len(labels) != len(first):
         raise ValueError(f"{len(labels)} arrays of labels for {len(first)} students a side")
-    labels = [labels] * len(first) if shared else labels
+    for one, two in zip(first, second, strict=True):
+        if np.shape(one) != np.shape(two):
+            raise ValueError(f"first has shape {np.shape(one)}, second {np.shape(two)}")
     measured = [
         pd.DataFrame([evaluate(*pair) for pair in zip(side, labels, strict=True)])
         for side in (first, second)
@@ -348,33 +343,32 @@ def _compare_seeds(first, second, labels, measures, confidence) -> list[tuple]:
     rows = []
     for name in measures:
         one, two = (table[name].to_numpy() for table in measured)
-        interval = paired_interval(one - two, confidence=confidence)
+        if over == "seeds":
+            interval = paired_interval(one - two, confidence=confidence)
+        else:
+            sides = (_per_sample(side[0], labels[0]) for side in (first, second))
+            bounds = _bootstrap(*sides, name, confidence, resamples, seed)
+            interval = (one - two).item(), *bounds
         rows.append((name, one.mean(), two.mean(), *interval))
-    return rows
+    names = ["measure", "first", "second", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=names).assign(over=over)
 
 
-def _compare_images(first, second, labels, measures, confidence, resamples, seed) -> list[tuple]:
-    if first.shape != second.shape:
-        raise ValueError(f"first has shape {tuple(first.shape)}, second {tuple(second.shape)}")
-    one, two = evaluate(first, labels), evaluate(second, labels)
-    each, other = _per_sample(first, labels), _per_sample(second, labels)
+def _bootstrap(first, second, measure, confidence, resamples, seed) -> tuple[float, float]:
+    """An interval of the difference of two students, who answer the same resampled images."""
 
-    def difference(pictures: np.ndarray, name: str) -> float:
-        if name == "ece":  # not a mean over pictures, so each resample is binned anew
-            sides = [(x["largest"][pictures], x["accuracy"][pictures]) for x in (each, other)]
+    def difference(images: np.ndarray) -> float:
+        if measure == "ece":  # not a mean over images, so each resample is binned anew
+            sides = [(x["largest"][images], x["accuracy"][images]) for x in (first, second)]
             return _calibration_error(*sides[0]) - _calibration_error(*sides[1])
-        return (each[name] - other[name])[pictures].mean()
+        return (first[measure] - second[measure])[images].mean()
 
-    rows = []
-    for name in measures:
-        interval = stats.bootstrap(
-            (np.arange(len(labels)),),
-            partial(difference, name=name),
-            vectorized=False,
-            method="percentile",
-            n_resamples=resamples,
-            confidence_level=confidence,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        rows.append((name, one[name], two[name], one[name] - two[name], *interval))
-    return rows
+    return stats.bootstrap(
+        (np.arange(len(first["accuracy"])),),
+        difference,
+        vectorized=False,
+        method="percentile",
+        n_resamples=resamples,
+        confidence_level=confidence,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval

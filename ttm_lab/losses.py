@@ -446,15 +446,14 @@ def merge_others(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _divergence(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None,
-    reduction: str,
-    chunk_size: int | None,
-    teacher_exponent: float,
-    *,
-    student_exponent: float = 1.0,
-    weight: float | None = 1.0,
+    student,
+    teacher,
+    mask,
+    reduction,
+    chunk_size,
+    teacher_exponent,
+    student_exponent=1.0,
+    weight=1.0,
 ) -> Tensor:
     """Reduce weight * D(softmax(teacher_exponent * v) || softmax(student_exponent * z)).
 
@@ -664,7 +663,9 @@ def _check(
     check_same_classes("student_logits", student, "teacher_logits", teacher)
     _check_reduction(reduction)
     if mask is not None:
-        _check_mask(mask, torch.broadcast_shapes(student.shape, teacher.shape)[:-1])
+        shape = torch.broadcast_shapes(student.shape, teacher.shape)
+        remedy = "torch.as_tensor(mask).bool(), True where a sample counts"
+        _check_per_sample("mask", mask, torch.bool, shape, remedy)
     elif reduction == "mean" and not (student.numel() and teacher.numel()):
         raise ValueError(
             f"student_logits {tuple(student.shape)} and teacher_logits {tuple(teacher.shape)} hold "
@@ -684,17 +685,14 @@ def _check(
     return temperature, student, teacher, mask
 
 
-def _check_mask(mask: Tensor, leading_shape: torch.Size) -> None:
-    kind = getattr(mask, "dtype", type(mask).__name__)
-    if kind != torch.bool:
-        raise TypeError(
-            f"mask must be a torch.bool tensor, True where a sample counts, got {kind}; convert "
-            "it with torch.as_tensor(mask).bool()"
-        )
-    if mask.shape != leading_shape:
+def _check_per_sample(name, tensor, dtype, logits_shape: torch.Size, remedy: str) -> None:
+    kind = getattr(tensor, "dtype", type(tensor).__name__)
+    if kind != dtype:
+        raise TypeError(f"{name} must be a {dtype} tensor, got {kind}: give {remedy}")
+    if tensor.shape != logits_shape[:-1]:
         raise ValueError(
-            f"mask has shape {tuple(mask.shape)}, but it says of each sample whether it counts: "
-            f"shape {tuple(leading_shape)}, that of the logits without their classes"
+            f"{name} of shape {tuple(tensor.shape)} do not fit logits {tuple(logits_shape)}, which "
+            f"need one value per sample: shape {tuple(logits_shape[:-1])}"
         )
 
 
@@ -711,27 +709,17 @@ def _check_weights(**weights: float) -> None:
 
 def _check_labels(labels, mask, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor | None]:
     """Labels that are classes, and a mask without the samples whose label is -100."""
-    logits_shape = torch.broadcast_shapes(student.shape, teacher.shape)
-    kind = getattr(labels, "dtype", type(labels).__name__)
-    if kind != torch.int64:
-        raise TypeError(
-            f"labels must be a torch.int64 tensor of class numbers, got {kind}; convert them with "
-            "torch.as_tensor(labels), labels.long() or, from one-hot rows, labels.argmax(-1)"
-        )
-    if labels.shape != logits_shape[:-1]:
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, but logits {tuple(logits_shape)} need one "
-            f"label per sample: shape {tuple(logits_shape[:-1])}"
-        )
+    shape = torch.broadcast_shapes(student.shape, teacher.shape)
+    remedy = "torch.as_tensor(labels) or labels.long() of classes, argmax(-1) of one-hot rows"
+    _check_per_sample("labels", labels, torch.int64, shape, remedy)
     counts = labels != -100 if mask is None else mask & (labels != -100)
     labels = labels.masked_fill(~counts, 0)
     if _in_transform() or not labels.numel():
         return labels, counts
-    classes = logits_shape[-1]
     low, high = int(everywhere(labels.min())), int(everywhere(labels.max()))
-    if not 0 <= low <= high < classes:
+    if not 0 <= low <= high < shape[-1]:
         raise ValueError(
-            f"labels must lie between 0 and {classes - 1}, got {low} to {high}; "
+            f"labels must lie between 0 and {shape[-1] - 1}, got {low} to {high}; "
             "give ignored samples -100, and check that labels start at 0"
         )
     return labels, mask if everywhere(counts.all()) else counts

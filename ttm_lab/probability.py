@@ -170,8 +170,7 @@ def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
     """
     check_same_classes("first", first, "second", second)
     first, second = _prepare("first", first), _prepare("second", second)
-    present = first > 0
-    log_ratio = torch.where(present, first, 1).log() - torch.where(present, second, 1).log()
+    log_ratio = _safe_log(first) - torch.where(first > 0, second, 1).log()
     return (first * log_ratio).sum(-1)
 
 
