@@ -106,9 +106,12 @@ def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int
             are all probabilities.
         TypeError: logits that are no floating-point numbers, a network without a ``Split``.
     """
-    found = _per_sample(student, data, teacher, temperature)
-    ece = _calibration_error(found.pop("largest"), found["accuracy"], bins)
-    measured = {name: values.mean() for name, values in found.items()} | {"ece": ece}
+    return _measures(_per_sample(student, data, teacher, temperature), bins)
+
+
+def _measures(found: dict[str, np.ndarray], bins: int = 15) -> pd.Series:
+    measured = {name: values.mean() for name, values in found.items() if name != "largest"}
+    measured["ece"] = _calibration_error(found["largest"], found["accuracy"], bins)
     return pd.Series({name: measured.pop(name) for name in MEASURES} | measured)
 
 
@@ -312,8 +315,6 @@ def compare(
     unknown = set(measures) - set(MEASURES)
     if unknown:
         raise ValueError(f"unknown measures {sorted(unknown)}; available: {MEASURES}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} must lie between 0 and 1, such as 0.95")
     if any(isinstance(given, torch.nn.Module) for given in (first, second)):
         raise TypeError("compare takes logits: use predict(network, images) first")
     if any(isinstance(given, Mapping) for given in (first, second, labels)):
@@ -336,20 +337,15 @@ def compare(
     for one, two in zip(first, second, strict=True):
         if np.shape(one) != np.shape(two):
             raise ValueError(f"first has shape {np.shape(one)}, second {np.shape(two)}")
-    measured = [
-        pd.DataFrame([evaluate(*pair) for pair in zip(side, labels, strict=True)])
-        for side in (first, second)
-    ]
+    sides = [[*map(_per_sample, side, labels)] for side in (first, second)]
+    tables = [pd.DataFrame([_measures(found) for found in side]) for side in sides]
     rows = []
     for name in measures:
-        one, two = (table[name].to_numpy() for table in measured)
-        if over == "seeds":
-            interval = paired_interval(one - two, confidence=confidence)
-        else:
-            sides = (_per_sample(side[0], labels[0]) for side in (first, second))
-            bounds = _bootstrap(*sides, name, confidence, resamples, seed)
-            interval = (one - two).item(), *bounds
-        rows.append((name, one.mean(), two.mean(), *interval))
+        one, two = (table[name].to_numpy() for table in tables)
+        difference, *bounds = paired_interval(one - two, confidence=confidence)
+        if over == "images":
+            bounds = _bootstrap(*sides[0], *sides[1], name, confidence, resamples, seed)
+        rows.append((name, one.mean(), two.mean(), difference, *bounds))
     names = ["measure", "first", "second", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=names).assign(over=over)
 

@@ -323,8 +323,7 @@ class _LogitLoss(nn.Module):
 
     def extra_repr(self) -> str:
         settings = {"temperature": self.temperature, **self.options}
-        # Runs are known by this line, and older ones lack these.
-        later = (("class_dim", -1), ("chunk_size", None))
+        later = ("class_dim", -1), ("chunk_size", None)  # older runs, known by this line, lack them
         return ", ".join(f"{k}={v!r}" for k, v in settings.items() if (k, v) not in later)
 
 
@@ -341,10 +340,7 @@ class WTTMLoss(_LogitLoss, function=wttm_loss):
 
 
 class DKDLoss(_LogitLoss, function=dkd_loss):
-    """`dkd_loss` with its settings fixed: `loss(student_logits, teacher_logits, labels)`.
-
-    A mask may follow.
-    """
+    """`dkd_loss` with settings fixed: `loss(student_logits, teacher_logits, labels, mask=None)`."""
 
     def forward(
         self,
@@ -461,19 +457,18 @@ def _divergence(
     """
     if student.shape != teacher.shape:
         student, teacher = torch.broadcast_tensors(student, teacher)
-    size = _block_size(student, chunk_size)
+    size, teacher = _block_size(student, chunk_size), teacher.detach()
     if size is None:
         student, teacher = _fill(student, teacher, mask)
     settings = teacher_exponent, student_exponent, weight
     # An exported program keeps the node's operations, but not its derivative.
     steps = torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()
     if student.requires_grad and torch.is_grad_enabled() and not steps:
-        node = _DivergenceNode.apply
-        return node(student, teacher.detach(), mask, reduction, size, *settings)[0]
+        return _DivergenceNode.apply(student, teacher, mask, reduction, size, *settings)[0]
     if size is None:
-        loss = _divergence_terms(student, teacher.detach(), *settings)[0]
+        loss = _divergence_terms(student, teacher, *settings)[0]
     else:
-        loss = _divergence_in_blocks(student, teacher.detach(), mask, size, *settings)
+        loss = _divergence_in_blocks(student, teacher, mask, size, *settings)
     return _reduce(loss, reduction, mask)
 
 
@@ -691,7 +686,7 @@ def _check_per_sample(name, tensor, dtype, logits_shape: torch.Size, remedy: str
         raise TypeError(f"{name} must be a {dtype} tensor, got {kind}: give {remedy}")
     if tensor.shape != logits_shape[:-1]:
         raise ValueError(
-            f"{name} of shape {tuple(tensor.shape)} do not fit logits {tuple(logits_shape)}, which "
+            f"{name}: shape {tuple(tensor.shape)} does not fit logits {tuple(logits_shape)}, which "
             f"need one value per sample: shape {tuple(logits_shape[:-1])}"
         )
 

@@ -76,8 +76,7 @@ class CrossEntropy(Term):
         self.label_smoothing = float(label_smoothing)
 
     def forward(self, student: Output, teacher: Output | None, labels: Tensor) -> Tensor:
-        smoothing = self.label_smoothing
-        return F.cross_entropy(student.logits.float(), labels, label_smoothing=smoothing)
+        return F.cross_entropy(student.logits.float(), labels, label_smoothing=self.label_smoothing)
 
     def identity(self):
         smoothing = self.label_smoothing

@@ -198,8 +198,7 @@ def largest_temperature(logits: Tensor, nats: float) -> float:
     if not rows.numel():
         raise ValueError(f"logits {tuple(rows.shape)} hold no rows, so there is no mean over them")
     rows = rows - rows.amax(-1, keepdim=True)
-    p = rows.softmax(-1)
-    terms = p.mul_(rows).masked_fill_(rows == -torch.inf, 0.0)
+    terms = rows.softmax(-1).mul_(rows).masked_fill_(rows == -torch.inf, 0.0)
     expected = terms.cpu().sum(-1, dtype=torch.float64)  # not every device has float64
     full = rows.logsumexp(-1)
 
