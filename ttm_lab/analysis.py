@@ -128,14 +128,15 @@ def _per_sample(student, data, teacher=None, temperature: float = 1.0) -> dict[s
         rows = slice(start, start + step)  # a few megabytes, whatever the number of classes
         z, y = logits[rows].astype(np.float64), labels[rows]
         log_q = special.log_softmax(z, axis=1)
-        q, truth = np.exp(log_q), (np.arange(len(y)), y)
+        q = np.exp(log_q)
+        truth = np.arange(len(y)), y
         found = {
             "accuracy": (z.argmax(1) == y).astype(float),
             "nll": -log_q[truth],
             "brier": np.sum(q**2, axis=1) - 2 * q[truth] + 1,
             "entropy": -np.sum(q * log_q, axis=1),
             "confidence": q.max(axis=1),
-            "largest": special.softmax(z, axis=1).max(axis=1),  # rounded as bins expect it
+            "largest": special.softmax(z, axis=1).max(axis=1),  # confidence, rounded as in ece
         }
         if teacher is not None:
             v = teacher[rows].astype(np.float64)

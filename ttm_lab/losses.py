@@ -442,14 +442,7 @@ def merge_others(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _divergence(
-    student,
-    teacher,
-    mask,
-    reduction,
-    chunk_size,
-    teacher_exponent,
-    student_exponent=1.0,
-    weight=1.0,
+    student, teacher, mask, reduction, chunk_size, teacher_exponent, student_exponent=1, weight=1
 ) -> Tensor:
     """Reduce weight * D(softmax(teacher_exponent * v) || softmax(student_exponent * z)).
 
@@ -457,7 +450,8 @@ def _divergence(
     """
     if student.shape != teacher.shape:
         student, teacher = torch.broadcast_tensors(student, teacher)
-    size, teacher = _block_size(student, chunk_size), teacher.detach()
+    teacher = teacher.detach()
+    size = _block_size(student, chunk_size)
     if size is None:
         student, teacher = _fill(student, teacher, mask)
     settings = teacher_exponent, student_exponent, weight
