@@ -283,7 +283,7 @@ def test_weights_of_other_classes_are_refused(workplace, capsys):
 
 def test_imagenet_s_methods_are_those_with_published_settings(workplace, monkeypatch, capsys):
     monkeypatch.setattr(
-        paper_rows, "distil_pair", lambda *a, **k: pytest.fail("no data were needed")
+        paper_rows, "distill_pair", lambda *a, **k: pytest.fail("no data were needed")
     )
     assert call("distill --pair ResNet-34:ResNet-18") == 2
     assert capsys.readouterr().err.startswith("ttm-lab: no ttm: its settings for this pair")

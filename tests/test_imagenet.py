@@ -87,7 +87,7 @@ def test_a_pair_runs_from_files_with_the_published_settings(folder, teacher_file
     """The loss of the first step in float64, from torchvision's own reading of the files."""
     data = load(folder, size=32)
     changes = {"max_steps": 1, "batch_size": 12, "augmentation": "none", "learning_rate": 0.001}
-    teacher, (ce, wttm) = paper_rows.distil_pair(
+    teacher, (ce, wttm) = paper_rows.distill_pair(
         data,
         "ResNet-34",
         "ResNet-18",
@@ -175,7 +175,7 @@ def test_deit_takes_an_adamw_step_at_224_pixels(folder, tmp_path):
     teacher = "timm/deit3_small_patch16_224"
     path = tmp_path / "teacher.safetensors"
     save_file(create_model(teacher, 6, seed=1).state_dict(), path)
-    row = paper_rows.distil_pair(
+    row = paper_rows.distill_pair(
         load(folder),
         "DeiT III-Small",
         "DeiT-Tiny",

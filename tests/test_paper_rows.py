@@ -12,7 +12,7 @@ from scipy import stats
 
 from ttm_lab import runs
 from ttm_lab.course import paper, paper_rows
-from ttm_lab.course.paper_rows import distil_pair, load_teacher, measure, save_results, summarise
+from ttm_lab.course.paper_rows import distill_pair, load_teacher, measure, save_results, summarize
 from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.files import read_table
 from ttm_lab.models import create_model
@@ -54,7 +54,7 @@ def test_what_cannot_work_is_refused_before_a_teacher_is_trained(
 
     monkeypatch.setattr(paper_rows, "train_teacher", never)
     with pytest.raises(error, match=words):
-        distil_pair(None, *arguments, **options)
+        distill_pair(None, *arguments, **options)
 
 
 def test_the_folder_of_an_unfinished_run_is_no_teacher(tmp_path):
@@ -87,7 +87,7 @@ def digits() -> Dataset:
 def row(digits, tmp_path_factory):
     changes = {"epochs": 2, "augmentation": "crop", "track_test": True}
     options = {"folder": tmp_path_factory.mktemp("runs"), "device": "cpu"}
-    return distil_pair(digits, "cnn_large", "cnn_small", seeds=(0, 3), changes=changes, **options)
+    return distill_pair(digits, "cnn_large", "cnn_small", seeds=(0, 3), changes=changes, **options)
 
 
 def logits_of(trained: Trained, images) -> np.ndarray:
@@ -128,7 +128,7 @@ def test_a_teacher_comes_from_a_run_folder_or_its_file(row, digits):
 
 def test_the_loss_s_numbers_do_not_reach_ce_and_teacher(digits):
     changes = {"temperature": 2, "distill_weight": 5, "ce_weight": 0.5, "epochs": 1, "max_steps": 1}
-    made = distil_pair(digits, "cnn_small", "cnn_small", ("ce", "wttm"), changes=changes)
+    made = distill_pair(digits, "cnn_small", "cnn_small", ("ce", "wttm"), changes=changes)
     ce, wttm = (s.settings for s in made.students)
     assert (wttm.temperature, wttm.distill_weight, wttm.ce_weight) == (2, 5, 0.5)
     for plain in (ce, made.teacher.settings):
@@ -174,7 +174,7 @@ def table_of(accuracies: dict, dataset="CIFAR-100", **columns) -> pd.DataFrame:
     ],
 )
 def test_the_paper_s_numbers_stand_beside_their_methods(pair, values):
-    shown = summarise(table_of({method: [0.5] for method in values}), *pair)
+    shown = summarize(table_of({method: [0.5] for method in values}), *pair)
     for method, (top1, std) in values.items():
         assert shown.loc[method, "paper"] == top1
         if std is None:
@@ -186,7 +186,7 @@ def test_the_paper_s_numbers_stand_beside_their_methods(pair, values):
 def test_imagenet_s_repeated_pair_shows_table_5():
     measured = table_of({"teacher": [0.7], "KD": [0.7], "WTTM": [0.7], "TTM": [0.7]}, "ImageNet")
     for pair in [("ResNet-34", "ResNet-18"), ("torchvision/resnet34", "torchvision/resnet18")]:
-        shown = summarise(measured, *pair)["paper"]
+        shown = summarize(measured, *pair)["paper"]
         assert shown["KD"] == 70.66  # Table 7 has 71.21
         assert (shown["teacher"], shown["WTTM"]) == (73.31, 72.19)
         assert np.isnan(shown["TTM"])  # never run on ImageNet
@@ -194,29 +194,29 @@ def test_imagenet_s_repeated_pair_shows_table_5():
     assert row.index.is_unique
     assert row["source"].str.startswith("paper Table 5").all()
     # a pair that only Table 7 has
-    assert summarise(measured, "ResNet-50", "ResNet-18")["paper"]["KD"] == 71.35
+    assert summarize(measured, "ResNet-50", "ResNet-18")["paper"]["KD"] == 71.35
 
 
 def test_a_teacher_alone_stands_beside_the_paper_s():
     measured = table_of({"teacher": [0.7]})
     for name in ("wrn-40-2", "wrn_40_2"):
-        assert summarise(measured, name, "")["paper"].to_list() == [75.61]  # Table 1
-    assert summarise(measured, "resnet8", "")["paper"].isna().all()
-    assert summarise(table_of({"teacher": [0.7]}, "digits"), "vgg13", "")["paper"].isna().all()
+        assert summarize(measured, name, "")["paper"].to_list() == [75.61]  # Table 1
+    assert summarize(measured, "resnet8", "")["paper"].isna().all()
+    assert summarize(table_of({"teacher": [0.7]}, "digits"), "vgg13", "")["paper"].isna().all()
 
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar10", "cifar10-jpeg", "cifar100", "ImageNet"])
 def test_results_on_other_data_stand_alone(dataset):
     measured = table_of({"KD": [0.5], "WTTM": [0.5]}, dataset)
-    assert summarise(measured, "resnet56", "resnet20")["paper"].isna().all()
+    assert summarize(measured, "resnet56", "resnet20")["paper"].isna().all()
     nameless = measured.drop(columns="dataset")
-    assert summarise(nameless, "resnet56", "resnet20")["paper"].isna().all()
+    assert summarize(nameless, "resnet56", "resnet20")["paper"].isna().all()
 
 
 def test_a_summary_is_of_one_data_set():
     mixed = pd.concat([table_of({"KD": [0.5]}), table_of({"KD": [0.9]}, "digits")])
     with pytest.raises(ValueError, match=r"CIFAR-100.*digits"):
-        summarise(mixed, "resnet56", "resnet20")
+        summarize(mixed, "resnet56", "resnet20")
 
 
 @pytest.mark.parametrize(
@@ -228,12 +228,12 @@ def test_data_are_the_paper_s_only_with_all_classes(name, classes, wanted):
     empty = Split(part.images[:0], part.labels[:0])
     data = Dataset(name, 0, tuple(map(str, range(classes))), part, empty, part)
     teacher = Trained(create_model("cnn_small", classes), Settings("cnn_small"), 0, pd.DataFrame())
-    assert set(measure(paper_rows.Row(teacher, []), data)["dataset"]) == {wanted}
+    assert set(measure(paper_rows.TrainedPair(teacher, []), data)["dataset"]) == {wanted}
 
 
 def test_means_and_intervals_are_scipy_s():
     values = {"KD": [0.701, 0.712, 0.698, 0.709], "TTM": [0.715], "teacher": [0.72]}
-    shown = summarise(table_of(values), "resnet56", "resnet20")
+    shown = summarize(table_of(values), "resnet56", "resnet20")
     percent = 100 * np.array(values["KD"])
     low, high = stats.t.interval(0.95, 3, loc=percent.mean(), scale=stats.sem(percent))
     found = shown.loc["KD", ["accuracy", "low", "high", "seeds"]].to_list()
@@ -242,7 +242,7 @@ def test_means_and_intervals_are_scipy_s():
     assert shown.loc["TTM", ["low", "high"]].isna().all()  # one seed has no interval
     assert list(shown.index) == ["KD", "TTM", "teacher"]
     assert "best epoch on test" not in shown
-    best = summarise(table_of({"KD": [0.5, 0.6]}, best_test_accuracy=0.75), "resnet56", "resnet20")
+    best = summarize(table_of({"KD": [0.5, 0.6]}, best_test_accuracy=0.75), "resnet56", "resnet20")
     assert best.loc["KD", "best epoch on test"] == 75
 
 

@@ -841,7 +841,7 @@ def tokens(texts: Mapping[str, tuple[Sequence[str], torch.Tensor]]) -> widgets.V
     def figure(text, temperature):
         u = power_sum(outputs[text], 1 / temperature)
         title = f"{figures.plain(text)}, T = {temperature:.3g}"
-        return notebook14.coloured_text(texts[text][0], u, float(u.max()), title, lines)
+        return notebook14.colored_text(texts[text][0], u, float(u.max()), title, lines)
 
     def numbers(text, temperature):
         u, pieces = power_sum(outputs[text], 1 / temperature), texts[text][0]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ttm_lab.analysis import evaluate, predict
-from ttm_lab.course.paper_rows import Row, save_note
+from ttm_lab.course.paper_rows import TrainedPair, save_note
 from ttm_lab.data import Dataset
 from ttm_lab.files import atomic_write, user_path
 
@@ -133,7 +133,9 @@ def collect_outputs(
     return Outputs(pd.DataFrame(rows), np.stack(logits), labels, names, pictures)
 
 
-def save_outputs(path: str | Path, row: Row, data: Dataset, per_class: int | None = None) -> None:
+def save_outputs(
+    path: str | Path, row: TrainedPair, data: Dataset, per_class: int | None = None
+) -> None:
     """Keep the logits of teacher and students on test (``Outputs``), and how, as JSON beside them.
 
     ``per_class`` keeps the first so many images of each class only.

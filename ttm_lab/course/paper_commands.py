@@ -123,8 +123,8 @@ def _train_teacher(options) -> int:
         )
         if distributed.rank() > 0:
             return 0
-    measured = paper_rows.measure(paper_rows.Row(trained, []), data)
-    table = paper_rows.summarise(measured, options.model, "")
+    measured = paper_rows.measure(paper_rows.TrainedPair(trained, []), data)
+    table = paper_rows.summarize(measured, options.model, "")
     print("Top-1 accuracy on the test part in per cent:")
     print(as_text(table.dropna(axis="columns", how="all").drop(columns="seeds")))
     print(f"\nRun: {trained.folder}")
@@ -175,7 +175,7 @@ def _distill(options) -> int:
         if epochs := options.fine_tune:
             tuned = pictures.fine_tune(teacher, data, options.teacher, epochs, device=device)
             wanted["weights"] = tuned.folder
-        row = paper_rows.distil_pair(
+        row = paper_rows.distill_pair(
             data, teacher, student, methods, **wanted, folder=folder, device=device
         )
         if distributed.rank() > 0:
@@ -217,9 +217,9 @@ def _print_row(measured, teacher: str, student: str, changes: dict) -> None:
 
     from ttm_lab.analysis import paired_interval
     from ttm_lab.course import paper
-    from ttm_lab.course.paper_rows import summarise
+    from ttm_lab.course.paper_rows import summarize
 
-    table = summarise(measured, teacher, student)
+    table = summarize(measured, teacher, student)
     known, dataset = table["paper"].notna(), measured["dataset"].iloc[0]
     print("Top-1 accuracy on the test part in per cent, with 95 % t intervals over seeds:")
     print(as_text(table if known.any() else table.drop(columns=["paper", "paper std"])))

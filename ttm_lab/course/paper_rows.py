@@ -33,8 +33,8 @@ from ttm_lab.training import Settings, Trained, distill_many, train_teacher
 _DATASETS = {("cifar100", 100): "CIFAR-100", ("imagenet", 1000): "ImageNet"}
 
 
-class Row(NamedTuple):
-    """One row of a table made anew: the teacher and its students."""
+class TrainedPair(NamedTuple):
+    """A teacher and the students that learned from it."""
 
     teacher: Trained
     students: list[Trained]
@@ -54,7 +54,7 @@ def check_pair(
     weights: str | Path | None = None,
     changes: dict | None = None,
 ) -> None:
-    """Check the arguments of ``distil_pair`` before data are loaded or a teacher is trained.
+    """Check the arguments of ``distill_pair`` before data are loaded or a teacher is trained.
 
     Published CIFAR-100 weights, if asked for, are fetched here already.
 
@@ -106,7 +106,7 @@ def weights_file(weights: str | Path) -> Path:
     return path
 
 
-def distil_pair(
+def distill_pair(
     data: Dataset,
     teacher: str,
     student: str,
@@ -118,7 +118,7 @@ def distil_pair(
     folder: str | Path | None = None,
     changes: dict | None = None,
     **options,
-) -> Row:
+) -> TrainedPair:
     """Train or load a pair's teacher, then distil a student for each method and seed.
 
     Args:
@@ -147,7 +147,9 @@ def distil_pair(
         settings(teacher, student, m, mean_weight=mean_weight, **_only_for(m, changes))
         for m in methods
     ]
-    return Row(trained, distill_many(trained, data, wanted, seeds=seeds, folder=folder, **options))
+    return TrainedPair(
+        trained, distill_many(trained, data, wanted, seeds=seeds, folder=folder, **options)
+    )
 
 
 def obtain_teacher(
@@ -160,7 +162,7 @@ def obtain_teacher(
     changes: dict | None = None,
     **options,
 ) -> Trained:
-    """The teacher of ``distil_pair``, with its arguments: loaded, found, or trained now."""
+    """The teacher of ``distill_pair``, with its arguments: loaded, found, or trained now."""
     weights = _default_weights(teacher, weights)
     if weights is not None:
         return load_teacher(teacher, weights, data.num_classes)
@@ -241,7 +243,7 @@ def _torchvision_weights(name: str) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def measure(row: Row, data: Dataset) -> pd.DataFrame:
+def measure(row: TrainedPair, data: Dataset) -> pd.DataFrame:
     """A row a network on the test part: the teacher (method "teacher"), then the students.
 
     The columns of ``analysis.evaluate``, and where the history has test columns (``track_test``)
@@ -265,7 +267,7 @@ def measure(row: Row, data: Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def summarise(measured: pd.DataFrame, teacher: str, student: str) -> pd.DataFrame:
+def summarize(measured: pd.DataFrame, teacher: str, student: str) -> pd.DataFrame:
     """Measured accuracies beside the paper's: a row a method, in per cent.
 
     mean with its 95 % t interval over seeds (low, high; NaN for one seed), the number of seeds,
@@ -288,7 +290,7 @@ def summarise(measured: pd.DataFrame, teacher: str, student: str) -> pd.DataFram
     return pd.DataFrame(rows).set_index("method").join(published)
 
 
-def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Dataset) -> None:
+def save_results(path: str | Path, row: TrainedPair, measured: pd.DataFrame, data: Dataset) -> None:
     """Keep a table: the measured numbers as CSV, and beside it a JSON file that says how.
 
     The JSON file (``path`` with the ending .json) has the command, date, hardware, versions, the
@@ -304,7 +306,7 @@ def save_results(path: str | Path, row: Row, measured: pd.DataFrame, data: Datas
     save_note(path, row, data)
 
 
-def save_note(path: str | Path, row: Row, data: Dataset) -> None:
+def save_note(path: str | Path, row: TrainedPair, data: Dataset) -> None:
     """Write how a row came about into the JSON file beside its results."""
     # how weights from a file were trained is not known
     trained = {s.label: s.settings for s in (row.teacher, *row.students) if len(s.history)}

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ttm_lab.course.paper_rows import Row, load_teacher, teacher_folder
+from ttm_lab.course.paper_rows import TrainedPair, load_teacher, teacher_folder
 from ttm_lab.data import Dataset, FileSplit
 from ttm_lab.files import runs_folder
 from ttm_lab.models import create_model, model_name
@@ -82,7 +82,7 @@ def with_new_head(trained: nn.Module, fresh: nn.Module) -> nn.Module:
     return fresh
 
 
-def report(measured: pd.DataFrame, row: Row, data: Dataset) -> str:
+def report(measured: pd.DataFrame, row: TrainedPair, data: Dataset) -> str:
     """Teacher and students on the test part, in Markdown: a line each, means over seeds.
 
     ``measured`` comes from ``paper_rows.measure``. How to ask the most accurate student about a new

@@ -29,10 +29,10 @@ def draw_pictures(root: str | os.PathLike, *, train: int = 6, val: int = 3, seed
     root, random = user_path(root), np.random.default_rng(seed)
     for part, count in (("train", train), ("val", val)):
         modes = iter(["L", "CMYK"])
-        for name, colour in _CLASSES.items():
+        for name, color in _CLASSES.items():
             (root / part / name).mkdir(parents=True, exist_ok=True)
             for k in range(count):
-                picture = _draw(name.split("-")[1], colour, random).convert(next(modes, "RGB"))
+                picture = _draw(name.split("-")[1], color, random).convert(next(modes, "RGB"))
                 picture.save(root / part / name / f"{k:03}.jpg", quality=90)
     return root
 
@@ -61,7 +61,7 @@ def copy_pictures(
     return root
 
 
-def _draw(shape: str, colour: tuple[int, int, int], random: np.random.Generator):
+def _draw(shape: str, color: tuple[int, int, int], random: np.random.Generator):
     """One RGB picture: a shape of about half the height on a blurred background, with noise."""
     from PIL import Image, ImageDraw
 
@@ -72,7 +72,7 @@ def _draw(shape: str, colour: tuple[int, int, int], random: np.random.Generator)
 
     r = random.uniform(0.22, 0.38) * min(width, height)
     x, y = random.uniform(r, width - r), random.uniform(r, height - r)
-    fill = tuple(int(c) for c in np.clip(np.array(colour) + random.integers(-20, 21, 3), 0, 255))
+    fill = tuple(int(c) for c in np.clip(np.array(color) + random.integers(-20, 21, 3), 0, 255))
     box = (x - r, y - r, x + r, y + r)
     if shape == "disc":
         draw.ellipse(box, fill)

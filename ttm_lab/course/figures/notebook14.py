@@ -70,7 +70,7 @@ def places(pieces: Sequence[str]) -> list[tuple[int, int]]:
     return found
 
 
-def coloured_text(
+def colored_text(
     pieces: Sequence[str], weights: Tensor, largest: float, title: str, lines: int | None = None
 ) -> Figure:
     """A text whose tokens stand on a ground the darker, over a bar the longer, the more they weigh.

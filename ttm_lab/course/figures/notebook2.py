@@ -88,8 +88,8 @@ def kd_descents(
     if ax is None:
         ax = draw_triangle(plt.figure(figsize=(6.2, 4.8)).add_subplot(), names)
     looks = zip(("blue", "red", "green", "pink"), ("-", "--", "-.", ":"), "osD^", strict=True)
-    for (temperature, path), (colour, line, marker) in zip(paths.items(), looks, strict=False):
-        look = {"color": OKABE_ITO[colour], "linestyle": line}
+    for (temperature, path), (color, line, marker) in zip(paths.items(), looks, strict=False):
+        look = {"color": OKABE_ITO[color], "linestyle": line}
         ax.plot(
             *simplex_xy(path).T, linewidth=2, label=f"q, trained at T = {temperature:g}", **look
         )
@@ -97,7 +97,7 @@ def kd_descents(
             continue
         at = simplex_xy(softened[temperature])
         face = {"markerfacecolor": "none", "linestyle": "", "markersize": 8}
-        ax.plot(*at, marker, color=OKABE_ITO[colour], label=f"$p_T$, T = {temperature:g}", **face)
+        ax.plot(*at, marker, color=OKABE_ITO[color], label=f"$p_T$, T = {temperature:g}", **face)
     look = METHOD_STYLE["teacher"] | {"linestyle": "", "label": "teacher p"}
     ax.plot(*simplex_xy(teacher), markersize=14, **look)
     start = simplex_xy(next(iter(paths.values()))[0])

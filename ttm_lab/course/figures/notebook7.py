@@ -60,7 +60,7 @@ def picture_rows(
 def beside_the_paper(table: pd.DataFrame, *, xlabel: str = "test accuracy, %") -> Axes:
     """Accuracies measured here, with intervals, beside the published ones, a line a method.
 
-    ``table`` comes from ``paper_rows.summarise``. Filled markers are measured here, with the 95 %
+    ``table`` comes from ``paper_rows.summarize``. Filled markers are measured here, with the 95 %
     interval of the mean; hollow ones are the paper's, with one standard deviation of its runs.
     """
     ax = plt.subplots(figsize=(7.0, 1.1 + 0.5 * len(table)))[1]
