@@ -4,7 +4,6 @@ Everything works on plain arrays of logits (N, K) and labels (N,), from any fram
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from torch import nn
 
 from ttm_lab.data import FileSplit, Split
 from ttm_lab.models import logits_of
-from ttm_lab.probability import check_no_probabilities
+from ttm_lab.probability import check_no_probabilities, check_positive
 
 MEASURES = ("accuracy", "nll", "brier", "ece", "entropy", "confidence")
 
@@ -54,36 +53,18 @@ def _array(values) -> np.ndarray:
     return np.asarray(values)
 
 
-def _logits(values, name: str = "logits") -> np.ndarray:
-    """Logits (N, K), checked, in float64."""
-    return _checked(values, name).astype(np.float64)
-
-
-def _checked(values, name: str) -> np.ndarray:
-    """Logits (N, K) in their own dtype, without a copy: those of a vocabulary are large."""
+def _logits(values) -> np.ndarray:
+    """Logits (N, K), checked, in their own dtype and uncopied: those of a vocabulary are large."""
     array = _array(values)
     if array.ndim != 2 or array.shape[1] < 2 or not len(array):
-        raise ValueError(f"{name} must have shape (N, K) with K >= 2, got {array.shape}")
+        raise ValueError(f"logits must have shape (N, K) with K >= 2, got {array.shape}")
     if array.dtype.kind != "f":
-        raise TypeError(f"{name} are {array.dtype}; logits are floating-point numbers")
+        raise TypeError(f"logits are {array.dtype}; logits are floating-point numbers")
     least = array.min(axis=1)
     if not (np.isfinite(least).all() and np.isfinite(array.max())):
-        raise ValueError(f"{name} hold {(~np.isfinite(array)).sum()} values that are not finite")
-    check_no_probabilities(name, array.sum(axis=1, dtype=np.float64), least)
+        raise ValueError(f"logits hold {(~np.isfinite(array)).sum()} values that are not finite")
+    check_no_probabilities("logits", array.sum(axis=1, dtype=np.float64), least)
     return array
-
-
-def _labels(values, shape: tuple[int, int]) -> np.ndarray:
-    array = _array(values)
-    if array.shape != shape[:1] or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"labels must be {shape[0]} whole numbers, got shape {array.shape}, {array.dtype}"
-        )
-    if array.min() < 0 or array.max() >= shape[1]:
-        raise ValueError(
-            f"labels run from {array.min()} to {array.max()}, classes from 0 to {shape[1] - 1}"
-        )
-    return array.astype(np.int64)
 
 
 def _logits_and_labels(student, data) -> tuple[np.ndarray, np.ndarray]:
@@ -92,10 +73,17 @@ def _logits_and_labels(student, data) -> tuple[np.ndarray, np.ndarray]:
         if not isinstance(data, Split | FileSplit):
             raise TypeError("a network is evaluated on a Split such as data.test")
         student = predict(student, data)
-    logits = _checked(student, "logits")
-    return logits, _labels(
-        data.labels if isinstance(data, Split | FileSplit) else data, logits.shape
-    )
+    logits, labels = _logits(student), _array(getattr(data, "labels", data))
+    samples, classes = logits.shape
+    if labels.shape != (samples,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"labels must be {samples} whole numbers, got shape {labels.shape}, {labels.dtype}"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, classes from 0 to {classes - 1}"
+        )
+    return logits, labels
 
 
 def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int = 15) -> pd.Series:
@@ -118,52 +106,47 @@ def evaluate(student, data, *, teacher=None, temperature: float = 1.0, bins: int
             are all probabilities.
         TypeError: logits that are no floating-point numbers, a network without a ``Split``.
     """
-    logits, labels = _logits_and_labels(student, data)
-    teacher_logits = None
-    if teacher is not None:
-        teacher_logits, _ = _logits_and_labels(teacher, data)
-        if teacher_logits.shape != logits.shape:
-            raise ValueError(f"teacher gives {teacher_logits.shape}, student {logits.shape}")
-        if not 0 < temperature < np.inf:
-            raise ValueError(f"temperature={temperature} must be positive and finite")
-    parts = []
-    for start in range(0, len(logits), step := max(1, 2**20 // logits.shape[1])):
-        rows = slice(start, start + step)  # a few megabytes, whatever the number of classes
-        z = logits[rows].astype(np.float64)
-        found = _per_sample(z, labels[rows])
-        found["largest"] = special.softmax(z, axis=1).max(axis=1)
-        if teacher_logits is not None:
-            found |= _beside_teacher(z, teacher_logits[rows].astype(np.float64), temperature)
-        parts.append(found)
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    table = _reliability(found.pop("largest"), found["accuracy"], bins)
-    measured = {name: values.mean() for name, values in found.items()}
-    measured["ece"] = _mean_gap(table)
+    return _measures(_per_sample(student, data, teacher, temperature), bins)
+
+
+def _measures(found: dict[str, np.ndarray], bins: int = 15) -> pd.Series:
+    measured = {name: values.mean() for name, values in found.items() if name != "largest"}
+    measured["ece"] = _calibration_error(found["largest"], found["accuracy"], bins)
     return pd.Series({name: measured.pop(name) for name in MEASURES} | measured)
 
 
-def _beside_teacher(z: np.ndarray, v: np.ndarray, temperature: float) -> dict[str, np.ndarray]:
-    with np.errstate(over="ignore"):  # a mask such as finfo.min / T: to the smallest number
-        scaled = np.maximum(v / temperature, np.finfo(float).min)
-    log_p, log_q = special.log_softmax(scaled, axis=1), special.log_softmax(z, axis=1)
-    return {
-        "agreement": v.argmax(1) == z.argmax(1),
-        "divergence": np.sum(np.exp(log_p) * (log_p - log_q), axis=1),
-    }
-
-
-def _per_sample(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Measures that are means over samples, sample by sample."""
-    log_q = special.log_softmax(logits, axis=1)
-    q = np.exp(log_q)
-    truth = np.arange(len(labels)), labels
-    return {
-        "accuracy": (logits.argmax(1) == labels).astype(float),
-        "nll": -log_q[truth],
-        "brier": np.sum(q**2, axis=1) - 2 * q[truth] + 1,
-        "entropy": -np.sum(q * log_q, axis=1),
-        "confidence": q.max(axis=1),
-    }
+def _per_sample(student, data, teacher=None, temperature: float = 1.0) -> dict[str, np.ndarray]:
+    """Measures that are means over samples, and the largest probability, sample by sample."""
+    logits, labels = _logits_and_labels(student, data)
+    if teacher is not None:
+        temperature = check_positive("temperature", temperature)
+        teacher, _ = _logits_and_labels(teacher, data)
+        if teacher.shape != logits.shape:
+            raise ValueError(f"teacher gives {teacher.shape}, student {logits.shape}")
+    parts = []
+    for start in range(0, len(logits), step := max(1, 2**20 // logits.shape[1])):
+        rows = slice(start, start + step)  # a few megabytes, whatever the number of classes
+        z, y = logits[rows].astype(np.float64), labels[rows]
+        log_q = special.log_softmax(z, axis=1)
+        q = np.exp(log_q)
+        truth = np.arange(len(y)), y
+        found = {
+            "accuracy": (z.argmax(1) == y).astype(float),
+            "nll": -log_q[truth],
+            "brier": np.sum(q**2, axis=1) - 2 * q[truth] + 1,
+            "entropy": -np.sum(q * log_q, axis=1),
+            "confidence": q.max(axis=1),
+            "largest": special.softmax(z, axis=1).max(axis=1),  # confidence, rounded as in ece
+        }
+        if teacher is not None:
+            v = teacher[rows].astype(np.float64)
+            with np.errstate(over="ignore"):  # a mask such as finfo.min / T: to the smallest number
+                scaled = np.maximum(v / temperature, np.finfo(float).min)
+            log_p = special.log_softmax(scaled, axis=1)
+            found["agreement"] = v.argmax(1) == z.argmax(1)
+            found["divergence"] = np.sum(np.exp(log_p) * (log_p - log_q), axis=1)
+        parts.append(found)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def reliability(logits, labels, *, bins: int = 15) -> pd.DataFrame:
@@ -171,10 +154,8 @@ def reliability(logits, labels, *, bins: int = 15) -> pd.DataFrame:
 
     Returns a row a bin: low, high, count, and the means confidence and accuracy (NaN if empty).
     """
-    logits = _logits(logits)
-    labels = _labels(labels, logits.shape)
-    confidence = special.softmax(logits, axis=1).max(axis=1)
-    return _reliability(confidence, logits.argmax(1) == labels, bins)
+    found = _per_sample(logits, labels)
+    return _reliability(found["largest"], found["accuracy"], bins)
 
 
 def _reliability(confidence: np.ndarray, correct: np.ndarray, bins: int) -> pd.DataFrame:
@@ -197,11 +178,11 @@ def _reliability(confidence: np.ndarray, correct: np.ndarray, bins: int) -> pd.D
 
 def calibration_error(logits, labels, *, bins: int = 15) -> float:
     """Expected calibration error: mean |accuracy - confidence| over bins, weighted by count."""
-    return _mean_gap(reliability(logits, labels, bins=bins))
+    return evaluate(logits, labels, bins=bins)["ece"].item()
 
 
-def _mean_gap(table: pd.DataFrame) -> float:
-    table = table.dropna()
+def _calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    table = _reliability(confidence, correct, bins).dropna()
     gap = (table["accuracy"] - table["confidence"]).abs()
     return float((gap * table["count"]).sum() / table["count"].sum())
 
@@ -213,8 +194,8 @@ def fit_temperature(logits, labels) -> float:
     right would be sharpened without end. Where the NLL rounds to 0 at several temperatures, one of
     them is returned.
     """
-    logits = _logits(logits)
-    labels = _labels(labels, logits.shape)
+    logits, labels = _logits_and_labels(logits, labels)
+    logits = logits.astype(np.float64)
 
     def nll(log_temperature: float) -> float:
         log_q = special.log_softmax(logits / np.exp(log_temperature), axis=1)
@@ -233,7 +214,7 @@ def outlier_scores(logits, *, temperature: float = 1.0, orders=(0.25, 0.5, 2.0))
     "largest logit" is -max z and "energy" -log sum exp z (Liu et al. 2020). Where q is nearly
     one-hot they keep the digits that q itself loses. Raises as ``evaluate`` does.
     """
-    z = np.sort(_logits(logits) / temperature, axis=1)
+    z = np.sort(_logits(logits).astype(np.float64) / temperature, axis=1)
     top, below = z[:, -1], z[:, :-1] - z[:, -1:]
     surprise = {a: np.log1p(np.exp(a * below).sum(axis=1)) for a in (1.0, *orders)}
     least = surprise[1.0]  # -log max q
@@ -269,9 +250,8 @@ def paired_interval(
     d = np.asarray(differences, dtype=float)
     if d.ndim != 1 or not len(d) or not np.isfinite(d).all():
         raise ValueError(f"differences must be finite numbers, one a seed, got {differences!r}")
-    if len(d) == 1:
-        return float(d[0]), np.nan, np.nan
-    error = d.std(ddof=1) * np.sqrt(1 / len(d) + test_over_train)
+    deviation = d.std(ddof=1) if len(d) > 1 else np.nan
+    error = deviation * np.sqrt(1 / len(d) + test_over_train)
     half = stats.t.isf((1 - confidence) / 2 / contrasts, len(d) - 1) * error
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
 
@@ -299,11 +279,9 @@ def contrasts(
         interval = paired_interval(
             d, confidence=confidence, contrasts=many, test_over_train=test_over_train
         )
-        p = np.nan
-        if len(d) > 1 and d.std() > 0:
-            error = d.std(ddof=1) * np.sqrt(1 / len(d) + test_over_train)
-            p = 2 * stats.t.sf(abs(d.mean()) / error, len(d) - 1)
         deviation = d.std(ddof=1) if len(d) > 1 else np.nan
+        error = deviation * np.sqrt(1 / len(d) + test_over_train)
+        p = 2 * stats.t.sf(abs(d.mean()) / error, len(d) - 1) if error > 0 else np.nan
         rows.append((name, *interval, p, len(d), deviation, many))
     names = ["name", "difference", "low", "high", "p", "seeds", "deviation", "contrasts"]
     return pd.DataFrame(rows, columns=names)
@@ -338,8 +316,6 @@ def compare(
     unknown = set(measures) - set(MEASURES)
     if unknown:
         raise ValueError(f"unknown measures {sorted(unknown)}; available: {MEASURES}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} must lie between 0 and 1, such as 0.95")
     if any(isinstance(given, torch.nn.Module) for given in (first, second)):
         raise TypeError("compare takes logits: use predict(network, images) first")
     if any(isinstance(given, Mapping) for given in (first, second, labels)):
@@ -350,66 +326,46 @@ def compare(
         seeds = sorted(first)
         labels = [labels[s] for s in seeds] if isinstance(labels, Mapping) else labels
         first, second = [first[s] for s in seeds], [second[s] for s in seeds]
-    if _is_one_array(first) and _is_one_array(second):
-        rows, over = (
-            _compare_images(first, second, labels, measures, confidence, resamples, seed),
-            "images",
-        )
-    else:
-        rows, over = _compare_seeds(first, second, labels, measures, confidence), "seeds"
-    table = pd.DataFrame(rows, columns=["first", "second", "difference", "low", "high"])
-    table.insert(0, "measure", measures)
-    return table.assign(over=over)
-
-
-def _is_one_array(values) -> bool:
-    return hasattr(values, "ndim") and values.ndim == 2
-
-
-def _compare_seeds(first, second, labels, measures, confidence) -> list[tuple]:
+    over = "images" if all(getattr(x, "ndim", 0) == 2 for x in (first, second)) else "seeds"
+    if over == "images":
+        first, second, labels = [first], [second], [labels]
     if len(first) != len(second) or not len(first):
         raise ValueError(f"{len(first)} and {len(second)} students cannot be paired")
-    shared = _array(labels[0]).ndim == 0
-    if not shared and len(labels) != len(first):
+    if np.ndim(labels[0]) == 0:  # shared by all seeds
+        labels = [labels] * len(first)
+    if len(labels) != len(first):
         raise ValueError(f"{len(labels)} arrays of labels for {len(first)} students a side")
-    labels = [labels] * len(first) if shared else labels
-    measured = [
-        pd.DataFrame([evaluate(*pair) for pair in zip(side, labels, strict=True)])
-        for side in (first, second)
-    ]
+    for one, two in zip(first, second, strict=True):
+        if np.shape(one) != np.shape(two):
+            raise ValueError(f"first has shape {np.shape(one)}, second {np.shape(two)}")
+    sides = [[*map(_per_sample, side, labels)] for side in (first, second)]
+    tables = [pd.DataFrame([_measures(found) for found in side]) for side in sides]
     rows = []
     for name in measures:
-        one, two = (table[name].to_numpy() for table in measured)
-        interval = paired_interval(one - two, confidence=confidence)
-        rows.append((one.mean(), two.mean(), *interval))
-    return rows
+        one, two = (table[name].to_numpy() for table in tables)
+        difference, *bounds = paired_interval(one - two, confidence=confidence)
+        if over == "images":
+            bounds = _bootstrap(*sides[0], *sides[1], name, confidence, resamples, seed)
+        rows.append((name, one.mean(), two.mean(), difference, *bounds))
+    names = ["measure", "first", "second", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=names).assign(over=over)
 
 
-def _compare_images(first, second, labels, measures, confidence, resamples, seed) -> list[tuple]:
-    first, second = _logits(first, "first"), _logits(second, "second")
-    labels = _labels(labels, first.shape)
-    if first.shape != second.shape:
-        raise ValueError(f"first has shape {first.shape}, second {second.shape}")
-    one, two = evaluate(first, labels), evaluate(second, labels)
-    each, other = _per_sample(first, labels), _per_sample(second, labels)
+def _bootstrap(first, second, measure, confidence, resamples, seed) -> tuple[float, float]:
+    """An interval of the difference of two students, who answer the same resampled images."""
 
-    def difference(pictures: np.ndarray, name: str) -> float:
-        if name == "ece":  # not a mean over pictures, so each resample is binned anew
-            some = labels[pictures]
-            error = calibration_error(first[pictures], some)
-            return error - calibration_error(second[pictures], some)
-        return (each[name] - other[name])[pictures].mean()
+    def difference(images: np.ndarray) -> float:
+        if measure == "ece":  # not a mean over images, so each resample is binned anew
+            sides = [(x["largest"][images], x["accuracy"][images]) for x in (first, second)]
+            return _calibration_error(*sides[0]) - _calibration_error(*sides[1])
+        return (first[measure] - second[measure])[images].mean()
 
-    rows = []
-    for name in measures:
-        interval = stats.bootstrap(
-            (np.arange(len(labels)),),
-            partial(difference, name=name),
-            vectorized=False,
-            method="percentile",
-            n_resamples=resamples,
-            confidence_level=confidence,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        rows.append((one[name], two[name], one[name] - two[name], *interval))
-    return rows
+    return stats.bootstrap(
+        (np.arange(len(first["accuracy"])),),
+        difference,
+        vectorized=False,
+        method="percentile",
+        n_resamples=resamples,
+        confidence_level=confidence,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval

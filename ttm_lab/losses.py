@@ -163,29 +163,17 @@ def decompose_ttm(
     Computed in float64, then rounded to the dtype a loss would have: the terms add up to the
     rounding of the largest of them, which grows like T * log K. Any derivative exists.
 
-    Args:
-        student_logits, teacher_logits: floating point, (..., K) with K >= 2; leading shapes
-            broadcast.
-        temperature: T > 0.
-        mask: as in `kd_loss`; all terms of what it leaves out are 0.
+    Arguments and errors are those of `kd_loss`; all terms of what the mask leaves out are 0.
 
     Returns:
         TTMDecomposition(kd, renyi, teacher_entropy, total), each of shape (...), in nats.
-
-    Raises:
-        TypeError, ValueError: as `kd_loss`.
 
     Source: Zheng and Yang 2024, Eq. 15.
     """
     T, *rows = _check(student_logits, teacher_logits, temperature, mask=mask)
     student, teacher = _broadcast(*rows)
-
-    def exact(logits: Tensor, temperature: float) -> Tensor:
-        if logits.dtype != torch.float64:
-            logits = logits.cpu().double()  # not every device has float64
-        return _log_softmax(logits, temperature)
-
-    log_p_T, log_q, log_q_T = exact(teacher, T), exact(student, 1.0), exact(student, T)
+    z, v = student.cpu().double(), teacher.cpu().double()  # not every device has float64
+    log_p_T, log_q, log_q_T = _log_softmax(v, T), _log_softmax(z, 1.0), _log_softmax(z, T)
     terms = (
         T * _kl(log_p_T, log_q_T),
         -T * (log_q / T).logsumexp(-1),  # -(T - 1) * H_{1/T}(q), without 0 / 0 at T = 1
@@ -311,15 +299,12 @@ def dist_loss(
 class _LogitLoss(nn.Module):
     """A loss function with its settings fixed, checked when made; no parameters, no state."""
 
-    def __init_subclass__(cls) -> None:
-        # temperature and options as the function has them: what help, tooltips and calls go by
+    def __init_subclass__(cls, function=None) -> None:
+        cls.function = staticmethod(function or cls.function)
+        # What the function takes beside a batch: help, tooltips and calls go by it.
+        batch = ("student_logits", "teacher_logits", "labels", "mask")
         parameters = inspect.signature(cls.function).parameters.values()
-        settings = [
-            p
-            for p in parameters
-            if p.name == "temperature" or (p.kind == p.KEYWORD_ONLY and p.name != "mask")
-        ]
-        cls.__signature__ = inspect.Signature(settings)
+        cls.__signature__ = inspect.Signature([p for p in parameters if p.name not in batch])
 
     def __init__(self, temperature: float, **options) -> None:
         super().__init__()
@@ -338,37 +323,24 @@ class _LogitLoss(nn.Module):
 
     def extra_repr(self) -> str:
         settings = {"temperature": self.temperature, **self.options}
-        for name, value in {"class_dim": -1, "chunk_size": None}.items():
-            if settings.get(name) == value:  # runs are known by this line, and older ones lack it
-                settings.pop(name, None)
-        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        later = ("class_dim", -1), ("chunk_size", None)  # older runs, known by this line, lack them
+        return ", ".join(f"{k}={v!r}" for k, v in settings.items() if (k, v) not in later)
 
 
-class KDLoss(_LogitLoss):
+class KDLoss(_LogitLoss, function=kd_loss):
     """`kd_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
 
-    function = staticmethod(kd_loss)
 
-
-class TTMLoss(_LogitLoss):
+class TTMLoss(_LogitLoss, function=ttm_loss):
     """`ttm_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
 
-    function = staticmethod(ttm_loss)
 
-
-class WTTMLoss(_LogitLoss):
+class WTTMLoss(_LogitLoss, function=wttm_loss):
     """`wttm_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
 
-    function = staticmethod(wttm_loss)
 
-
-class DKDLoss(_LogitLoss):
-    """`dkd_loss` with its settings fixed: `loss(student_logits, teacher_logits, labels)`.
-
-    A mask may follow.
-    """
-
-    function = staticmethod(dkd_loss)
+class DKDLoss(_LogitLoss, function=dkd_loss):
+    """`dkd_loss` with settings fixed: `loss(student_logits, teacher_logits, labels, mask=None)`."""
 
     def forward(
         self,
@@ -381,10 +353,8 @@ class DKDLoss(_LogitLoss):
         return dkd_loss(*logits, labels, self.temperature, mask=mask, **self.options)
 
 
-class DISTLoss(_LogitLoss):
+class DISTLoss(_LogitLoss, function=dist_loss):
     """`dist_loss` with its settings fixed: `loss(student_logits, teacher_logits, mask=None)`."""
-
-    function = staticmethod(dist_loss)
 
 
 class StandardizedLoss(nn.Module):
@@ -472,15 +442,7 @@ def merge_others(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _divergence(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None,
-    reduction: str,
-    chunk_size: int | None,
-    teacher_exponent: float,
-    *,
-    student_exponent: float = 1.0,
-    weight: float | None = 1.0,
+    student, teacher, mask, reduction, chunk_size, teacher_exponent, student_exponent=1, weight=1
 ) -> Tensor:
     """Reduce weight * D(softmax(teacher_exponent * v) || softmax(student_exponent * z)).
 
@@ -488,20 +450,19 @@ def _divergence(
     """
     if student.shape != teacher.shape:
         student, teacher = torch.broadcast_tensors(student, teacher)
+    teacher = teacher.detach()
     size = _block_size(student, chunk_size)
     if size is None:
         student, teacher = _fill(student, teacher, mask)
     settings = teacher_exponent, student_exponent, weight
-    # torch has no public question for "inside vmap, grad, ...?"; autograd.Function asks this one.
     # An exported program keeps the node's operations, but not its derivative.
     steps = torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()
     if student.requires_grad and torch.is_grad_enabled() and not steps:
-        node = _DivergenceNode.apply
-        return node(student, teacher.detach(), mask, reduction, size, *settings)[0]
+        return _DivergenceNode.apply(student, teacher, mask, reduction, size, *settings)[0]
     if size is None:
-        loss = _divergence_terms(student, teacher.detach(), *settings)[0]
+        loss = _divergence_terms(student, teacher, *settings)[0]
     else:
-        loss = _divergence_in_blocks(student, teacher.detach(), mask, size, *settings)
+        loss = _divergence_in_blocks(student, teacher, mask, size, *settings)
     return _reduce(loss, reduction, mask)
 
 
@@ -587,14 +548,11 @@ def _divergence_in_blocks(student, teacher, mask, size, *settings, slope=None) -
     """The divergence of each sample, a block at a time, and its derivative into `slope`."""
     loss = torch.empty(student.shape[:-1], dtype=_dtype(student, teacher), device=student.device)
     for block in _blocks(loss.shape, size):
-        counts = None if mask is None else mask[block]
-        rows = _fill(student[block], teacher[block], counts)
+        rows = _fill(student[block], teacher[block], None if mask is None else mask[block])
         if slope is None:
             loss[block] = _divergence_terms(*rows, *settings)[0]
         else:
-            loss[block], found = _divergence_and_slope(*rows, *settings)
-            slope[block] = found if mask is None else found.masked_fill_(~counts.unsqueeze(-1), 0.0)
-            del found  # its memory is for the next block
+            loss[block], slope[block] = _divergence_and_slope(*rows, *settings)
     return loss
 
 
@@ -694,7 +652,9 @@ def _check(
     check_same_classes("student_logits", student, "teacher_logits", teacher)
     _check_reduction(reduction)
     if mask is not None:
-        _check_mask(mask, torch.broadcast_shapes(student.shape, teacher.shape)[:-1])
+        shape = torch.broadcast_shapes(student.shape, teacher.shape)
+        remedy = "torch.as_tensor(mask).bool(), True where a sample counts"
+        _check_per_sample("mask", mask, torch.bool, shape, remedy)
     elif reduction == "mean" and not (student.numel() and teacher.numel()):
         raise ValueError(
             f"student_logits {tuple(student.shape)} and teacher_logits {tuple(teacher.shape)} hold "
@@ -714,17 +674,14 @@ def _check(
     return temperature, student, teacher, mask
 
 
-def _check_mask(mask: Tensor, leading_shape: torch.Size) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(
-            f"mask must be a torch.bool tensor, True where a sample counts, got {kind}; convert "
-            "it with torch.as_tensor(mask).bool()"
-        )
-    if mask.shape != leading_shape:
+def _check_per_sample(name, tensor, dtype, logits_shape: torch.Size, remedy: str) -> None:
+    kind = getattr(tensor, "dtype", type(tensor).__name__)
+    if kind != dtype:
+        raise TypeError(f"{name} must be a {dtype} tensor, got {kind}: give {remedy}")
+    if tensor.shape != logits_shape[:-1]:
         raise ValueError(
-            f"mask has shape {tuple(mask.shape)}, but it says of each sample whether it counts: "
-            f"shape {tuple(leading_shape)}, that of the logits without their classes"
+            f"{name}: shape {tuple(tensor.shape)} does not fit logits {tuple(logits_shape)}, which "
+            f"need one value per sample: shape {tuple(logits_shape[:-1])}"
         )
 
 
@@ -741,31 +698,17 @@ def _check_weights(**weights: float) -> None:
 
 def _check_labels(labels, mask, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor | None]:
     """Labels that are classes, and a mask without the samples whose label is -100."""
-    logits_shape = torch.broadcast_shapes(student.shape, teacher.shape)
-    if not isinstance(labels, Tensor):
-        raise TypeError(
-            f"labels must be a torch.Tensor, not {type(labels).__name__}; "
-            "convert them with torch.as_tensor(labels)"
-        )
-    if labels.dtype != torch.int64:
-        raise TypeError(
-            f"labels must be torch.int64 class numbers, got {labels.dtype}; "
-            "convert with labels.long(), or one-hot rows with labels.argmax(-1)"
-        )
-    if labels.shape != logits_shape[:-1]:
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, but logits {tuple(logits_shape)} need one "
-            f"label per sample: shape {tuple(logits_shape[:-1])}"
-        )
+    shape = torch.broadcast_shapes(student.shape, teacher.shape)
+    remedy = "torch.as_tensor(labels) or labels.long() of classes, argmax(-1) of one-hot rows"
+    _check_per_sample("labels", labels, torch.int64, shape, remedy)
     counts = labels != -100 if mask is None else mask & (labels != -100)
     labels = labels.masked_fill(~counts, 0)
     if _in_transform() or not labels.numel():
         return labels, counts
-    classes = logits_shape[-1]
     low, high = int(everywhere(labels.min())), int(everywhere(labels.max()))
-    if not 0 <= low <= high < classes:
+    if not 0 <= low <= high < shape[-1]:
         raise ValueError(
-            f"labels must lie between 0 and {classes - 1}, got {low} to {high}; "
+            f"labels must lie between 0 and {shape[-1] - 1}, got {low} to {high}; "
             "give ignored samples -100, and check that labels start at 0"
         )
     return labels, mask if everywhere(counts.all()) else counts

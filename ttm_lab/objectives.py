@@ -14,9 +14,8 @@ The parameters of terms, such as a projection's, are trained, saved and resumed 
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,8 +76,7 @@ class CrossEntropy(Term):
         self.label_smoothing = float(label_smoothing)
 
     def forward(self, student: Output, teacher: Output | None, labels: Tensor) -> Tensor:
-        smoothing = self.label_smoothing
-        return F.cross_entropy(student.logits.float(), labels, label_smoothing=smoothing)
+        return F.cross_entropy(student.logits.float(), labels, label_smoothing=self.label_smoothing)
 
     def identity(self):
         smoothing = self.label_smoothing
@@ -114,7 +112,7 @@ class LogitTerm(Term):
     def __init__(self, loss: Callable, *, name: str | None = None, **values):
         super().__init__()
         self.loss, self.name, self.values = loss, name, values
-        self.takes_labels = _required_arguments(loss) != 2
+        self.takes_labels = _takes_labels(loss)
 
     def forward(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
         labels = (labels,) if self.takes_labels else ()
@@ -123,7 +121,7 @@ class LogitTerm(Term):
     def identity(self):
         if self.name is None and isinstance(self.loss, _LOSSES):
             return repr(self.loss)
-        return _named(self, "LogitTerm(loss, name=...")
+        return _named(self)
 
 
 class FeatureTerm(Term):
@@ -165,7 +163,7 @@ class FeatureTerm(Term):
 
     def identity(self):
         places = [*self.student_features, *self.teacher_features]
-        return [_named(self, "FeatureTerm(..., name=..."), places, repr(self.project)]
+        return [_named(self), places, repr(self.project)]
 
 
 class Objective(nn.Module):
@@ -185,16 +183,18 @@ class Objective(nn.Module):
         super().__init__()
         if not terms:
             raise ValueError("an objective needs at least one term")
-        for name, (weight, _) in terms.items():
+        self.weights, self.terms = {}, nn.ModuleDict()
+        for name, (weight, term) in terms.items():
             if not name.isidentifier() or not 0 <= weight < float("inf"):
                 raise ValueError(
                     f"term {name!r} with weight {weight!r}: give a name of letters and digits and "
                     "a finite weight of at least 0"
                 )
-        self.weights = {name: float(weight) for name, (weight, _) in terms.items()}
-        self.terms = nn.ModuleDict(
-            {n: t if isinstance(t, Term) else LogitTerm(t) for n, (_, t) in terms.items()}
-        )
+            self.weights[name] = float(weight)
+            self.terms[name] = term if isinstance(term, Term) else LogitTerm(term)
+        terms = self.terms.values()
+        self.student_features = sorted({name for term in terms for name in term.student_features})
+        self.teacher_features = sorted({name for term in terms for name in term.teacher_features})
 
     def forward(self, student: Output, teacher: Output | None, labels: Tensor) -> dict[str, Tensor]:
         return {name: term(student, teacher, labels) for name, term in self.terms.items()}
@@ -203,14 +203,6 @@ class Objective(nn.Module):
         """The weighted sum of what ``forward`` gave."""
         weighted = [self.weights[name] * value for name, value in terms.items()]
         return sum(weighted[1:], start=weighted[0])
-
-    @property
-    def student_features(self) -> list[str]:
-        return sorted({name for term in self.terms.values() for name in term.student_features})
-
-    @property
-    def teacher_features(self) -> list[str]:
-        return sorted({name for term in self.terms.values() for name in term.teacher_features})
 
     def identity(self):
         """What tells this objective from others, in values that JSON knows."""
@@ -255,9 +247,9 @@ def recorded(network: nn.Module, names: Sequence[str]):
     A feature that a later layer changes in place is recorded as changed. Raises ``ValueError`` for
     a name that the network does not have.
     """
-    features, handles = {}, []
+    features = {}
     known = dict(network.named_modules()) if names else {}
-    try:
+    with ExitStack() as hooks:
         for name in names:
             path, _, side = name.partition(":")
             if path not in known or side not in ("", "input"):
@@ -265,37 +257,32 @@ def recorded(network: nn.Module, names: Sequence[str]):
                     f"{type(network).__name__} has no module {name!r}; it has "
                     f"{', '.join(k for k in known if k and '.' not in k)} and what is inside them"
                 )
-            keep = partial(_keep, features, name, side == "input")
-            handles.append(known[path].register_forward_hook(keep))
+
+            def keep(_module, inputs, output, name=name, before=side == "input"):
+                features[name] = inputs[0] if before else output
+
+            hooks.enter_context(known[path].register_forward_hook(keep))
         yield features
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _keep(features: dict, name: str, before: bool, _module, inputs: tuple, output) -> None:
-    features[name] = inputs[0] if before else output
-
-
-def _required_arguments(loss: Callable) -> int:
-    """How many positional arguments a loss requires; 3 where its signature cannot be read."""
+def _takes_labels(loss: Callable) -> bool:
+    """Whether a loss wants labels: unless it requires two arguments, or where it does not say."""
     if isinstance(loss, StandardizedLoss):
         loss = loss.loss
     try:
-        parameters = inspect.signature(
-            loss.forward if isinstance(loss, nn.Module) else loss
-        ).parameters.values()
+        parameters = inspect.signature(getattr(loss, "forward", loss)).parameters.values()
     except (TypeError, ValueError):
-        return 3
+        return True
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in kinds and p.default is p.empty for p in parameters)
+    return sum(p.kind in kinds and p.default is p.empty for p in parameters) != 2
 
 
-def _named(term: LogitTerm | FeatureTerm, remedy: str):
+def _named(term: LogitTerm | FeatureTerm):
     if not term.name:
         raise ValueError(
             f"{label_of(term.loss)} has no name of its own, so its run could not be told from "
-            f"others: write {remedy}, and the values that change it), or pass folder=None"
+            f"others: write {type(term).__name__}(..., name=..., and the values that change it), "
+            "or pass folder=None"
         )
     values = {}
     if inspect.isfunction(term.loss):  # numbers and words that it reads from outside change it, too

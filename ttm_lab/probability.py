@@ -170,8 +170,7 @@ def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
     """
     check_same_classes("first", first, "second", second)
     first, second = _prepare("first", first), _prepare("second", second)
-    present = first > 0
-    log_ratio = torch.where(present, first, 1).log() - torch.where(present, second, 1).log()
+    log_ratio = _safe_log(first) - torch.where(first > 0, second, 1).log()
     return (first * log_ratio).sum(-1)
 
 
@@ -199,8 +198,7 @@ def largest_temperature(logits: Tensor, nats: float) -> float:
     if not rows.numel():
         raise ValueError(f"logits {tuple(rows.shape)} hold no rows, so there is no mean over them")
     rows = rows - rows.amax(-1, keepdim=True)
-    p = rows.softmax(-1)
-    terms = p.mul_(rows).masked_fill_(rows == -torch.inf, 0.0)
+    terms = rows.softmax(-1).mul_(rows).masked_fill_(rows == -torch.inf, 0.0)
     expected = terms.cpu().sum(-1, dtype=torch.float64)  # not every device has float64
     full = rows.logsumexp(-1)
 
