@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from ttm_lab.models.cifar import CIFAR_MODELS
-from ttm_lab.models.network import logits_of
-from ttm_lab.models.tiny import TinyConvNet
+from ttm_lab.models.network import TinyConvNet, logits_of
 from ttm_lab.models.weights import load_weights
 
 __all__ = [
