@@ -181,18 +181,15 @@ class VGG(Network):
     """
 
     def __init__(self, counts: tuple[int, ...], num_classes: int):
-        def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-            layers = (
-                nn.Conv2d(inputs, outputs, 3, padding=1),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(inplace=True),
-            )
-            return nn.Sequential(*layers)
-
-        rows = stages(block, counts, (3, 64, 128, 256, 512, 512), [1] * 5)
-        layers = {}
-        for number, row in enumerate(rows):
-            layers[f"block{number}"] = nn.Sequential(*(layer for part in row for layer in part))
+        layers, inputs = {}, 3
+        for number, (count, width) in enumerate(zip(counts, (64, 128, 256, 512, 512), strict=True)):
+            block = nn.Sequential()
+            for _ in range(count):
+                block.append(nn.Conv2d(inputs, width, 3, padding=1))
+                block.append(nn.BatchNorm2d(width))
+                block.append(nn.ReLU(inplace=True))
+                inputs = width
+            layers[f"block{number}"] = block
             if number < 3:
                 layers[f"pool{number}"] = nn.MaxPool2d(2)
         super().__init__(**layers, pool4=pool(), classifier=nn.Linear(512, num_classes))
