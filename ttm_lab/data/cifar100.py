@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttm_lab.data.folders import find_parts, list_pictures, read_all
+from ttm_lab.data.folders import Files, read_all
 from ttm_lab.files import atomic_write, downloads_folder
+
+Images = dict[str, tuple[Tensor, Tensor]]  # of each part: images, labels
 
 # The sum over a part's pictures of their SHA-256, modulo 2**256: no order of files changes it.
 CHECKSUMS = {
@@ -55,39 +57,39 @@ def listed_validation(images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.nd
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
-def from_folders(root: Path):
+def read_folders(root: Path, files: Files) -> Images | None:
     """CIFAR-100 from class folders, or None where the pictures are not exactly CIFAR-100's.
 
-    Gives the class names, then images (N, 3, 32, 32) uint8 and labels (N,) int64 of train and of
-    test, in the order of their paths. Decoded pictures are kept in ``cifar100-folders.npz`` in the
-    data folder. That file is believed while all picture files have the names, sizes and times that
-    it was made from, and its pictures have CIFAR-100's checksum.
+    Gives images (N, 3, 32, 32) uint8 and labels (N,) int64 of each part, in the order of ``files``
+    (``list_pictures``). Decoded pictures are kept in ``cifar100-folders.npz`` in the data folder.
+    That file is believed while all picture files have the names, sizes and times that it was made
+    from, and its pictures have CIFAR-100's checksum.
     """
-    class_names, files = list_pictures(root, find_parts("folder", root))
-    counts = {part: len(paths) for part, (paths, _) in files.items()}
-    if counts != COUNTS or len(class_names) != 100:
+    if {part: len(labels) for part, (_, labels) in files.items()} != COUNTS:
         return None
-    labels = {part: torch.from_numpy(numbers) for part, (_, numbers) in files.items()}
     file, listing = downloads_folder() / "cifar100-folders.npz", _listing(root, files)
-    images = _read_kept(file, listing)
-    believed = images is not None and _are_original(images, labels)
-    if not believed:
-        images = {part: read_all(root, paths, (32, 32), part) for part, (paths, _) in files.items()}
-        if not _are_original(images, labels):
+    pictures = _read_kept(file, listing, files)
+    if pictures is None:
+        pictures = {
+            part: (read_all(root, paths, (32, 32), part), labels)
+            for part, (paths, labels) in files.items()
+        }
+        if not _are_original(pictures):
             return None
-        _keep(file, listing, images)
-    return class_names, *((images[part], labels[part]) for part in ("train", "test"))
+        buffer = io.BytesIO()
+        np.savez(buffer, listing=listing, **{part: x.numpy() for part, (x, _) in pictures.items()})
+        try:
+            atomic_write(file, buffer.getbuffer())
+        except OSError as error:
+            warnings.warn(f"CIFAR-100 will be decoded again next time: {error}", stacklevel=4)
+    return pictures
 
 
-def _are_original(images: dict[str, Tensor], labels: dict[str, Tensor]) -> bool:
-    return all(
-        len(images[part]) == count
-        and is_original(part, picture_digests(images[part], labels[part]))
-        for part, count in COUNTS.items()
-    )
+def _are_original(pictures: Images) -> bool:
+    return all(is_original(part, picture_digests(*pair)) for part, pair in pictures.items())
 
 
-def _listing(root: Path, files: dict[str, tuple[list[str], np.ndarray]]) -> str:
+def _listing(root: Path, files: Files) -> str:
     """A hash of every picture file's name, size and time of change."""
     digest = hashlib.sha256()
     for paths, _ in files.values():
@@ -97,21 +99,13 @@ def _listing(root: Path, files: dict[str, tuple[list[str], np.ndarray]]) -> str:
     return digest.hexdigest()
 
 
-def _keep(file: Path, listing: str, images: dict[str, Tensor]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, listing=listing, **{part: x.numpy() for part, x in images.items()})
-    try:
-        atomic_write(file, buffer.getbuffer())
-    except OSError as error:
-        warnings.warn(f"CIFAR-100 will be decoded again next time: {error}", stacklevel=4)
-
-
-def _read_kept(file: Path, listing: str) -> dict[str, Tensor] | None:
+def _read_kept(file: Path, listing: str, files: Files) -> Images | None:
     """The pictures decoded before, if the file is whole and made from these files."""
     try:
         with np.load(file) as kept:
             if str(kept["listing"]) == listing:
-                return {part: torch.from_numpy(kept[part]) for part in COUNTS}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile):
+                pictures = {part: (torch.from_numpy(kept[part]), files[part][1]) for part in files}
+                return pictures if _are_original(pictures) else None
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, BadZipFile):
         pass  # missing or damaged: the picture files are read again
     return None
