@@ -25,19 +25,17 @@ COUNTS = {"train": 50_000, "test": 10_000}
 _VALIDATION = 50  # pictures of each class
 
 
-def picture_digests(images: Tensor, labels: Tensor) -> np.ndarray:
+def original_digests(part: str, images: Tensor, labels: Tensor) -> np.ndarray | None:
     """The SHA-256 of each picture (N, 3, 32, 32) uint8 with its label, as 64 hexadecimal digits.
 
-    A picture is its label in one byte, then 3,072 bytes row by row, each pixel as RGB.
+    A picture is its label in one byte, then 3,072 bytes row by row, each pixel as RGB. None where
+    they are not exactly those of CIFAR-100's ``part``, "train" or "test".
     """
     pixels = images.permute(0, 2, 3, 1).flatten(1)
     rows = torch.cat([labels[:, None].to(torch.uint8), pixels], 1).numpy()
-    return np.array([hashlib.sha256(row).hexdigest() for row in rows])
-
-
-def is_original(part: str, digests: np.ndarray) -> bool:
-    """Whether these ``picture_digests`` are those of exactly CIFAR-100's "train" or "test"."""
-    return f"{sum(int(digest, 16) for digest in digests) % 2**256:064x}" == CHECKSUMS[part]
+    digests = np.array([hashlib.sha256(row).hexdigest() for row in rows])
+    total = sum(int(digest, 16) for digest in digests) % 2**256
+    return digests if f"{total:064x}" == CHECKSUMS[part] else None
 
 
 def listed_validation(images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -46,8 +44,8 @@ def listed_validation(images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.nd
     Held out are the 50 pictures of each class whose SHA-256 is smallest, so that every source of
     CIFAR-100 gives the same ones. Raises ``ValueError`` for other pictures than CIFAR-100's.
     """
-    digests = picture_digests(images, labels)
-    if not is_original("train", digests):
+    digests = original_digests("train", images, labels)
+    if digests is None:
         raise ValueError(
             f"validation='listed' names 5,000 of CIFAR-100's 50,000 training pictures; these "
             f"{len(labels):,} are not exactly those: give a share such as validation=0.1"
@@ -86,7 +84,7 @@ def read_folders(root: Path, files: Files) -> Images | None:
 
 
 def _are_original(pictures: Images) -> bool:
-    return all(is_original(part, picture_digests(*pair)) for part, pair in pictures.items())
+    return all(original_digests(part, *pair) is not None for part, pair in pictures.items())
 
 
 def _listing(root: Path, files: Files) -> str:

@@ -111,23 +111,23 @@ def load_dataset(
     shares = {"test": test_share, "validation": validation}
     indices = _draw_parts(sources, shares, int(seed), class_names)
 
-    first, _ = sources["train"]
-    decode = not isinstance(first, Tensor)
-    shape = typical_shape(root, first) if decode and size is None else (size, size)
-    in_files = decode and (name == "imagenet" or max(shape) > IN_MEMORY_SIDE)
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    decode = name in ("folder", "imagenet")  # what was found are paths
+    shape = size and (size, size)
+    if decode and shape is None:
+        shape = typical_shape(root, sources["train"][0])
     scale, splits = CIFAR100_SCALE if name == "cifar100" else None, {}
     for part, chosen in indices.items():
         pictures, labels = sources.get(part, sources["train"])
         pictures, labels = pictures[chosen], labels[chosen]
-        if in_files:
+        if name == "imagenet" or (decode and max(shape) > IN_MEMORY_SIDE):
+            workers = min(8, os.cpu_count() or 1) if workers is None else workers
             options = {**IMAGENET_SCALE, "size": size or 224, "workers": workers}
             splits[part] = FileSplit(root, tuple(pictures), labels, **options)
             continue
         if decode:
             pictures = read_all(root, pictures, shape, part)
-        elif size is not None:
-            pictures = _resized(pictures, size)
+        elif shape:
+            pictures = _resized(pictures, shape)
         scale = scale or normalisation(pictures)  # of train, which comes first
         splits[part] = Split(pictures, labels, **scale)
     return Dataset(name, int(seed), class_names, **splits, indices=indices)
@@ -161,9 +161,7 @@ def _find(name: str, root: Path, validation: float | str, test_share: float | No
     return name, class_names, files
 
 
-def _draw_parts(
-    sources: dict, shares: dict[str, float | str], seed: int, class_names: tuple[str, ...]
-) -> dict[str, np.ndarray]:
+def _draw_parts(sources: dict, shares: dict, seed: int, class_names: tuple[str, ...]) -> dict:
     """Positions of each part's pictures in its source, or in train's, which then lacks them."""
     indices = {part: np.arange(len(labels)) for part, (_, labels) in sources.items()}
     for part, share in shares.items():
@@ -202,10 +200,10 @@ def _digits(seed: int, size: int | None) -> Dataset:
     return Dataset("digits", seed, tuple("0123456789"), **splits, indices=indices)
 
 
-def _resized(images: Tensor, size: int) -> Tensor:
+def _resized(images: Tensor, shape: tuple[int, int]) -> Tensor:
     from torchvision.transforms.v2 import functional  # slow to import
 
-    images = functional.resize(images, [size, size], antialias=True)
+    images = functional.resize(images, shape, antialias=True)
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
