@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttm_lab.data.folders import Files, read_all
+from ttm_lab.data.folders import Parts, read_all
 from ttm_lab.files import atomic_write, downloads_folder
-
-Images = dict[str, tuple[Tensor, Tensor]]  # of each part: images, labels
 
 # The sum over a part's pictures of their SHA-256, modulo 2**256: no order of files changes it.
 CHECKSUMS = {
@@ -22,7 +20,6 @@ CHECKSUMS = {
     "test": "e0dae92f17b2a82c4cb016b063db8906fb6e78ba24005027b71b4ef45d97d9a6",
 }
 COUNTS = {"train": 50_000, "test": 10_000}
-_VALIDATION = 50  # pictures of each class
 
 
 def original_digests(part: str, images: Tensor, labels: Tensor) -> np.ndarray | None:
@@ -51,11 +48,11 @@ def listed_validation(images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.nd
             f"{len(labels):,} are not exactly those: give a share such as validation=0.1"
         )
     by_class = np.lexsort((digests, labels)).reshape(100, -1)
-    held_out = np.sort(by_class[:, :_VALIDATION].flatten())
+    held_out = np.sort(by_class[:, :50].flatten())
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
-def read_folders(root: Path, files: Files) -> Images | None:
+def read_folders(root: Path, files: Parts) -> Parts | None:
     """CIFAR-100 from class folders, or None where the pictures are not exactly CIFAR-100's.
 
     Gives images (N, 3, 32, 32) uint8 and labels (N,) int64 of each part, in the order of ``files``
@@ -83,11 +80,11 @@ def read_folders(root: Path, files: Files) -> Images | None:
     return pictures
 
 
-def _are_original(pictures: Images) -> bool:
+def _are_original(pictures: Parts) -> bool:
     return all(original_digests(part, *pair) is not None for part, pair in pictures.items())
 
 
-def _listing(root: Path, files: Files) -> str:
+def _listing(root: Path, files: Parts) -> str:
     """A hash of every picture file's name, size and time of change."""
     digest = hashlib.sha256()
     for paths, _ in files.values():
@@ -97,7 +94,7 @@ def _listing(root: Path, files: Files) -> str:
     return digest.hexdigest()
 
 
-def _read_kept(file: Path, listing: str, files: Files) -> Images | None:
+def _read_kept(file: Path, listing: str, files: Parts) -> Parts | None:
     """The pictures decoded before, if the file is whole and made from these files."""
     try:
         with np.load(file) as kept:

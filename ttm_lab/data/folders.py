@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from ttm_lab.data.splits import read_picture
 
-Files = dict[str, tuple[np.ndarray, Tensor]]  # of each part: paths below the root, labels (N,)
+# Of each part its pictures, as paths below a root or as images (N, C, H, W), and its labels (N,).
+Parts = dict[str, tuple[np.ndarray | Tensor, Tensor]]
 
 
 def layout(name: str, root: str | os.PathLike = "root") -> str:
@@ -51,7 +52,7 @@ def find_parts(name: str, root: Path, test_share: float | None = None) -> dict[s
     return {"train": "train", "test": (there - {"train"}).pop()}
 
 
-def list_pictures(root: Path, sources: dict[str, str]) -> tuple[tuple[str, ...], Files]:
+def list_pictures(root: Path, sources: dict[str, str]) -> tuple[tuple[str, ...], Parts]:
     """Class names, and per part the pictures' paths relative to ``root`` with their labels (N,).
 
     Which files are pictures, torchvision's ``ImageFolder`` says; hidden ones are left out, and

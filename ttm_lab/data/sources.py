@@ -3,6 +3,7 @@
 import os
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttm_lab.data import cifar100
-from ttm_lab.data.folders import find_parts, layout, list_pictures, read_all, typical_shape
+from ttm_lab.data.folders import Parts, find_parts, layout, list_pictures, read_all, typical_shape
 from ttm_lab.data.splits import Dataset, FileSplit, Split, carve, normalisation
 from ttm_lab.files import FileLock, downloads_folder, user_path
 
@@ -134,10 +135,7 @@ def load_dataset(
 
 
 def _find(name: str, root: Path, validation: float | str, test_share: float | None):
-    """The data set's name, its class names, and per part what ``root`` holds.
-
-    That is pictures, as images (N, C, H, W) uint8 or as paths below ``root``, and labels (N,).
-    """
+    """The data set's name, its class names, and what ``root`` holds: ``Parts``."""
     folders = (root / "train").is_dir() and not (root / "cifar-100-python").exists()
     if name in DOWNLOADS and not (name == "cifar100" and folders):
         train, test = _fetch(name, root)
@@ -161,7 +159,7 @@ def _find(name: str, root: Path, validation: float | str, test_share: float | No
     return name, class_names, files
 
 
-def _draw_parts(sources: dict, shares: dict, seed: int, class_names: tuple[str, ...]) -> dict:
+def _draw_parts(sources: Parts, shares: dict, seed: int, class_names: tuple[str, ...]) -> dict:
     """Positions of each part's pictures in its source, or in train's, which then lacks them."""
     indices = {part: np.arange(len(labels)) for part, (_, labels) in sources.items()}
     for part, share in shares.items():
@@ -179,17 +177,13 @@ def _digits(seed: int, size: int | None) -> Dataset:
     from sklearn.datasets import load_digits  # slow to import, needed only here
     from sklearn.model_selection import train_test_split
 
-    source = load_digits()
-    everything = np.arange(len(source.target))
+    pixels, digits = load_digits(return_X_y=True)
     # RandomState, which train_test_split uses for an int seed, is frozen across NumPy versions.
-    rest, test = train_test_split(
-        everything, test_size=0.2, stratify=source.target, random_state=seed
-    )
-    train, validation = train_test_split(
-        rest, test_size=0.25, stratify=source.target[rest], random_state=seed
-    )
-    images = torch.from_numpy((source.images / 16).astype(np.float32)).unsqueeze(1)
-    labels = torch.from_numpy(source.target.astype(np.int64))
+    everything, draw = np.arange(len(digits)), partial(train_test_split, random_state=seed)
+    rest, test = draw(everything, test_size=0.2, stratify=digits)
+    train, validation = draw(rest, test_size=0.25, stratify=digits[rest])
+    images = torch.from_numpy((pixels / 16).astype(np.float32)).view(-1, 1, 8, 8)
+    labels = torch.from_numpy(digits.astype(np.int64))
     indices = {"train": train, "validation": validation, "test": test}
     scale = {}
     if size is not None:

@@ -146,7 +146,7 @@ def _moves(height: int, width: int) -> tuple[int, int]:
 
 
 def _numbered_batches(
-    count: int, batch_size: int, order: Tensor | None, start: int, share: tuple[int, int]
+    count: int, batch_size: int, order: Tensor | None = None, start: int = 0, share=(0, 1)
 ) -> Iterator[tuple[int, Tensor, slice]]:
     """Each batch's number, from ``start`` on, its positions, and which of them the share has."""
     order = torch.arange(count) if order is None else order.cpu()
@@ -202,23 +202,18 @@ class FileSplit:
         return replace(self, labels=self.labels.to(device), device=device)
 
     def batches(
-        self,
-        batch_size: int,
-        *,
-        order: Tensor | None = None,
-        augmentation: str = "none",
-        seed: int = 0,
-        start: int = 0,
-        share: tuple[int, int] = (0, 1),
+        self, batch_size: int, *, augmentation: str = "none", seed: int = 0, **options
     ) -> Batches:
-        """As ``Split.batches`` (and ``views``), decoded by ``workers`` processes ahead of need.
+        """As ``Split.batches``, decoded by ``workers`` processes ahead of need.
+
+        ``options`` are the ``order``, ``start`` and ``share`` of ``Split.views``.
 
         augmentation: ``"resized-crop-flip"`` is torchvision's RandomResizedCrop and mirrors every
             second picture; ``"none"`` scales the shorter side to 8/7 of ``size`` (256 for 224) and
             cuts out the middle.
         """
         _check_augmentation(self, augmentation)
-        batches = list(_numbered_batches(len(self), batch_size, order, start, share))
+        batches = list(_numbered_batches(len(self), batch_size, **options))
 
         def keys():  # one batch after another: an epoch of ImageNet at once takes seconds
             for step, batch, mine in batches:

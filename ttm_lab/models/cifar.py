@@ -222,16 +222,12 @@ class MobileNetV2(Network):
     """
 
     def __init__(self, num_classes: int):
-        first = stages(partial(InvertedResidual, expansion=1), [1], (16, 8), [1])
-        rest = stages(
-            partial(InvertedResidual, expansion=6),
-            counts=(2, 3, 4, 3, 3, 1),
-            widths=(8, 12, 16, 32, 48, 80, 160),
-            strides=(1, 2, 2, 1, 2, 1),
-        )
+        first = nn.Sequential(InvertedResidual(16, 8, 1, expansion=1))
+        block, widths = partial(InvertedResidual, expansion=6), (8, 12, 16, 32, 48, 80, 160)
+        rest = stages(block, (2, 3, 4, 3, 3, 1), widths, (1, 2, 2, 1, 2, 1))
         super().__init__(
             conv1=nn.Sequential(*conv_bn(3, 16, 3, stride=2), nn.ReLU(inplace=True)),
-            blocks=nn.Sequential(*first, *rest),
+            blocks=nn.Sequential(first, *rest),
             conv2=nn.Sequential(*conv_bn(160, 1280, 1), nn.ReLU(inplace=True)),
             pool=pool(),
             classifier=nn.Sequential(nn.Linear(1280, num_classes)),
