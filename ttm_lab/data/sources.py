@@ -128,7 +128,9 @@ def load_dataset(
         if decode:
             pictures = read_all(root, pictures, shape, part)
         elif shape:
-            pictures = _resized(pictures, shape)
+            from torchvision.transforms.v2.functional import resize  # slow to import
+
+            pictures = resize(pictures, shape, antialias=True).expand(-1, 3, -1, -1).contiguous()
         scale = scale or normalisation(pictures)  # of train, which comes first
         splits[part] = Split(pictures, labels, **scale)
     return Dataset(name, int(seed), class_names, **splits, indices=indices)
@@ -192,13 +194,6 @@ def _digits(seed: int, size: int | None) -> Dataset:
         scale = normalisation(images[train])
     splits = {part: Split(images[i], labels[i], **scale) for part, i in indices.items()}
     return Dataset("digits", seed, tuple("0123456789"), **splits, indices=indices)
-
-
-def _resized(images: Tensor, shape: tuple[int, int]) -> Tensor:
-    from torchvision.transforms.v2 import functional  # slow to import
-
-    images = functional.resize(images, shape, antialias=True)
-    return images.expand(-1, 3, -1, -1).contiguous()
 
 
 def _tensors(part) -> tuple[Tensor, Tensor]:

@@ -145,9 +145,7 @@ def _moves(height: int, width: int) -> tuple[int, int]:
     return 2 * (height // 8) + 1, 2 * (width // 8) + 1
 
 
-def _numbered_batches(
-    count: int, batch_size: int, order: Tensor | None = None, start: int = 0, share=(0, 1)
-) -> Iterator[tuple[int, Tensor, slice]]:
+def _numbered_batches(count: int, batch_size: int, order=None, start: int = 0, share=(0, 1)):
     """Each batch's number, from ``start`` on, its positions, and which of them the share has."""
     order = torch.arange(count) if order is None else order.cpu()
     for number, batch in enumerate(order.split(batch_size)):
