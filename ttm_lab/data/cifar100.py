@@ -62,7 +62,12 @@ def read_folders(root: Path, files: Parts) -> Parts | None:
     """
     if {part: len(labels) for part, (_, labels) in files.items()} != COUNTS:
         return None
-    file, listing = downloads_folder() / "cifar100-folders.npz", _listing(root, files)
+    digest = hashlib.sha256()
+    for paths, _ in files.values():
+        for path in paths:
+            found = os.stat(root / path)
+            digest.update(os.fsencode(f"{path} {found.st_size} {found.st_mtime_ns}\n"))
+    file, listing = downloads_folder() / "cifar100-folders.npz", digest.hexdigest()
     pictures = _read_kept(file, listing, files)
     if pictures is None:
         pictures = {
@@ -82,16 +87,6 @@ def read_folders(root: Path, files: Parts) -> Parts | None:
 
 def _are_original(pictures: Parts) -> bool:
     return all(original_digests(part, *pair) is not None for part, pair in pictures.items())
-
-
-def _listing(root: Path, files: Parts) -> str:
-    """A hash of every picture file's name, size and time of change."""
-    digest = hashlib.sha256()
-    for paths, _ in files.values():
-        for path in paths:
-            found = os.stat(root / path)
-            digest.update(os.fsencode(f"{path} {found.st_size} {found.st_mtime_ns}\n"))
-    return digest.hexdigest()
 
 
 def _read_kept(file: Path, listing: str, files: Parts) -> Parts | None:

@@ -107,14 +107,11 @@ def read_all(root: Path, paths: np.ndarray, shape: tuple[int, int], part: str) -
     """Every picture (N, 3, H, W) uint8, scaled and cut to ``shape`` (H, W)."""
     from PIL import Image, ImageOps
 
-    def read(path: str) -> np.ndarray:
-        picture = read_picture(root / path)
-        if picture.size != shape[::-1]:
-            picture = ImageOps.fit(picture, shape[::-1], Image.Resampling.BILINEAR)
-        return np.asarray(picture)
-
     pictures = np.empty((len(paths), *shape, 3), np.uint8)
     bar = tqdm(paths, desc=f"read {part}", unit="file", leave=False, disable=None)
     for number, path in enumerate(bar):
-        pictures[number] = read(path)
+        picture = read_picture(root / path)
+        if picture.size != shape[::-1]:
+            picture = ImageOps.fit(picture, shape[::-1], Image.Resampling.BILINEAR)
+        pictures[number] = np.asarray(picture)
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()

@@ -113,15 +113,16 @@ def load_dataset(
     indices = _draw_parts(sources, shares, int(seed), class_names)
 
     decode = name in ("folder", "imagenet")  # what was found are paths
-    shape = size and (size, size)
+    shape = None if size is None else (size, size)
     if decode and shape is None:
         shape = typical_shape(root, sources["train"][0])
-    scale, splits = CIFAR100_SCALE if name == "cifar100" else None, {}
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    scale = CIFAR100_SCALE if name == "cifar100" else None
+    splits = {}
     for part, chosen in indices.items():
         pictures, labels = sources.get(part, sources["train"])
         pictures, labels = pictures[chosen], labels[chosen]
         if name == "imagenet" or (decode and max(shape) > IN_MEMORY_SIDE):
-            workers = min(8, os.cpu_count() or 1) if workers is None else workers
             options = {**IMAGENET_SCALE, "size": size or 224, "workers": workers}
             splits[part] = FileSplit(root, tuple(pictures), labels, **options)
             continue
@@ -181,8 +182,8 @@ def _digits(seed: int, size: int | None) -> Dataset:
 
     pixels, digits = load_digits(return_X_y=True)
     # RandomState, which train_test_split uses for an int seed, is frozen across NumPy versions.
-    everything, draw = np.arange(len(digits)), partial(train_test_split, random_state=seed)
-    rest, test = draw(everything, test_size=0.2, stratify=digits)
+    draw = partial(train_test_split, random_state=seed)
+    rest, test = draw(np.arange(len(digits)), test_size=0.2, stratify=digits)
     train, validation = draw(rest, test_size=0.25, stratify=digits[rest])
     images = torch.from_numpy((pixels / 16).astype(np.float32)).view(-1, 1, 8, 8)
     labels = torch.from_numpy(digits.astype(np.int64))

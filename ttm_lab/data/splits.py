@@ -163,7 +163,8 @@ def _crop(pixels: Tensor, view: Tensor, flip: bool) -> Tensor:
     rows, columns = _moves(height, width)
     shape = (count, rows, columns, height, width * channels)
     crops = padded.as_strided(shape, (picture, row, pixel, row, 1))
-    number, move = torch.arange(count, device=pixels.device), view // 2 if flip else view
+    number = torch.arange(count, device=pixels.device)
+    move = view // 2 if flip else view
     cropped = crops[number, move // columns, move % columns].view_as(pixels)
     if not flip:
         return cropped
