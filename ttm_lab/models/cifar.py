@@ -32,7 +32,7 @@ def conv_bn(
 
 
 def stages(block, counts, widths, strides) -> dict[str, nn.Sequential]:
-    """Of each stage its name, ``layer1`` and so on, and its row of ``counts[i]`` blocks.
+    """Rows of ``counts[i]`` blocks by name: ``layer1``, ``layer2`` and so on.
 
     A row leads from ``widths[i]`` to ``widths[i + 1]`` channels. ``block(inputs, outputs, stride)``
     makes one block; the first of a row alone changes width and size.
