@@ -37,7 +37,7 @@ def weights_sha256(state: dict[str, Tensor], start: str = "") -> str:
 
 
 def read_notes(path: str | Path) -> dict[str, str]:
-    """What a run wrote into a safetensors file beside its weights; none for other files."""
+    """What a run wrote into a safetensors file beside its weights; empty where no run did."""
     from safetensors import SafetensorError, safe_open
 
     try:
