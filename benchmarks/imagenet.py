@@ -41,7 +41,7 @@ from torchvision.transforms.v2 import functional
 from ttm_lab import training
 from ttm_lab.course import paper
 from ttm_lab.data import FileSplit
-from ttm_lab.data.folders import IMAGENET_SCALE
+from ttm_lab.data.sources import IMAGENET_SCALE
 from ttm_lab.data.splits import _Pictures, read_picture
 from ttm_lab.models import create_model
 from ttm_lab.objectives import Output

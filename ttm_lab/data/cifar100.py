@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttm_lab.data.folders import find_parts, list_pictures, read_all
+from ttm_lab.data.folders import Parts, read_all
 from ttm_lab.files import atomic_write, downloads_folder
 
 # The sum over a part's pictures of their SHA-256, modulo 2**256: no order of files changes it.
@@ -20,22 +20,19 @@ CHECKSUMS = {
     "test": "e0dae92f17b2a82c4cb016b063db8906fb6e78ba24005027b71b4ef45d97d9a6",
 }
 COUNTS = {"train": 50_000, "test": 10_000}
-_VALIDATION = 50  # pictures of each class
 
 
-def picture_digests(images: Tensor, labels: Tensor) -> np.ndarray:
+def original_digests(part: str, images: Tensor, labels: Tensor) -> np.ndarray | None:
     """The SHA-256 of each picture (N, 3, 32, 32) uint8 with its label, as 64 hexadecimal digits.
 
-    A picture is its label in one byte, then 3,072 bytes row by row, each pixel as RGB.
+    A picture is its label in one byte, then 3,072 bytes row by row, each pixel as RGB. None where
+    they are not exactly those of CIFAR-100's ``part``, "train" or "test".
     """
     pixels = images.permute(0, 2, 3, 1).flatten(1)
     rows = torch.cat([labels[:, None].to(torch.uint8), pixels], 1).numpy()
-    return np.array([hashlib.sha256(row).hexdigest() for row in rows])
-
-
-def is_original(part: str, digests: np.ndarray) -> bool:
-    """Whether these ``picture_digests`` are those of exactly CIFAR-100's "train" or "test"."""
-    return f"{sum(int(digest, 16) for digest in digests) % 2**256:064x}" == CHECKSUMS[part]
+    digests = np.array([hashlib.sha256(row).hexdigest() for row in rows])
+    total = sum(int(digest, 16) for digest in digests) % 2**256
+    return digests if f"{total:064x}" == CHECKSUMS[part] else None
 
 
 def listed_validation(images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -44,74 +41,61 @@ def listed_validation(images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.nd
     Held out are the 50 pictures of each class whose SHA-256 is smallest, so that every source of
     CIFAR-100 gives the same ones. Raises ``ValueError`` for other pictures than CIFAR-100's.
     """
-    digests = picture_digests(images, labels)
-    if not is_original("train", digests):
+    digests = original_digests("train", images, labels)
+    if digests is None:
         raise ValueError(
             f"validation='listed' names 5,000 of CIFAR-100's 50,000 training pictures; these "
             f"{len(labels):,} are not exactly those: give a share such as validation=0.1"
         )
     by_class = np.lexsort((digests, labels)).reshape(100, -1)
-    held_out = np.sort(by_class[:, :_VALIDATION].flatten())
+    held_out = np.sort(by_class[:, :50].flatten())
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
-def from_folders(root: Path):
+def read_folders(root: Path, files: Parts) -> Parts | None:
     """CIFAR-100 from class folders, or None where the pictures are not exactly CIFAR-100's.
 
-    Gives the class names, then images (N, 3, 32, 32) uint8 and labels (N,) int64 of train and of
-    test, in the order of their paths. Decoded pictures are kept in ``cifar100-folders.npz`` in the
-    data folder. That file is believed while all picture files have the names, sizes and times that
-    it was made from, and its pictures have CIFAR-100's checksum.
+    Gives images (N, 3, 32, 32) uint8 and labels (N,) int64 of each part, in the order of ``files``
+    (``list_pictures``). Decoded pictures are kept in ``cifar100-folders.npz`` in the data folder.
+    That file is believed while all picture files have the names, sizes and times that it was made
+    from, and its pictures have CIFAR-100's checksum.
     """
-    class_names, files = list_pictures(root, find_parts("folder", root))
-    counts = {part: len(paths) for part, (paths, _) in files.items()}
-    if counts != COUNTS or len(class_names) != 100:
+    if {part: len(labels) for part, (_, labels) in files.items()} != COUNTS:
         return None
-    labels = {part: torch.from_numpy(numbers) for part, (_, numbers) in files.items()}
-    file, listing = downloads_folder() / "cifar100-folders.npz", _listing(root, files)
-    images = _read_kept(file, listing)
-    believed = images is not None and _are_original(images, labels)
-    if not believed:
-        images = {part: read_all(root, paths, (32, 32), part) for part, (paths, _) in files.items()}
-        if not _are_original(images, labels):
-            return None
-        _keep(file, listing, images)
-    return class_names, *((images[part], labels[part]) for part in ("train", "test"))
-
-
-def _are_original(images: dict[str, Tensor], labels: dict[str, Tensor]) -> bool:
-    return all(
-        len(images[part]) == count
-        and is_original(part, picture_digests(images[part], labels[part]))
-        for part, count in COUNTS.items()
-    )
-
-
-def _listing(root: Path, files: dict[str, tuple[list[str], np.ndarray]]) -> str:
-    """A hash of every picture file's name, size and time of change."""
     digest = hashlib.sha256()
     for paths, _ in files.values():
         for path in paths:
             found = os.stat(root / path)
             digest.update(os.fsencode(f"{path} {found.st_size} {found.st_mtime_ns}\n"))
-    return digest.hexdigest()
+    file, listing = downloads_folder() / "cifar100-folders.npz", digest.hexdigest()
+    pictures = _read_kept(file, listing, files)
+    if pictures is None:
+        pictures = {
+            part: (read_all(root, paths, (32, 32), part), labels)
+            for part, (paths, labels) in files.items()
+        }
+        if not _are_original(pictures):
+            return None
+        buffer = io.BytesIO()
+        np.savez(buffer, listing=listing, **{part: x.numpy() for part, (x, _) in pictures.items()})
+        try:
+            atomic_write(file, buffer.getbuffer())
+        except OSError as error:
+            warnings.warn(f"CIFAR-100 will be decoded again next time: {error}", stacklevel=4)
+    return pictures
 
 
-def _keep(file: Path, listing: str, images: dict[str, Tensor]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, listing=listing, **{part: x.numpy() for part, x in images.items()})
-    try:
-        atomic_write(file, buffer.getbuffer())
-    except OSError as error:
-        warnings.warn(f"CIFAR-100 will be decoded again next time: {error}", stacklevel=4)
+def _are_original(pictures: Parts) -> bool:
+    return all(original_digests(part, *pair) is not None for part, pair in pictures.items())
 
 
-def _read_kept(file: Path, listing: str) -> dict[str, Tensor] | None:
+def _read_kept(file: Path, listing: str, files: Parts) -> Parts | None:
     """The pictures decoded before, if the file is whole and made from these files."""
     try:
         with np.load(file) as kept:
             if str(kept["listing"]) == listing:
-                return {part: torch.from_numpy(kept[part]) for part in COUNTS}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile):
+                pictures = {part: (torch.from_numpy(kept[part]), files[part][1]) for part in files}
+                return pictures if _are_original(pictures) else None
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, BadZipFile):
         pass  # missing or damaged: the picture files are read again
     return None

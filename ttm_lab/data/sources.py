@@ -3,15 +3,17 @@
 import os
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ttm_lab.data import cifar100
-from ttm_lab.data.folders import layout, load_folder
-from ttm_lab.data.splits import Dataset, Split, carve, normalisation
+from ttm_lab.data.folders import Parts, find_parts, layout, list_pictures, read_all, typical_shape
+from ttm_lab.data.splits import Dataset, FileSplit, Split, carve, normalisation
 from ttm_lab.files import FileLock, downloads_folder, user_path
 
 # Our names for torchvision's classes, which know each address and checksum.
@@ -19,6 +21,9 @@ DOWNLOADS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "Fas
 NAMES = ("digits", *DOWNLOADS, "folder", "imagenet")
 # The constants of the published recipe, in place of measured ones.
 CIFAR100_SCALE = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}
+# What torchvision's pretrained networks were trained with.
+IMAGENET_SCALE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IN_MEMORY_SIDE = 64
 
 
 def load_dataset(
@@ -91,6 +96,8 @@ def load_dataset(
     for option, value, least in (("size", size, 1), ("workers", workers, 0)):
         if value is not None and (not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{option}={value!r} must be a whole number from {least}, or None")
+    if name not in NAMES:
+        raise ValueError(f"unknown data set {name!r}; available: {', '.join(map(repr, NAMES))}")
     if name == "digits":
         if root is not None or validation != 0.1:
             raise ValueError(
@@ -98,45 +105,88 @@ def load_dataset(
                 "root and validation"
             )
         return _digits(int(seed), size)
-    if name in DOWNLOADS:
-        root = (downloads_folder() if root is None else user_path(root)).absolute()
-        folders = (root / "train").is_dir() and not (root / "cifar-100-python").exists()
-        if name == "cifar100" and folders:  # and not as torchvision unpacks it
-            parts = cifar100.from_folders(root)
-        else:
-            train, test = _fetch(name, root)
-            parts = tuple(train.classes), _tensors(train), _tensors(test)
-        if parts is not None:
-            return _in_memory(name, *parts, int(seed), validation, size)
+    if root is None and name not in DOWNLOADS:
+        raise ValueError(f"load_dataset({name!r}) needs root=, the folder: {layout(name)}")
+    root = (downloads_folder() if root is None else user_path(root)).absolute()
+    name, class_names, sources = _find(name, root, validation, test_share)
+    shares = {"test": test_share, "validation": validation}
+    indices = _draw_parts(sources, shares, int(seed), class_names)
+
+    decode = name in ("folder", "imagenet")  # what was found are paths
+    shape = None if size is None else (size, size)
+    if decode and shape is None:
+        shape = typical_shape(root, sources["train"][0])
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    scale = CIFAR100_SCALE if name == "cifar100" else None
+    splits = {}
+    for part, chosen in indices.items():
+        pictures, labels = sources.get(part, sources["train"])
+        pictures, labels = pictures[chosen], labels[chosen]
+        if name == "imagenet" or (decode and max(shape) > IN_MEMORY_SIDE):
+            options = {**IMAGENET_SCALE, "size": size or 224, "workers": workers}
+            splits[part] = FileSplit(root, tuple(pictures), labels, **options)
+            continue
+        if decode:
+            pictures = read_all(root, pictures, shape, part)
+        elif shape:
+            from torchvision.transforms.v2.functional import resize  # slow to import
+
+            pictures = resize(pictures, shape, antialias=True).expand(-1, 3, -1, -1).contiguous()
+        scale = scale or normalisation(pictures)  # of train, which comes first
+        splits[part] = Split(pictures, labels, **scale)
+    return Dataset(name, int(seed), class_names, **splits, indices=indices)
+
+
+def _find(name: str, root: Path, validation: float | str, test_share: float | None):
+    """The data set's name, its class names, and what ``root`` holds: ``Parts``."""
+    folders = (root / "train").is_dir() and not (root / "cifar-100-python").exists()
+    if name in DOWNLOADS and not (name == "cifar100" and folders):
+        train, test = _fetch(name, root)
+        return name, tuple(train.classes), {"train": _tensors(train), "test": _tensors(test)}
+    class_names, files = list_pictures(root, find_parts(name, root, test_share))
+    if name == "cifar100":
+        images = cifar100.read_folders(root, files)
+        if images is not None:
+            return name, class_names, images
         problem = f"{root} does not hold exactly CIFAR-100's pictures"
         if validation == "listed":
             raise ValueError(f"{problem}, of which validation='listed' names 5,000")
-        warnings.warn(f"{problem}: they are loaded as a folder of pictures", stacklevel=2)
+        warnings.warn(f"{problem}: they are loaded as a folder of pictures", stacklevel=3)
         name = "folder"
-    if name in ("folder", "imagenet"):
-        if root is None:
-            raise ValueError(f"load_dataset({name!r}) needs root=, the folder: {layout(name)}")
-        if workers is None:
-            workers = min(8, os.cpu_count() or 1)
-        return load_folder(name, root, int(seed), validation, size, workers, test_share)
-    raise ValueError(f"unknown data set {name!r}; available: {', '.join(map(repr, NAMES))}")
+    if name == "imagenet" and len(class_names) != 1000:
+        warnings.warn(
+            f"{root} holds {len(class_names)} classes. ImageNet has 1000, numbered in the order of "
+            "the sorted WordNet ids: the answers of a pretrained network do not fit these labels",
+            stacklevel=3,
+        )
+    return name, class_names, files
+
+
+def _draw_parts(sources: Parts, shares: dict, seed: int, class_names: tuple[str, ...]) -> dict:
+    """Positions of each part's pictures in its source, or in train's, which then lacks them."""
+    indices = {part: np.arange(len(labels)) for part, (_, labels) in sources.items()}
+    for part, share in shares.items():
+        if part not in sources:
+            pool, (images, labels) = indices["train"], sources["train"]
+            if share == "listed":
+                rest, drawn = cifar100.listed_validation(images, labels)
+            else:
+                rest, drawn = carve(labels[pool], share, seed, class_names, part)
+            indices |= {"train": pool[rest], part: pool[drawn]}
+    return {part: indices[part] for part in ("train", "validation", "test")}
 
 
 def _digits(seed: int, size: int | None) -> Dataset:
     from sklearn.datasets import load_digits  # slow to import, needed only here
     from sklearn.model_selection import train_test_split
 
-    source = load_digits()
-    everything = np.arange(len(source.target))
+    pixels, digits = load_digits(return_X_y=True)
     # RandomState, which train_test_split uses for an int seed, is frozen across NumPy versions.
-    rest, test = train_test_split(
-        everything, test_size=0.2, stratify=source.target, random_state=seed
-    )
-    train, validation = train_test_split(
-        rest, test_size=0.25, stratify=source.target[rest], random_state=seed
-    )
-    images = torch.from_numpy((source.images / 16).astype(np.float32)).unsqueeze(1)
-    labels = torch.from_numpy(source.target.astype(np.int64))
+    draw = partial(train_test_split, random_state=seed)
+    rest, test = draw(np.arange(len(digits)), test_size=0.2, stratify=digits)
+    train, validation = draw(rest, test_size=0.25, stratify=digits[rest])
+    images = torch.from_numpy((pixels / 16).astype(np.float32)).view(-1, 1, 8, 8)
+    labels = torch.from_numpy(digits.astype(np.int64))
     indices = {"train": train, "validation": validation, "test": test}
     scale = {}
     if size is not None:
@@ -147,44 +197,7 @@ def _digits(seed: int, size: int | None) -> Dataset:
     return Dataset("digits", seed, tuple("0123456789"), **splits, indices=indices)
 
 
-def _in_memory(
-    name: str,
-    class_names: tuple[str, ...],
-    train: tuple[torch.Tensor, torch.Tensor],
-    test: tuple[torch.Tensor, torch.Tensor],
-    seed: int,
-    validation: float | str,
-    size: int | None,
-) -> Dataset:
-    """A data set of both parts' pictures (N, C, H, W) uint8 and labels (N,) int64."""
-    images, labels = train
-    if validation == "listed":
-        chosen, held_out = cifar100.listed_validation(images, labels)
-    else:
-        chosen, held_out = carve(labels, validation, seed, class_names)
-    images, test_images = _resized(images, size), _resized(test[0], size)
-    scale = CIFAR100_SCALE if name == "cifar100" else normalisation(images[chosen])
-    return Dataset(
-        name,
-        seed,
-        class_names,
-        Split(images[chosen], labels[chosen], **scale),
-        Split(images[held_out], labels[held_out], **scale),
-        Split(test_images, test[1], **scale),
-        indices={"train": chosen, "validation": held_out, "test": np.arange(len(test[1]))},
-    )
-
-
-def _resized(images: torch.Tensor, size: int | None) -> torch.Tensor:
-    if size is None:
-        return images
-    from torchvision.transforms.v2 import functional  # slow to import
-
-    images = functional.resize(images, [size, size], antialias=True)
-    return images.expand(-1, 3, -1, -1).contiguous()
-
-
-def _tensors(part) -> tuple[torch.Tensor, torch.Tensor]:
+def _tensors(part) -> tuple[Tensor, Tensor]:
     """Pictures (N, C, H, W) uint8 and labels (N,) int64 of a torchvision data set."""
     images = torch.as_tensor(part.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)

@@ -66,12 +66,8 @@ class Split:
     def count_views(self, augmentation: str) -> int:
         """How many different pictures the augmentation makes of one: 162 for crop-flip at 32x32."""
         _check_augmentation(self, augmentation)
-        height, width = self._moves()
-        return {"none": 1, "crop": height * width, "crop-flip": 2 * height * width}[augmentation]
-
-    def _moves(self) -> tuple[int, int]:
-        """How many first rows, and first columns, a crop of the padded picture can have."""
-        return tuple(2 * (size // 8) + 1 for size in self.images.shape[-2:])
+        rows, columns = _moves(*self.images.shape[-2:])
+        return {"none": 1, "crop": rows * columns, "crop-flip": 2 * rows * columns}[augmentation]
 
     def views(
         self,
@@ -96,8 +92,8 @@ class Split:
         share: ``(k, n)`` gives picture k, k + n, ... of each batch, for process k of n; a batch
             with fewer than n pictures, at the end, is given whole.
         """
-        count, moves = self.count_views(augmentation), self._moves()
-        for step, batch in _numbered_batches(len(self), batch_size, order, start):
+        count, moves = self.count_views(augmentation), _moves(*self.images.shape[-2:])
+        for step, batch, mine in _numbered_batches(len(self), batch_size, order, start, share):
             view, size = 0, (len(batch),)
             generator = torch.Generator().manual_seed(seed + step)
             if augmentation != "none":
@@ -105,7 +101,7 @@ class Split:
                 view = top * moves[1] + left
             if augmentation == "crop-flip":
                 view = 2 * view + (torch.rand(size, generator=generator) < 0.5)
-            yield (batch * count + view)[_share(len(batch), share)]
+            yield (batch * count + view)[mine]
 
     def take(self, views: Tensor, augmentation: str) -> tuple[Tensor, Tensor]:
         """The images (B, C, H, W) float32 and labels (B,) of ``views`` (B,), on this device."""
@@ -114,19 +110,11 @@ class Split:
         picture, view = views // count, views % count
         pixels = self.images.permute(0, 2, 3, 1).index_select(0, picture)
         if augmentation != "none":
-            mirrored = view % 2 if augmentation == "crop-flip" else None
-            view = view // 2 if augmentation == "crop-flip" else view
-            columns = self._moves()[1]
-            pixels = _crop(pixels, view // columns, view % columns, mirrored)
-        return self._normalised(pixels).permute(0, 3, 1, 2), self.labels[picture]
-
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, H, W, C) as networks take them: row by row, since rows of 3 are slow."""
-        if self.mean is None:
-            return pixels
-        return torch.addcmul(self._scale[0], pixels.flatten(2).float(), self._scale[1]).view_as(
-            pixels
-        )
+            pixels = _crop(pixels, view, flip=augmentation == "crop-flip")
+        if self.mean is not None:  # row by row, since rows of 3 are slow
+            shift, factor = self._scale
+            pixels = torch.addcmul(shift, pixels.flatten(2).float(), factor).view_as(pixels)
+        return pixels.permute(0, 3, 1, 2), self.labels[picture]
 
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:
@@ -152,34 +140,37 @@ def _check_augmentation(part: "Split | FileSplit", name: str) -> None:
         )
 
 
-def _share(size: int, share: tuple[int, int]) -> slice:
-    return slice(share[0], None, share[1]) if size >= share[1] else slice(None)
+def _moves(height: int, width: int) -> tuple[int, int]:
+    """How many first rows, and first columns, a crop of the padded picture can have."""
+    return 2 * (height // 8) + 1, 2 * (width // 8) + 1
 
 
-def _numbered_batches(count: int, batch_size: int, order: Tensor | None, start: int):
-    """Each batch's number, from ``start`` on, and its positions."""
+def _numbered_batches(count: int, batch_size: int, order=None, start: int = 0, share=(0, 1)):
+    """Each batch's number, from ``start`` on, its positions, and which of them the share has."""
     order = torch.arange(count) if order is None else order.cpu()
-    batches = order.split(batch_size) if len(order) else ()
-    return list(enumerate(batches))[start:]
+    for number, batch in enumerate(order.split(batch_size)):
+        if number >= start and len(batch):
+            whole = len(batch) < share[1]
+            yield number, batch, slice(None) if whole else slice(share[0], None, share[1])
 
 
-def _crop(pixels: Tensor, top: Tensor, left: Tensor, mirrored: Tensor | None) -> Tensor:
-    """Crop each padded picture (B, H, W, C) at its own place, and mirror some (0 or 1)."""
+def _crop(pixels: Tensor, view: Tensor, flip: bool) -> Tensor:
+    """Crop each padded picture (B, H, W, C) as its ``view`` (B,) says, and mirror it if odd."""
     count, height, width, channels = pixels.shape
     padded = F.pad(pixels, [0, 0, width // 8, width // 8, height // 8, height // 8])
     # every possible crop as a view on the padded picture, a row of pixels in one piece
     picture, row, pixel, _ = padded.stride()
-    moves = (2 * (height // 8) + 1, 2 * (width // 8) + 1)
-    crops = padded.as_strided(
-        (count, *moves, height, width * channels), (picture, row, pixel, row, 1)
-    )
+    rows, columns = _moves(height, width)
+    shape = (count, rows, columns, height, width * channels)
+    crops = padded.as_strided(shape, (picture, row, pixel, row, 1))
     number = torch.arange(count, device=pixels.device)
-    cropped = crops[number, top, left].view_as(pixels)
-    if mirrored is None:
+    move = view // 2 if flip else view
+    cropped = crops[number, move // columns, move % columns].view_as(pixels)
+    if not flip:
         return cropped
     # torch mirrors channels-last pictures fast, but only along their last dimension
     other = cropped.permute(0, 3, 1, 2).flip(-1).permute(0, 2, 3, 1)
-    return torch.cat([cropped, other]).index_select(0, number + count * mirrored)
+    return torch.cat([cropped, other]).index_select(0, number + count * (view % 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,28 +201,23 @@ class FileSplit:
         return replace(self, labels=self.labels.to(device), device=device)
 
     def batches(
-        self,
-        batch_size: int,
-        *,
-        order: Tensor | None = None,
-        augmentation: str = "none",
-        seed: int = 0,
-        start: int = 0,
-        share: tuple[int, int] = (0, 1),
+        self, batch_size: int, *, augmentation: str = "none", seed: int = 0, **options
     ) -> Batches:
-        """As ``Split.batches`` (and ``views``), decoded by ``workers`` processes ahead of need.
+        """As ``Split.batches``, decoded by ``workers`` processes ahead of need.
+
+        ``options`` are the ``order``, ``start`` and ``share`` of ``Split.views``.
 
         augmentation: ``"resized-crop-flip"`` is torchvision's RandomResizedCrop and mirrors every
             second picture; ``"none"`` scales the shorter side to 8/7 of ``size`` (256 for 224) and
             cuts out the middle.
         """
         _check_augmentation(self, augmentation)
-        batches = _numbered_batches(len(self), batch_size, order, start)
+        batches = list(_numbered_batches(len(self), batch_size, **options))
 
         def keys():  # one batch after another: an epoch of ImageNet at once takes seconds
-            for step, batch in batches:
-                mine = list(enumerate(batch.tolist()))[_share(len(batch), share)]
-                yield [(position, seed + step, number) for number, position in mine]
+            for step, batch, mine in batches:
+                numbered = list(enumerate(batch.tolist()))[mine]
+                yield [(position, seed + step, number) for number, position in numbered]
 
         loader = torch.utils.data.DataLoader(
             _Pictures(self, augmentation != "none"),
@@ -312,9 +298,7 @@ def normalisation(images: Tensor) -> dict[str, tuple[float, ...]]:
 
     A standard deviation below one grey level, 1/255, is replaced by that.
     """
-    counts = torch.stack(
-        [images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]
-    )
+    counts = torch.stack([c.flatten().bincount(minlength=256) for c in images.unbind(1)])
     share = counts.double() / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ values
@@ -375,15 +359,12 @@ class Dataset:
                 raise TypeError(
                     f"{self.name}: {part} labels are {labels.dtype}; convert with .long()"
                 )
-            if not len(labels):
-                if part != "validation":
-                    raise ValueError(f"{self.name}: {part} holds no picture")
-                continue
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= self.num_classes:
+            if not len(labels) and part != "validation":
+                raise ValueError(f"{self.name}: {part} holds no picture")
+            if ((labels < 0) | (labels >= self.num_classes)).any():
                 raise ValueError(
-                    f"{self.name}: {part} labels run from {low} to {high}, but there are "
-                    f"{self.num_classes} classes (0 to {self.num_classes - 1})"
+                    f"{self.name}: {part} labels run from {labels.min()} to {labels.max()}, but "
+                    f"there are {self.num_classes} classes (0 to {self.num_classes - 1})"
                 )
 
     @property

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from ttm_lab.models.cifar import CIFAR_MODELS
-from ttm_lab.models.network import logits_of
-from ttm_lab.models.tiny import TinyConvNet
+from ttm_lab.models.network import TinyConvNet, logits_of
 from ttm_lab.models.weights import load_weights
 
 __all__ = [
@@ -79,33 +78,25 @@ def create_model(
         raise ValueError(f"num_classes={num_classes} must be at least 2")
     if seed is not None and not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed={seed} must be less than {2**64} in size, as torch takes it")
+    build = _SMALL_MODELS.get(name)
     if library == "torchvision":
-        build = _torchvision_builder(library_name)
+        from torchvision import models
+
+        # only pictures to logits: the list also names detectors and video networks
+        if library_name in models.list_models(module=models):
+            build = getattr(models, library_name)
     elif library == "timm":
-        build = _timm_builder(library_name)
-    else:
-        build = _SMALL_MODELS.get(name)
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(
+                f"{name} needs the package timm: pip install 'ttm-lab[imagenet]'"
+            ) from error
+        if timm.is_model(library_name):
+            build = partial(timm.create_model, library_name)
     if build is None:
         raise ValueError(f"unknown model {name!r}; available: {', '.join(list_models())}")
-    if seed is None:
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         return build(num_classes=num_classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build(num_classes=num_classes)
-
-
-def _torchvision_builder(name: str):
-    from torchvision import models
-
-    # only pictures to logits: the list also names detectors and video networks
-    return getattr(models, name) if name in models.list_models(module=models) else None
-
-
-def _timm_builder(name: str):
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(
-            f"timm/{name} needs the package timm: pip install 'ttm-lab[imagenet]'"
-        ) from error
-    return partial(timm.create_model, name) if timm.is_model(name) else None

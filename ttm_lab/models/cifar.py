@@ -31,21 +31,18 @@ def conv_bn(
     return nn.Sequential(conv(inputs, outputs, size, stride, groups), nn.BatchNorm2d(outputs))
 
 
-def stages(block, counts, widths, strides) -> list[nn.Sequential]:
-    """Rows of ``counts[i]`` blocks that lead from ``widths[i]`` to ``widths[i + 1]`` channels.
+def stages(block, counts, widths, strides) -> dict[str, nn.Sequential]:
+    """Rows of ``counts[i]`` blocks by name: ``layer1``, ``layer2`` and so on.
 
-    ``block(inputs, outputs, stride)`` makes one; the first of a row alone changes width and size.
+    A row leads from ``widths[i]`` to ``widths[i + 1]`` channels. ``block(inputs, outputs, stride)``
+    makes one block; the first of a row alone changes width and size.
     """
-    return [
-        nn.Sequential(
-            block(inputs, outputs, stride), *(block(outputs, outputs, 1) for _ in range(1, count))
-        )
-        for count, (inputs, outputs), stride in zip(counts, pairwise(widths), strides, strict=True)
-    ]
-
-
-def numbered(name: str, layers: list[nn.Module], start: int = 1) -> dict[str, nn.Module]:
-    return {f"{name}{number}": layer for number, layer in enumerate(layers, start)}
+    layers = {}
+    for count, (inputs, outputs), stride in zip(counts, pairwise(widths), strides, strict=True):
+        blocks = [block(inputs, outputs, stride)]
+        blocks += [block(outputs, outputs, 1) for _ in range(1, count)]
+        layers[f"layer{len(layers) + 1}"] = nn.Sequential(*blocks)
+    return layers
 
 
 def stem(width: int, size: int) -> dict[str, nn.Module]:
@@ -113,7 +110,7 @@ class ResNet(Network):
     def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int):
         super().__init__(
             **stem(widths[0], 3),
-            **numbered("layer", stages(BasicBlock, [(depth - 2) // 6] * 3, widths, (1, 2, 2))),
+            **stages(BasicBlock, [(depth - 2) // 6] * 3, widths, (1, 2, 2)),
             pool=pool(),
             fc=nn.Linear(widths[-1], num_classes),
         )
@@ -130,7 +127,7 @@ class ResNet50(Network):
         widths = (64, 256, 512, 1024, 2048)
         super().__init__(
             **stem(64, 3),
-            **numbered("layer", stages(Bottleneck, (3, 4, 6, 3), widths, (1, 2, 2, 2))),
+            **stages(Bottleneck, (3, 4, 6, 3), widths, (1, 2, 2, 2)),
             pool=pool(),
             linear=nn.Linear(2048, num_classes),
         )
@@ -160,10 +157,10 @@ class WideResNet(Network):
 
     def __init__(self, depth: int, factor: int, num_classes: int):
         widths = (16, 16 * factor, 32 * factor, 64 * factor)
-        rows = stages(WideBlock, [(depth - 4) // 6] * 3, widths, (1, 2, 2))
+        rows = stages(WideBlock, [(depth - 4) // 6] * 3, widths, (1, 2, 2)).values()
         super().__init__(
             conv1=conv(3, 16, 3),
-            **numbered("block", [nn.Sequential(OrderedDict(layer=row)) for row in rows]),
+            **{f"block{k}": nn.Sequential(OrderedDict(layer=row)) for k, row in enumerate(rows, 1)},
             bn1=nn.BatchNorm2d(widths[-1]),
             relu=nn.ReLU(inplace=True),
             pool=pool(),
@@ -181,18 +178,15 @@ class VGG(Network):
     """
 
     def __init__(self, counts: tuple[int, ...], num_classes: int):
-        def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-            layers = (
-                nn.Conv2d(inputs, outputs, 3, padding=1),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(inplace=True),
-            )
-            return nn.Sequential(*layers)
-
-        rows = stages(block, counts, (3, 64, 128, 256, 512, 512), [1] * 5)
-        layers = {}
-        for number, row in enumerate(rows):
-            layers[f"block{number}"] = nn.Sequential(*(layer for part in row for layer in part))
+        layers, inputs = {}, 3
+        for number, (count, width) in enumerate(zip(counts, (64, 128, 256, 512, 512), strict=True)):
+            block = nn.Sequential()
+            for _ in range(count):
+                block.append(nn.Conv2d(inputs, width, 3, padding=1))
+                block.append(nn.BatchNorm2d(width))
+                block.append(nn.ReLU(inplace=True))
+                inputs = width
+            layers[f"block{number}"] = block
             if number < 3:
                 layers[f"pool{number}"] = nn.MaxPool2d(2)
         super().__init__(**layers, pool4=pool(), classifier=nn.Linear(512, num_classes))
@@ -225,16 +219,12 @@ class MobileNetV2(Network):
     """
 
     def __init__(self, num_classes: int):
-        first = stages(partial(InvertedResidual, expansion=1), [1], (16, 8), [1])
-        rest = stages(
-            partial(InvertedResidual, expansion=6),
-            counts=(2, 3, 4, 3, 3, 1),
-            widths=(8, 12, 16, 32, 48, 80, 160),
-            strides=(1, 2, 2, 1, 2, 1),
-        )
+        first = nn.Sequential(InvertedResidual(16, 8, 1, expansion=1))
+        block, widths = partial(InvertedResidual, expansion=6), (8, 12, 16, 32, 48, 80, 160)
+        rest = stages(block, (2, 3, 4, 3, 3, 1), widths, (1, 2, 2, 1, 2, 1)).values()
         super().__init__(
             conv1=nn.Sequential(*conv_bn(3, 16, 3, stride=2), nn.ReLU(inplace=True)),
-            blocks=nn.Sequential(*first, *rest),
+            blocks=nn.Sequential(first, *rest),
             conv2=nn.Sequential(*conv_bn(160, 1280, 1), nn.ReLU(inplace=True)),
             pool=pool(),
             classifier=nn.Sequential(nn.Linear(1280, num_classes)),
@@ -275,7 +265,7 @@ class ShuffleNetV1(Network):
     def __init__(self, num_classes: int):
         super().__init__(
             **stem(24, 1),
-            **numbered("layer", stages(ShuffleV1Block, (4, 8, 4), (24, 240, 480, 960), (2, 2, 2))),
+            **stages(ShuffleV1Block, (4, 8, 4), (24, 240, 480, 960), (2, 2, 2)),
             pool=pool(),
             linear=nn.Linear(960, num_classes),
         )
@@ -325,7 +315,7 @@ class ShuffleNetV2(Network):
         conv2, bn2 = conv_bn(464, 1024, 1)
         super().__init__(
             **stem(24, 1),
-            **numbered("layer", stages(block, (4, 8, 4), (24, 116, 232, 464), (2, 2, 2))),
+            **stages(block, (4, 8, 4), (24, 116, 232, 464), (2, 2, 2)),
             conv2=conv2,
             bn2=bn2,
             relu2=nn.ReLU(inplace=True),

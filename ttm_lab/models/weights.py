@@ -25,7 +25,6 @@ _PUBLISHED_TYPES = [
     bytes,  # an empty string of NumPy's
     argparse.Namespace,
 ]
-_SHOWN = 20
 
 
 def weights_sha256(state: dict[str, Tensor], start: str = "") -> str:
@@ -38,7 +37,7 @@ def weights_sha256(state: dict[str, Tensor], start: str = "") -> str:
 
 
 def read_notes(path: str | Path) -> dict[str, str]:
-    """What a run wrote into a safetensors file beside its weights; none for other files."""
+    """What a run wrote into a safetensors file beside its weights; empty where no run did."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -129,7 +128,10 @@ def _without_wrappers(loaded, path: str | Path) -> dict[str, Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) and _is_plain(value)
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_quantized)
         for name, value in loaded.items()
     ):
         found = sorted(map(str, loaded)) if isinstance(loaded, dict) else type(loaded).__name__
@@ -143,10 +145,5 @@ def _without_wrappers(loaded, path: str | Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
-
-
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{names[:_SHOWN]}{more}"
+    return f"{names[:20]}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")
