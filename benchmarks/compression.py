@@ -56,7 +56,7 @@ def first_of_each_class(part: Split, count: int) -> tuple[torch.Tensor, np.ndarr
 
 def train_on(pruned, arm: str, teacher, data, steps: int, seed: int):
     """The pruned network after some steps with its own loss, its zeros kept."""
-    settings = {one.label: one for one in plans.arms()}[ARMS[arm]]
+    settings = {one.name: one for one in plans.arms()}[ARMS[arm]]
     weights = {k: getattr(settings, k) for k in ("temperature", "ce_weight", "distill_weight")}
     parameters = [p for p in pruned.parameters() if p.requires_grad]
     decay = {"momentum": 0.9, "weight_decay": settings.weight_decay, "nesterov": False}

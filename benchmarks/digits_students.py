@@ -30,7 +30,7 @@ def main() -> None:
         wanted = [replace(one, model=model) for model in WIDTHS for one in settings]
         students = distill_many(teacher, data, wanted, seeds=[seed], folder=folder, progress=False)
         for one in (teacher, *students):
-            name = f"{one.settings.model}/{one.label}/{seed}"
+            name = f"{one.settings.model}/{one.name}/{seed}"
             network = one.model.half()
             tensors |= {f"{name}/{k}": v.contiguous() for k, v in network.state_dict().items()}
             accuracy.setdefault(name.rpartition("/")[0], []).append(

@@ -37,7 +37,7 @@ from torch import nn
 from ttm_lab.analysis import evaluate, predict
 from ttm_lab.course import domain, networks
 from ttm_lab.data import Dataset, Split
-from ttm_lab.data.splits import carve, hash_seed, normalisation
+from ttm_lab.data.splits import hash_seed, hold_out, normalization
 from ttm_lab.files import atomic_write, find_root, read_table, runs_folder
 from ttm_lab.models import create_model, load_weights
 from ttm_lab.models.network import Network
@@ -85,8 +85,8 @@ def pictures(
 def source_and_targets(root: Path, folder: Path, size: int):
     """The photos as a ``Dataset``, and by target its unlabelled and its test part."""
     images, labels, names = pictures(root, SOURCE, folder, size)
-    train, held_out = carve(labels, 1 - LABELLED / len(labels), 0, tuple(names))
-    scale = normalisation(images[train])
+    train, held_out = hold_out(labels, 1 - LABELLED / len(labels), 0, tuple(names))
+    scale = normalization(images[train])
     parts = [Split(images[i], labels[i], **scale) for i in (train, held_out, held_out)]
     source, targets = Dataset(SOURCE, 0, tuple(names), *parts), {}
     for part in TARGETS:

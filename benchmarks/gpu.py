@@ -390,13 +390,13 @@ def experiment(options, stop: float) -> None:
     # What the weight does: U of each picture as it is, the same values in two other orders, and
     # ("ttm" at this rate) one mean for all. Equal settings are told apart by their labels.
     uniform = replace(
-        settings["ttm, decay / 10"], learning_rate=weighted.learning_rate, label="uniform"
+        settings["ttm, decay / 10"], learning_rate=weighted.learning_rate, name="uniform"
     )
     shuffled = sums[torch.randperm(len(sums), generator=torch.Generator().manual_seed(0))]
     backward = torch.empty_like(sums)
     backward[sums.argsort()] = sums.sort(descending=True).values
     orders = {"U": sums, "U shuffled": shuffled, "U reversed": backward}
-    settings |= {name: replace(uniform, label=name) for name in orders}
+    settings |= {name: replace(uniform, name=name) for name in orders}
     if uniform.learning_rate != settings["ttm, decay / 10"].learning_rate:
         settings["uniform"] = uniform
     # Without cross-entropy, TTM and WTTM at one rate; KD at T = 1 and label smoothing at CE's.
@@ -404,7 +404,7 @@ def experiment(options, stop: float) -> None:
     settings["wttm, no labels"] = replace(weighted, ce_weight=0)
     rate = plain.learning_rate
     settings["kd, T = 1"] = replace(named["kd"], temperature=1.0, learning_rate=rate)
-    settings["label smoothing"] = replace(plain, label="label smoothing")
+    settings["label smoothing"] = replace(plain, name="label smoothing")
     if rate != best["kd"]:
         settings["kd at the rate of ce"] = replace(named["kd"], learning_rate=rate)
     epochs = options.epochs
@@ -459,9 +459,9 @@ def paper_row(options, data: Dataset, teacher, stop: float) -> None:
     # w T^2 KL(p_T || q_T) is w T (q_T - p_T), that of TTM's beta KL(p_T || q) is beta (q - p_T).
     kd, ttm = settings["kd"], settings["ttm"]
     weight = ttm.distill_weight / ttm.temperature
-    settings["kd as ttm"] = replace(ttm, method="kd", distill_weight=weight, label="KD as TTM")
+    settings["kd as ttm"] = replace(ttm, method="kd", distill_weight=weight, name="KD as TTM")
     weight = kd.distill_weight * kd.temperature
-    settings["ttm as kd"] = replace(kd, method="ttm", distill_weight=weight, label="TTM as KD")
+    settings["ttm as kd"] = replace(kd, method="ttm", distill_weight=weight, name="TTM as KD")
     settings = {name: settings[name] for name in options.arms or settings}
     seeds = range(options.first_seed, options.first_seed + options.seeds)
 

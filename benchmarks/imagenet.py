@@ -42,7 +42,7 @@ from ttm_lab import training
 from ttm_lab.course import paper
 from ttm_lab.data import FileSplit
 from ttm_lab.data.sources import IMAGENET_SCALE
-from ttm_lab.data.splits import _Pictures, read_picture
+from ttm_lab.data.splits import _Images, read_image
 from ttm_lab.models import create_model
 from ttm_lab.objectives import Output
 from ttm_lab.teacher import autocast, logits_in_pieces
@@ -90,7 +90,7 @@ def split_of(root, paths, device):
 def store_small(split, root):
     """Copies whose shorter side is 256 pixels, if it was longer: what many keep in place."""
     for k, path in enumerate(split.paths):
-        picture = read_picture(split.root / path)
+        picture = read_image(split.root / path)
         scale = min(1.0, 256 / min(picture.size))
         size = [round(scale * side) for side in picture.size]
         picture.resize(size, Image.BICUBIC).save(root / f"{k:03}.jpg", quality=95)
@@ -128,7 +128,7 @@ def use_up(split, workers, batch_size, first, batches, seed, use):
 
 def time_worker(split, seed):
     """CPU seconds that a worker spends on a picture."""
-    pictures = _Pictures(split, augment=True)
+    pictures = _Images(split, augment=True)
     start = time.process_time()
     for batch in torch.arange(64).split(32):
         keys = [(k % len(split), seed, k) for k in batch.tolist()]
@@ -185,7 +185,7 @@ def time_parts(split, rounds):
         torch.manual_seed(number)
         for path in split.paths:
             timed("read the file", (split.root / path).read_bytes)
-            picture = timed("read and decode", read_picture, split.root / path)
+            picture = timed("read and decode", read_image, split.root / path)
             timed("seed and draw the place", seeded, picture)
             place = crop.make_params([picture])
             part = timed("cut out", functional.crop, picture, **place)
@@ -194,13 +194,13 @@ def time_parts(split, rounds):
             timed("mirror (every second)", functional.horizontal_flip, pixels)
         batch = torch.stack([pixels.permute(1, 2, 0)] * 32).permute(0, 3, 1, 2)
 
-        def normalise(batch):
+        def normalize(batch):
             images = batch.to(torch.float32, memory_format=torch.contiguous_format)
             return images.mul_(1 / 255).sub_(mean).div_(std)
 
         for _ in range(4):
-            timed("normalise (on the device)", normalise, batch)
-            times["normalise (on the device)"][-1] /= len(batch)
+            timed("normalize (on the device)", normalize, batch)
+            times["normalize (on the device)"][-1] /= len(batch)
     return times
 
 

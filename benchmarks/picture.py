@@ -19,7 +19,7 @@ def main() -> None:
     folder = runs_folder("digits")
     trained = [digits.train_students(seed, ["published"], folder) for seed in range(8)]
     histories = pd.concat(
-        student.history.assign(method=student.label, seed=student.seed)
+        student.history.assign(method=student.name, seed=student.seed)
         for _, _, students in trained
         for student in students["published"]
     )

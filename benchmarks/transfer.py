@@ -118,7 +118,7 @@ def load(root: Path, name: str) -> dict[str, np.ndarray]:
     return data
 
 
-def normalised(pictures: np.ndarray) -> torch.Tensor:
+def normalized(pictures: np.ndarray) -> torch.Tensor:
     mean, std = (torch.tensor(CIFAR100_SCALE[k])[:, None, None] for k in ("mean", "std"))
     return (torch.from_numpy(pictures).float() / 255 - mean) / std
 
@@ -127,8 +127,8 @@ def normalised(pictures: np.ndarray) -> torch.Tensor:
 def features(network: nn.Module | None, pictures: np.ndarray) -> np.ndarray:
     """Penultimate features (N, D); without a network pixels, averaged four by four."""
     if network is None:
-        return F.avg_pool2d(normalised(pictures), 4).flatten(1).numpy()
-    parts = normalised(pictures).split(256)
+        return F.avg_pool2d(normalized(pictures), 4).flatten(1).numpy()
+    parts = normalized(pictures).split(256)
     return torch.cat([network.forward_features(part) for part in parts]).numpy()
 
 
@@ -161,7 +161,7 @@ def tuned(network: nn.Module, data: dict, rate: float) -> tuple[float, float]:
     places = drawn(data["pool_labels"], max(PICTURES), 0)
     labels = data["pool_labels"][places]
     head = probe_head(network, features(network, data["pool"][places]), labels)
-    x, y = normalised(data["pool"][places]), torch.from_numpy(labels)
+    x, y = normalized(data["pool"][places]), torch.from_numpy(labels)
     body = [p for layer in list(network.children())[:-1] for p in layer.parameters()]
     options = {"lr": rate, "momentum": 0.9, "weight_decay": 5e-4}
     optimizer = torch.optim.SGD([*body, *head.parameters()], **options)
@@ -202,7 +202,7 @@ def untrained(model: str, seed: int, pictures: np.ndarray) -> nn.Module:
     for norm in norms:
         norm.momentum = None
     with torch.no_grad():
-        for part in normalised(pictures).split(256):
+        for part in normalized(pictures).split(256):
             network.train()(part)
     return network.eval()
 

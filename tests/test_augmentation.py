@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from ttm_lab.data import FileSplit, Split, splits
-from ttm_lab.data.splits import _Pictures, hash_seed
+from ttm_lab.data.splits import _Images, hash_seed
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
@@ -152,7 +152,7 @@ def assert_batches_depend_on_seed_and_number_alone(part, augmentation):
     other = next(iter(part.batches(4, **(options | {"seed": 10}))))
     assert not torch.equal(other[0], whole[0][0])
     # Two processes take every second picture each, with the same augmentation.
-    shares = [part.batches(4, share=(k, 2), **options) for k in range(2)]
+    shares = [part.batches(4, shard=(k, 2), **options) for k in range(2)]
     for (images, labels), *halves in zip(whole, *shares, strict=True):
         for k, half in enumerate(halves):
             mine = slice(k, None, 2) if len(labels) > 1 else slice(None)
@@ -219,7 +219,7 @@ def test_cutting_out_before_converting_changes_no_pixel(tmp_path, size):
 @pytest.mark.parametrize("augment", [True, False])
 def test_workers_hand_over_bytes(files, augment):
     for position in range(9):
-        pixels, label = _Pictures(files, augment)[position, 3, 0]
+        pixels, label = _Images(files, augment)[position, 3, 0]
         assert pixels.dtype == torch.uint8
         assert pixels.shape == (28, 28, 3)
         assert label == position

@@ -101,7 +101,7 @@ def test_the_one_rate_lies_where_the_search_s_worst_method_does_best(searched):
 def test_settings_by_family():
     tuned = digits.student_settings(0, "tuned")
     published = digits.student_settings(0, "published")
-    assert [s.label for s in tuned] == ["CE", "KD", "TTM", "WTTM"]
+    assert [s.name for s in tuned] == ["CE", "KD", "TTM", "WTTM"]
     assert tuned[1].learning_rate != digits.student_settings(1, "tuned")[1].learning_rate
     one = {f: digits.student_settings(0, f) for f in ("published", "no-ce", "appendix")}
     for family, settings in one.items():  # the same for every seed
@@ -111,7 +111,7 @@ def test_settings_by_family():
     # and for both sides of a contrast of B4's second half, B5 and B6
     for same in (published[:2] + one["appendix"], published[2:], one["no-ce"]):
         assert len({(s.learning_rate, s.epochs) for s in same}) == 1
-    assert [s.label for s in digits.student_settings(0, "appendix")] == [
+    assert [s.name for s in digits.student_settings(0, "appendix")] == [
         "KD, T = 1",
         "label smoothing",
     ]

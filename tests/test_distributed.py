@@ -34,7 +34,7 @@ with distributed.processes("cpu") as device:
         images, labels = torch.randn(size, 3, 32, 32).double(), torch.arange(size)
         model = create_model("resnet8", 10, seed=0).double().train()
         network = distributed.wrap(model)
-        first, step = distributed.share()
+        first, step = distributed.shard()
         part = slice(first, None, step) if size >= step else slice(None)
         loss = F.cross_entropy(network(images[part]), labels[part])
         (loss * distributed.loss_factor(len(labels[part]), size)).backward()
@@ -55,7 +55,7 @@ with distributed.processes("cpu") as device:
         teacher = train_teacher(data, Settings(models[0], **common), **options)
         settings = [Settings(models[1], m, 4.0, 2.0, **common) for m in ("kd", "wttm")]
         for one in (teacher, *distill_many(teacher, data, settings, **options)):
-            name = f"{models[1]} {one.label}"
+            name = f"{models[1]} {one.name}"
             found[name] = torch.cat([p.detach().flatten() for p in one.model.parameters()])
             found[name + " history"] = torch.tensor(one.history.to_numpy())
 

@@ -21,8 +21,8 @@ from ttm_lab.training import Settings, Trained, distill
 
 PAIR = "cnn_small:cnn_small"
 SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 256}
-KD = Settings("cnn_small", "kd", 4.0, 0.9, 0.1, label="KD", **SHORT)
-WTTM = Settings("cnn_small", "wttm", 4.0, 3.6, 0.1, label="WTTM", **SHORT)
+KD = Settings("cnn_small", "kd", 4.0, 0.9, 0.1, name="KD", **SHORT)
+WTTM = Settings("cnn_small", "wttm", 4.0, 3.6, 0.1, name="WTTM", **SHORT)
 OF_TODAY = ["date", "commit"]  # midnight, and a commit, may come while a test runs
 
 
@@ -34,11 +34,11 @@ def source(pair: str, seed: int, root: str | None):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
     model = create_model(pair.split(":")[0], 10, seed=7)
-    return Trained(model, replace(KD, label="teacher"), 0, pd.DataFrame()), load_dataset("digits")
+    return Trained(model, replace(KD, name="teacher"), 0, pd.DataFrame()), load_dataset("digits")
 
 
 def make_plan(settings=(KD, WTTM), seeds=(0, 1), name="trial", **options) -> Plan:
-    runs = tuple(Run(PAIR, s, seed, s.label == "WTTM") for seed in seeds for s in settings)
+    runs = tuple(Run(PAIR, s, seed, s.name == "WTTM") for seed in seeds for s in settings)
     return Plan(name, runs, source, ["digits", 7], (1078, 1, 8, 8, 10), **options)
 
 
@@ -119,8 +119,8 @@ def test_side_by_side_and_killed_on_the_way_gives_the_rows_of_one_after_the_othe
 
 
 def test_a_failed_run_is_named_and_a_diverged_one_is_a_result(tmp_path):
-    never = replace(KD, model="resnet8", label="too large")  # digits of 8x8 are too small for it
-    away = replace(KD, learning_rate=1e30, max_steps=5, label="far too fast")
+    never = replace(KD, model="resnet8", name="too large")  # digits of 8x8 are too small for it
+    away = replace(KD, learning_rate=1e30, max_steps=5, name="far too fast")
     plan = make_plan([KD, never, away], seeds=(0,))
     ((group, failed),) = execute(plan, results=tmp_path, workers=1)
     assert len(group) == 3
@@ -131,7 +131,7 @@ def test_a_failed_run_is_named_and_a_diverged_one_is_a_result(tmp_path):
     assert "far too fast, seed 0" in rows.loc["far too fast", "diverged"]
     assert np.isnan(rows["diverged"].map(lambda x: np.nan if x != x else 1)["KD"])
     ((group, _),) = execute(plan, results=tmp_path, workers=1)
-    assert [run.settings.label for run in group] == ["too large"]  # alone is tried again
+    assert [run.settings.name for run in group] == ["too large"]  # alone is tried again
 
 
 def test_a_source_that_fails_names_all_runs_of_its_group(tmp_path):
@@ -153,13 +153,13 @@ def test_a_row_is_known_by_all_that_decides_it_and_not_by_its_label(monkeypatch)
     ]
     keys = {plan.key(r) for r in (run, *others)}
     keys |= {replace(plan, part="validation").key(run), replace(plan, known_by="other").key(run)}
-    assert plan.key(run._replace(settings=replace(KD, label="another name"))) == plan.key(run)
+    assert plan.key(run._replace(settings=replace(KD, name="another name"))) == plan.key(run)
     monkeypatch.setattr(experiments, "NUMERICS", -1)
     assert len(keys | {plan.key(run)}) == 8
 
 
 def test_costs_are_measured_and_grow_with_the_steps(tmp_path):
-    long = replace(KD, max_steps=None, epochs=30, label="long")
+    long = replace(KD, max_steps=None, epochs=30, name="long")
     table = overview(make_plan([KD, long], seeds=(0,)), results=tmp_path)
     assert list(table["arm"]) == ["KD", "long"]
     assert (table["minutes"] > 0).all()
@@ -174,7 +174,7 @@ def test_a_file_that_is_no_table_of_runs_is_named(tmp_path):
 
 
 def test_the_command_prints_a_plan_and_then_runs_what_is_left(tmp_path, monkeypatch, capsys):
-    never = replace(KD, model="resnet8", label="too large")
+    never = replace(KD, model="resnet8", name="too large")
     monkeypatch.setitem(plans.PLANS, "trial", lambda: make_plan([KD], seeds=(0, 1)))
     monkeypatch.setitem(plans.PLANS, "both", lambda: make_plan([KD, never], seeds=(0, 1)))
     monkeypatch.setattr(experiments, "find_root", lambda: tmp_path)  # its data/results are used

@@ -202,7 +202,7 @@ def test_killed_and_resumed_it_ends_with_the_same_trained_parts(
         request.getfixturevalue("torchdistill")
     monkeypatch.setattr(Meter, "BLOCK", 2)
     options = {"progress": False, "checkpoint_seconds": 0}
-    settings = Settings("cnn_small", objective(name, data), label=name, **OPTIONS)
+    settings = Settings("cnn_small", objective(name, data), name=name, **OPTIONS)
     whole = distill(teacher, data, settings, folder=tmp_path / "whole", **options)
 
     step, count = torch.optim.SGD.step, 0
@@ -215,7 +215,7 @@ def test_killed_and_resumed_it_ends_with_the_same_trained_parts(
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.SGD, "step", killed)
-    again = Settings("cnn_small", objective(name, data), label=name, **OPTIONS)
+    again = Settings("cnn_small", objective(name, data), name=name, **OPTIONS)
     with pytest.raises(KeyboardInterrupt):
         distill(teacher, data, again, folder=tmp_path / "broken", **options)
     broken = distill(teacher, data, again, folder=tmp_path / "broken", **options)
@@ -234,7 +234,7 @@ def test_crds_bank_holds_the_pictures_that_were_seen(
 ):
     """One step moves the rows of its 64 pictures; trying the objective out moved none."""
     made = objective("CRD", data)
-    settings = Settings("cnn_small", made, label="CRD", **(OPTIONS | {"max_steps": 1}))
+    settings = Settings("cnn_small", made, name="CRD", **(OPTIONS | {"max_steps": 1}))
     run = distill(teacher, data, settings, seed=5, folder=tmp_path, progress=False)
     trained = load_file(run.folder / "objective.safetensors")
     seen = epoch_order(len(data.train), 5, 0)[:64]

@@ -164,7 +164,7 @@ def test_notebook_9_shows_the_plans_test_part_where_it_is(tmp_path, capsys):
         return capsys.readouterr().out
 
     assert "has no two whole seeds yet" in run_parts(tmp_path / "absent.csv")
-    random, labels, rows = np.random.default_rng(0), [a.label for a in plans.arms()], []
+    random, labels, rows = np.random.default_rng(0), [a.name for a in plans.arms()], []
     for seed, label in [(s, a) for s in range(3) for a in labels][:-1]:  # one run is missing
         correct = random.random(40) < 0.5 + labels.index(label) / 20
         row = {"pair": "resnet32:resnet8", "arm": label, "seed": seed, "hardware": "a machine"}

@@ -87,7 +87,7 @@ def weights(trained) -> torch.Tensor:
 def test_a_loss_of_the_package_is_a_method(data, teacher, tmp_path):
     named = Settings("cnn_small", "wttm", temperature=4, distill_weight=2, **OPTIONS)
     given = Settings("cnn_small", WTTMLoss(4.0), distill_weight=2, **OPTIONS)
-    assert given.label == "WTTM"
+    assert given.name == "WTTM"
     first = distill(teacher, data, named, progress=False)
     second = distill(teacher, data, given, folder=tmp_path, progress=False)
     assert torch.equal(weights(first), weights(second))
@@ -98,11 +98,11 @@ def test_a_loss_of_the_package_is_a_method(data, teacher, tmp_path):
 @pytest.mark.parametrize("name", ["kd+std", "dkd+std"])  # dkd takes labels, too
 def test_standardized_losses_are_methods(data, teacher, name):
     named = Settings("cnn_small", name, temperature=2, distill_weight=9, **OPTIONS)
-    assert named.label == name.upper()
+    assert named.name == name.upper()
     first = distill(teacher, data, named, progress=False)
     if name == "kd+std":
         given = Settings("cnn_small", StandardizedLoss(KDLoss(2.0)), distill_weight=9, **OPTIONS)
-        assert given.label == "KD+STD"
+        assert given.name == "KD+STD"
         second = distill(teacher, data, given, progress=False)
         assert torch.equal(weights(first), weights(second))
     assert first.history["distill_loss"].between(0, 100).all()
@@ -128,7 +128,7 @@ def test_label_smoothing_and_confidence_penalty_are_what_their_papers_say():
 def test_objectives_that_ask_no_teacher_train_and_are_told_apart(data, teacher, tmp_path):
     def run(terms):
         options = {"epochs": 4, "batch_size": 64, "learning_rate": 0.1}
-        settings = Settings("cnn_small", Objective(terms), label="own", **options)
+        settings = Settings("cnn_small", Objective(terms), name="own", **options)
         return distill(teacher, data, settings, folder=tmp_path, progress=False)
 
     plain = run({"ce": (1, CrossEntropy())})
@@ -175,7 +175,7 @@ def test_one_step_moves_student_and_projection_by_the_gradient(data, teacher):
 def test_broken_off_the_projection_too_ends_bit_identical(data, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(Meter, "BLOCK", 2)
     options = {"progress": False, "checkpoint_seconds": 0}
-    settings = Settings("cnn_small", wttm_and_hint(), label="both", **OPTIONS)
+    settings = Settings("cnn_small", wttm_and_hint(), name="both", **OPTIONS)
     whole = distill(teacher, data, settings, folder=tmp_path / "whole", **options)
 
     step, count = torch.optim.SGD.step, 0
@@ -188,7 +188,7 @@ def test_broken_off_the_projection_too_ends_bit_identical(data, teacher, tmp_pat
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.SGD, "step", interrupted)
-    again = Settings("cnn_small", wttm_and_hint(), label="both", **OPTIONS)
+    again = Settings("cnn_small", wttm_and_hint(), name="both", **OPTIONS)
     with pytest.raises(KeyboardInterrupt):
         distill(teacher, data, again, folder=tmp_path / "broken", **options)
     broken = distill(teacher, data, again, folder=tmp_path / "broken", **options)
@@ -204,7 +204,7 @@ def test_broken_off_the_projection_too_ends_bit_identical(data, teacher, tmp_pat
 def test_in_company_features_and_logits_share_no_state(data, teacher):
     several = [
         Settings("cnn_small", "ttm", temperature=4, distill_weight=1, **OPTIONS),
-        Settings("cnn_small", wttm_and_hint(), label="both", **OPTIONS),
+        Settings("cnn_small", wttm_and_hint(), name="both", **OPTIONS),
     ]
     together = distill_many(teacher, data, several, progress=False)
     for settings, one in zip(several, together, strict=True):
@@ -228,7 +228,7 @@ def test_the_authors_name_and_values_decide_the_folder(data, teacher, tmp_path):
 
     def run(factor, **values):
         term = LogitTerm(loss(factor), **values)
-        settings = Settings("cnn_small", term, distill_weight=1, label="own", **OPTIONS)
+        settings = Settings("cnn_small", term, distill_weight=1, name="own", **OPTIONS)
         return distill(teacher, data, settings, folder=tmp_path, progress=False)
 
     first = run(1, name="mine", scale=1)
@@ -296,7 +296,7 @@ def test_what_cannot_be_computed_is_refused_before_training(
 
 def test_a_term_without_identity_trains_but_leaves_no_folder(data, teacher, tmp_path):
     settings = Settings("cnn_small", Unnamed(), distill_weight=1, **OPTIONS)
-    assert distill(teacher, data, settings, progress=False).label == "Unnamed"
+    assert distill(teacher, data, settings, progress=False).name == "Unnamed"
     with pytest.raises(ValueError, match=r"Unnamed has no identity.*folder=None"):
         distill(teacher, data, settings, folder=tmp_path, progress=False)
 
@@ -325,4 +325,4 @@ def test_ten_steps_are_pinned(data):
     ]
     for trained in distill_many(fixed, data, settings, progress=False):
         losses = trained.history["loss"].tolist()
-        assert losses == pytest.approx(PINNED[trained.label], rel=1e-4)
+        assert losses == pytest.approx(PINNED[trained.name], rel=1e-4)

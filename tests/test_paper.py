@@ -70,7 +70,7 @@ def test_cifar_settings_are_the_published_ones(pair):
 
 def test_teachers_learn_by_the_same_recipe():
     s = paper.teacher_settings("wrn-40-2")
-    assert (s.model, s.method, s.label) == ("wrn_40_2", "ce", "teacher")
+    assert (s.model, s.method, s.name) == ("wrn_40_2", "ce", "teacher")
     assert (s.epochs, s.batch_size, s.learning_rate, s.weight_decay) == (240, 64, 0.05, 5e-4)
 
 

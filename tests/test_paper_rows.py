@@ -107,7 +107,7 @@ def test_wttm_outside_the_tables_is_weighed_by_the_mean_power_sum(row, digits):
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     mean = (p**0.25).sum(1).mean()  # exponent 1/4, on training pictures as they are
-    weights = [s.settings.distill_weight for s in row.students if s.label == "WTTM"]
+    weights = [s.settings.distill_weight for s in row.students if s.name == "WTTM"]
     assert weights == pytest.approx([36 / mean] * 2, rel=1e-5)
 
 
@@ -279,7 +279,7 @@ def test_a_saved_table_comes_back_and_says_how_it_was_made(row, digits, tmp_path
     assert note["teacher"] == {"model": "cnn_large", "weights": config["teacher"]}
     assert list(note["settings"]) == ["teacher", "CE", "KD", "TTM", "WTTM"]
     for one in (row.teacher, *row.students):
-        again = Settings(**note["settings"][one.label])
+        again = Settings(**note["settings"][one.name])
         assert again == one.settings
 
 

@@ -52,7 +52,7 @@ def test_loss_times_c_is_another_learning_rate_and_weight_decay(term, c):
 
 
 def test_the_arms_at_kd_s_scale_are_the_published_losses_at_another_rate():
-    found = {arm.label: arm for arm in plans.arms(learning_rate=0.1)}
+    found = {arm.name: arm for arm in plans.arms(learning_rate=0.1)}
     assert list(found) == [
         "CE",
         *("KD, wd 5e-4", "KD, wd 5e-5", "TTM, wd 5e-4", "TTM, wd 5e-5"),
@@ -92,8 +92,8 @@ def test_every_plan_is_found_by_name_and_another_name_lists_them():
     assert search.part == "validation"
     assert {run.seed for run in search.runs}.isdisjoint({run.seed for run in common.runs})
     assert len({common.key(run) for run in common.runs}) == len(common.runs) == 6 * 5
-    assert {r.settings.label for r in common.runs if r.by_mean_weight} == {"WTTM"}
-    kept = {r.settings.label: r.settings for r in common.runs}
+    assert {r.settings.name for r in common.runs if r.by_mean_weight} == {"WTTM"}
+    kept = {r.settings.name: r.settings for r in common.runs}
     scale = {name: s.ce_weight for name, s in kept.items()}
     assert scale == pytest.approx(
         {"CE": 1, "KD": 0.1, "KD x 10": 1, "TTM / 10": 0.1, "TTM": 1, "WTTM": 1}
@@ -103,7 +103,7 @@ def test_every_plan_is_found_by_name_and_another_name_lists_them():
 
 def test_the_2x2_takes_each_arm_s_best_rate_and_wants_the_whole_search(tmp_path):
     search = plans.cifar100_2x2_rates()
-    best = dict(zip([arm.label for arm in plans.arms()], [0, 1, 2, 3, 1, 2], strict=True))
+    best = dict(zip([arm.name for arm in plans.arms()], [0, 1, 2, 3, 1, 2], strict=True))
     rows = [
         {
             "key": search.key(run),
@@ -112,7 +112,7 @@ def test_the_2x2_takes_each_arm_s_best_rate_and_wants_the_whole_search(tmp_path)
             "learning_rate": run.settings.learning_rate,
         }
         for run in search.runs
-        if (arm := run.settings.label.split(", lr")[0])
+        if (arm := run.settings.name.split(", lr")[0])
     ]
     rows[-1]["accuracy"] = float("nan")  # diverged
     pd.DataFrame(rows[:-1]).to_csv(search.table(tmp_path))
@@ -122,7 +122,7 @@ def test_the_2x2_takes_each_arm_s_best_rate_and_wants_the_whole_search(tmp_path)
     plan = plans.cifar100_2x2(tmp_path)
     assert len(plan.runs) == 6 * 5
     assert plan.part == "test"
-    chosen = {run.settings.label: run.settings.learning_rate for run in plan.runs}
+    chosen = {run.settings.name: run.settings.learning_rate for run in plan.runs}
     assert chosen == {arm: plans.RATES[k] for arm, k in best.items()}
 
 
@@ -136,7 +136,7 @@ def test_other_methods_have_their_authors_weights_and_the_budget_of_the_2x2(tmp_
     ]
     pd.DataFrame(rows).to_csv(search.table(tmp_path))
     plan = plans.cifar100_methods(tmp_path)
-    found = {r.settings.label: r.settings for r in plan.runs}
+    found = {r.settings.name: r.settings for r in plan.runs}
     told = {
         name: (s.method, s.temperature, s.ce_weight, s.distill_weight) for name, s in found.items()
     }
@@ -146,7 +146,7 @@ def test_other_methods_have_their_authors_weights_and_the_budget_of_the_2x2(tmp_
         "KD+STD": ("kd+std", 2.0, 0.1, 9.0),
     }
     for name, s in found.items():  # the best is the largest here
-        rates = [r.settings.learning_rate for r in search.runs if r.settings.label[:3] == name[:3]]
+        rates = [r.settings.learning_rate for r in search.runs if r.settings.name[:3] == name[:3]]
         assert s.learning_rate == max(rates)
     of_2x2 = plans.cifar100_2x2_common().runs[0].settings
     same = ("model", "epochs", "precision", "augmentation", "batch_size", "weight_decay")
@@ -169,11 +169,11 @@ def test_each_method_s_rates_fit_the_size_of_its_gradient():
         objective.total(objective(Output(student), Output(teacher), labels)).backward()
         return student.grad.norm().item()
 
-    kd = size(next(arm for arm in plans.arms() if arm.label == "KD, wd 5e-4"))
+    kd = size(next(arm for arm in plans.arms() if arm.name == "KD, wd 5e-4"))
     runs = plans.find("cifar100-methods-rates").runs
     for arm in plans.other_methods():
         rates = [r.settings.learning_rate for r in runs if r.settings.method == arm.method]
-        assert size(arm) / kd == pytest.approx(min(plans.RATES) / min(rates), rel=0.5), arm.label
+        assert size(arm) / kd == pytest.approx(min(plans.RATES) / min(rates), rel=0.5), arm.name
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_the_schedule_is_the_papers():
 def test_in_company_each_student_is_what_it_is_alone(data, teacher):
     settings = [student(m, epochs=e) for m, e in (("ce", 2), ("kd", 3), ("ttm", 1), ("wttm", 2))]
     many = distill_many(teacher, data, settings, seeds=[0, 1], progress=False)
-    assert [(s.seed, s.label) for s in many] == [
+    assert [(s.seed, s.name) for s in many] == [
         (seed, label) for seed in (0, 1) for label in ("CE", "KD", "TTM", "WTTM")
     ]
     for one in many:
@@ -168,7 +168,7 @@ def test_a_loss_of_your_own_equals_the_named_one(data, teacher):
     named = distill(teacher, data, student("ttm"), progress=False)
     given = distill(teacher, data, student(own), progress=False)
     assert same_weights(named.model, given.model)
-    assert "own" in given.label
+    assert "own" in given.name
 
 
 def test_max_steps_cuts_every_training(data, teacher):
@@ -333,16 +333,16 @@ def test_learning_works_at_all(data, teacher):
 
 
 def test_a_diverging_student_does_not_take_the_others_along(data, teacher):
-    wild = student(lambda z, v, y: (z * float("nan")).sum(), label="wild")
+    wild = student(lambda z, v, y: (z * float("nan")).sum(), name="wild")
     with pytest.raises(Diverged, match=r"wild, seed 0: loss nan in epoch 1.*Lower") as caught:
         distill_many(teacher, data, [wild, student("ttm")], progress=False)
-    assert [s.label for s in caught.value.trained] == ["TTM"]
+    assert [s.name for s in caught.value.trained] == ["TTM"]
     alone = distill(teacher, data, student("ttm"), progress=False)
     assert same_weights(caught.value.trained[0].model, alone.model)
 
 
 def test_one_that_diverges_alone_ends_the_training(data, teacher):
-    wild = student(lambda z, v, y: (z * float("nan")).sum(), label="wild", epochs=10**12)
+    wild = student(lambda z, v, y: (z * float("nan")).sum(), name="wild", epochs=10**12)
     with pytest.raises(Diverged, match=r"wild, seed 0: loss nan in epoch 1") as caught:
         distill(teacher, data, wild, progress=False)
     assert caught.value.trained == []
@@ -416,8 +416,8 @@ def test_everything_that_decides_the_result_decides_the_folder(data, teacher, tm
         replace(base, temperature=2.0),
         replace(base, weight_decay=0.0),
         replace(base, decay_at=(0.5,)),
-        student(LogitTerm(own(1.0), name="own", factor=1), max_steps=1, label="WTTM"),
-        student(LogitTerm(own(2.0), name="own", factor=2), max_steps=1, label="WTTM"),
+        student(LogitTerm(own(1.0), name="own", factor=1), max_steps=1, name="WTTM"),
+        student(LogitTerm(own(2.0), name="own", factor=2), max_steps=1, name="WTTM"),
         replace(base, epochs=3),
     ]
     other_data = replace(data, train=Split(data.train.images[1:], data.train.labels[1:]))
@@ -431,7 +431,7 @@ def test_everything_that_decides_the_result_decides_the_folder(data, teacher, tm
     ]
     assert len(set(folders)) == len(folders)
     assert distill(teacher, data, base, **options).folder == folders[0]
-    relabelled = distill(teacher, data, replace(base, label="WTTM "), **options)
+    relabelled = distill(teacher, data, replace(base, name="WTTM "), **options)
     assert relabelled.folder == folders[0]
     config = json.loads((folders[1] / "config.json").read_text())
     assert config["settings"]["temperature"] == 2.0
@@ -443,8 +443,8 @@ def test_a_loss_without_a_name_is_refused_with_a_folder(data, teacher, tmp_path)
         return ttm_loss(z, v, 4.0)
 
     for method in (own, lambda z, v, y: ttm_loss(z, v, 4.0)):
-        settings = student(method, max_steps=1, label="mine")
-        assert distill(teacher, data, settings, progress=False).label == "mine"
+        settings = student(method, max_steps=1, name="mine")
+        assert distill(teacher, data, settings, progress=False).name == "mine"
         with pytest.raises(ValueError, match=r"no name of its own.*name=.*folder=None"):
             distill(teacher, data, settings, folder=tmp_path, progress=False)
 
@@ -541,7 +541,7 @@ def test_weights_that_blew_up_in_the_last_step_are_not_a_finished_run(data, teac
 @pytest.mark.parametrize("method", [ttm_loss, lambda z, v, y: z.mean(0)])
 def test_a_loss_of_the_wrong_form_is_refused_with_the_remedy(data, teacher, method):
     with pytest.raises(ValueError, match=r"must take \(student_logits.*method='wttm'"):
-        distill(teacher, data, student(method, label="own"), progress=False)
+        distill(teacher, data, student(method, name="own"), progress=False)
 
 
 def test_a_damaged_finished_run_is_named_with_the_remedy(data, teacher, tmp_path):

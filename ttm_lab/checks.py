@@ -66,7 +66,7 @@ def check_objective(student, teacher: Teacher | None, data: Dataset) -> None:
     features = [*objective.student_features, *objective.teacher_features]
     for switch in ("remember", "compiled"):
         if features and getattr(settings, switch):
-            raise ValueError(f"{switch}=True does not fit {settings.label}, which uses features")
+            raise ValueError(f"{switch}=True does not fit {settings.name}, which uses features")
     samples = torch.arange(min(2, len(data.train)))
     images, labels = next(data.train.batches(2, order=samples))
     with recorded(student.model.eval(), objective.student_features) as seen:

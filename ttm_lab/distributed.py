@@ -50,7 +50,7 @@ def processes(device: str | None = None) -> Iterator[str | None]:
         dist.destroy_process_group()
 
 
-def share() -> tuple[int, int]:
+def shard() -> tuple[int, int]:
     """Which part of each batch this process takes, as ``Split.batches`` wants it."""
     return rank(), world_size()
 

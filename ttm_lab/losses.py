@@ -280,12 +280,12 @@ def dist_loss(
     )
     counts = torch.ones_like(q[:, :1]) if mask is None else mask.reshape(-1, 1)
 
-    def centred(x: Tensor, dim: int) -> Tensor:
+    def centered(x: Tensor, dim: int) -> Tensor:
         shares = counts / counts.sum().clamp(min=1) if dim == 0 else 1 / x.shape[-1]
         return (x - (x * shares).sum(dim, keepdim=True)) * counts
 
     def correlation(dim: int) -> Tensor:
-        a, b = centred(p, dim), centred(q, dim)
+        a, b = centered(p, dim), centered(q, dim)
         each = (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + 1e-8)
         return each.mean() if dim == 0 else each.sum() / counts.sum().clamp(min=1)
 
@@ -394,9 +394,9 @@ def _standardize(logits: Tensor) -> Tensor:
     ruled_out = logits == -torch.inf
     classes = (~ruled_out).sum(-1, keepdim=True)
     mean = logits.masked_fill(ruled_out, 0.0).sum(-1, keepdim=True) / classes
-    centred = (logits - mean).masked_fill(ruled_out, 0.0)
-    deviation = centred.norm(dim=-1, keepdim=True) / (classes - 1).clamp(min=1).sqrt()
-    return (centred / (deviation + 1e-7)).masked_fill(ruled_out, -torch.inf)
+    centered = (logits - mean).masked_fill(ruled_out, 0.0)
+    deviation = centered.norm(dim=-1, keepdim=True) / (classes - 1).clamp(min=1).sqrt()
+    return (centered / (deviation + 1e-7)).masked_fill(ruled_out, -torch.inf)
 
 
 # Some classes, and all others as one --------------------------------------------------------------

@@ -116,7 +116,7 @@ class Progress:
         batch = bool(os.environ.get("TTM_LAB_BATCH")) or not screen
         first = distributed.rank() == 0
         self.lines = progress is None and batch and first
-        labels = {s.settings.label for s in students}
+        labels = {s.settings.name for s in students}
         what = labels.pop() if len(labels) == 1 else f"{len(labels)} students"
         self.what = f"{what}, seed {students[0].seed}"
         self.last = max(s.settings.epochs for s in students)

@@ -54,7 +54,8 @@ class Settings:
     ``paper.settings`` gives the published ones of a pair. A loss that is not given by its name has
     a temperature of its own; the one here then only measures the divergence from the teacher.
 
-    ``batch_size`` is the batch of all processes together. ``schedule`` is ``"steps"`` (the
+    ``name`` is what tables and run folders call it, by default the method's. ``batch_size`` is the
+    batch of all processes together. ``schedule`` is ``"steps"`` (the
     rate falls at ``decay_at``) or ``"cosine"`` (to zero), after ``warmup_epochs`` of linear rise.
     ``optimizer`` is ``"sgd"`` or ``"adamw"`` (without ``momentum``). ``augmentation`` is one that
     the data offers (``data.train.augmentations``). ``precision`` ``"bfloat16"`` runs the networks
@@ -93,7 +94,7 @@ class Settings:
     fold_batch_norm: bool = True
     compiled: bool = False
     max_steps: int | None = None
-    label: str = field(default="", compare=False)
+    name: str = field(default="", compare=False)
 
     def __post_init__(self):
         method = self.method
@@ -126,8 +127,8 @@ class Settings:
         object.__setattr__(self, "decay_at", fractions)
         if not all(0 < f <= 1 for f in fractions):
             raise ValueError(f"decay_at={self.decay_at} must be fractions of the epochs")
-        if not self.label:
-            object.__setattr__(self, "label", label_of(method))
+        if not self.name:
+            object.__setattr__(self, "name", label_of(method))
 
     def steps(self, images: int) -> int:
         """How many steps of the optimizer a training with so many images takes."""

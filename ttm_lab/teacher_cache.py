@@ -37,7 +37,7 @@ class TeacherCache:
 
     Args:
         compute: the teacher in its final form: images (CHUNK, C, H, W) to logits (CHUNK, K).
-        part: the pictures.
+        split: the pictures.
         augmentation: which views of them there are (``Split.count_views``).
         num_classes: K.
         path: the file, made if it is not there (sparse: it takes the room of what is known). None
@@ -51,17 +51,17 @@ class TeacherCache:
     def __init__(
         self,
         compute: Callable[[Tensor], Tensor],
-        part: Split,
+        split: Split,
         augmentation: str,
         num_classes: int,
         path: str | Path | None = None,
     ):
-        self.compute, self.part, self.augmentation = compute, part, augmentation
-        self.chunk = CHUNK.get(part.labels.device.type, CHUNK["cuda"])
+        self.compute, self.split, self.augmentation = compute, split, augmentation
+        self.chunk = CHUNK.get(split.labels.device.type, CHUNK["cuda"])
         self.asked = self.computed = 0
         self.path = None if path is None else user_path(path)
         # kept as bits: a checksum that looks like NaN must come back as it was
-        shape = (len(part) * part.count_views(augmentation), num_classes + 1)
+        shape = (len(split) * split.count_views(augmentation), num_classes + 1)
         if self.path is None:
             self._rows = np.zeros(shape, np.uint32)
         else:
@@ -74,7 +74,7 @@ class TeacherCache:
         return 1 - self.computed / max(self.asked, 1)
 
     def batches(self, views: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each batch of view numbers (B,): these, and the logits (B, K) on the part's device.
+        """For each batch of view numbers (B,): these, and the logits (B, K) on its device.
 
         ``AHEAD`` batches are taken at a time, and what is not known of them is computed first.
         """
@@ -93,7 +93,7 @@ class TeacherCache:
         if len(missing):
             rows[unknown] = self._compute(missing)[places]
         logits = rows[:, :-1].copy().view(np.float32)
-        return torch.from_numpy(logits).to(self.part.labels.device)
+        return torch.from_numpy(logits).to(self.split.labels.device)
 
     def _compute(self, numbers: np.ndarray) -> np.ndarray:
         """Rows of these views, computed in chunks of one size and written down."""
@@ -101,7 +101,7 @@ class TeacherCache:
         for start in range(0, len(numbers), self.chunk):
             some = numbers[start : start + self.chunk]
             filled = np.resize(some, self.chunk)  # the last chunk is filled up with repetitions
-            images, _ = self.part.take(torch.from_numpy(filled), self.augmentation)
+            images, _ = self.split.take(torch.from_numpy(filled), self.augmentation)
             logits = self.compute(images)[: len(some)].float()
             found[start : start + len(some), :-1] = logits.cpu().numpy().view(np.uint32)
         found[:, -1] = _checksum(found[:, :-1])
@@ -109,14 +109,14 @@ class TeacherCache:
         return found
 
 
-def cache_file(folder: str | Path, teacher: str, part: Split, how: dict) -> Path:
+def cache_file(folder: str | Path, teacher: str, split: Split, how: dict) -> Path:
     """The file of a cache, named after everything that decides its values.
 
     ``teacher`` is the network's ``runs.weights_fingerprint``; ``how`` names augmentation and
     precision, and says whether it is folded.
     """
     digest = hashlib.sha256(repr((teacher, sorted(how.items()))).encode())
-    part.update(digest)
+    split.update(digest)
     return user_path(folder) / f"{digest.hexdigest()[:16]}.f32"
 
 

@@ -57,8 +57,8 @@ class Trained:
     folder: Path | None = None
 
     @property
-    def label(self) -> str:
-        return self.settings.label
+    def name(self) -> str:
+        return self.settings.name
 
 
 class Diverged(FloatingPointError):
@@ -150,7 +150,7 @@ def distill_many(
     if not settings or not seeds:
         raise ValueError("there is nothing to train: give at least one Settings and one seed")
     if len(set(settings)) < len(settings) or len(set(seeds)) < len(seeds):
-        labels = [s.label for s in settings]
+        labels = [s.name for s in settings]
         raise ValueError(f"settings {labels} and seeds {seeds} must each be different")
     device = default_device(device)
     check_data(data, settings)
@@ -222,7 +222,7 @@ def _run(folder, student: "Student", data: Dataset, teacher: Teacher | None, sta
     """A student's run: its config is all that decides the result, in values that JSON knows."""
     settings, named = student.settings, isinstance(student.settings.method, str)
     values = asdict(replace(settings, method="ce"))
-    del values["label"]
+    del values["name"]
     values["method"] = settings.method if named else student.objective.identity()
     if teacher is not None:
         values["fold_batch_norm"] = teacher.is_folded(settings)
@@ -240,11 +240,11 @@ def _run(folder, student: "Student", data: Dataset, teacher: Teacher | None, sta
         runs.identity(config)
     except TypeError as error:
         raise ValueError(
-            f"{settings.label} holds a value that cannot be written down ({error}), so its run "
+            f"{settings.name} holds a value that cannot be written down ({error}), so its run "
             "could not be told from others: use plain numbers and strings, or folder=None"
         ) from None
-    label = re.sub(r"[\W_]+", "-", settings.label.lower()).strip("-") or "run"
-    return runs.Run(folder, f"{label}-seed{student.seed}", config)
+    name = re.sub(r"[\W_]+", "-", settings.name.lower()).strip("-") or "run"
+    return runs.Run(folder, f"{name}-seed{student.seed}", config)
 
 
 def _company(student: "Student") -> tuple:
@@ -308,7 +308,7 @@ def epoch_batches(
         "augmentation": settings.augmentation,
         "seed": hash_seed(students[0].seed, "augmentation", epoch),
         "start": start,
-        "share": distributed.share(),
+        "shard": distributed.shard(),
     }
     cache = teacher and teacher.caches.get(output_key(settings))
     if cache is not None:
@@ -354,7 +354,7 @@ def _held_out(data: Dataset, teacher: Teacher | None, students) -> dict:
 def _all_of(part: Split | FileSplit):
     """This process's share of a split: images, labels, and the size of the whole batch."""
     size = part.evaluation_batch_size
-    batches = part.batches(size, share=distributed.share())
+    batches = part.batches(size, shard=distributed.shard())
     for step, (images, labels) in enumerate(batches):
         yield images, labels, min(size, len(part) - step * size)
 
@@ -489,7 +489,7 @@ class Student:
             wrong += [f"{name} not finite" for name, x in weights if not x.isfinite().all()]
         if wrong:
             self.diverged = (
-                f"{self.settings.label}, seed {self.seed}: {wrong[0]} in epoch "
+                f"{self.settings.name}, seed {self.seed}: {wrong[0]} in epoch "
                 f"{epoch + 1} (learning_rate={self.settings.learning_rate})"
             )
 

@@ -43,7 +43,7 @@ from ttm_lab.training import (
 )
 
 # The teacher's two numbers were set by hand on validation accuracy, once for all methods.
-TEACHER = Settings("cnn_large", epochs=15, learning_rate=0.1, label="teacher")
+TEACHER = Settings("cnn_large", epochs=15, learning_rate=0.1, name="teacher")
 
 # Learning rate of the families published, no-ce and appendix, the same for every seed, with
 # EPOCHS: for each of two groups a round number in that quarter of a decade in which the group's
@@ -91,11 +91,11 @@ LABEL_SMOOTHING = LogitTerm(label_smoothing, name="label smoothing")
 
 def _settings(method: str, **values) -> Settings:
     """A student's settings; ``kd1`` and ``smoothing`` are this study's names for B6's methods."""
-    loss, label = {
+    loss, name = {
         "kd1": ("kd", "KD, T = 1"),
         "smoothing": (LABEL_SMOOTHING, "label smoothing"),
     }.get(method, (method, method.upper()))
-    return Settings("cnn_small", loss, **{"label": label, **values})
+    return Settings("cnn_small", loss, **{"name": name, **values})
 
 
 def draw_trials(
@@ -139,7 +139,7 @@ def draw_trials(
                 distill_weight=distill_weight,
                 learning_rate=rate,
                 epochs=epochs,
-                label=f"{family} {method} {k}",
+                name=f"{family} {method} {k}",
             )
         )
     return drawn
@@ -175,7 +175,7 @@ def _search_one(seed: int, family: str, trials: int) -> list[dict]:
         students = distill_many(teacher, data, settings, seeds=[seed], progress=False)
     except Diverged as error:
         students = error.trained
-    scores = {s.label: evaluate(s, data.validation) for s in students}
+    scores = {s.name: evaluate(s, data.validation) for s in students}
     return [
         {
             "seed": seed,
@@ -186,8 +186,8 @@ def _search_one(seed: int, family: str, trials: int) -> list[dict]:
             "temperature": s.temperature,
             "ce_weight": s.ce_weight,
             "distill_weight": s.distill_weight,
-            "validation_accuracy": scores[s.label]["accuracy"] if s.label in scores else None,
-            "validation_nll": scores[s.label]["nll"] if s.label in scores else None,
+            "validation_accuracy": scores[s.name]["accuracy"] if s.name in scores else None,
+            "validation_nll": scores[s.name]["nll"] if s.name in scores else None,
         }
         for method, several in drawn.items()
         for s in several
@@ -386,7 +386,7 @@ def measure(student: Trained, teacher: Trained, data: Dataset) -> dict:
         "accuracy_gap": train["accuracy"] - measured["accuracy"],
         "nll_gap": measured["nll"] - train["nll"],
     }
-    return {"method": student.label, "seed": student.seed, **measured, **gaps}
+    return {"method": student.name, "seed": student.seed, **measured, **gaps}
 
 
 def mark_finished(folder: Path, seeds: Sequence[int], max_steps: int | None) -> None:

@@ -188,7 +188,7 @@ class Study(NamedTuple):
         """A row a student: measures on the target's test part and on ``source``, by prefix."""
         rows = []
         for student in self.students:
-            row = {**words, "seed": student.seed, "arm": student.label}
+            row = {**words, "seed": student.seed, "arm": student.name}
             for prefix, part in (("source", source), ("target", self.data.test)):
                 measured = evaluate(student, part)[["accuracy", "nll", "ece", "entropy"]]
                 row |= dict(measured.add_prefix(f"{prefix}_"))
@@ -224,7 +224,7 @@ def digits_study(
         Settings(
             "cnn_small",
             objective(arm, weights, is_source, **options),
-            label=arm,
+            name=arm,
             max_steps=max_steps,
             **recipe,
         )

@@ -33,7 +33,7 @@ from ttm_lab.training import NUMERICS, Diverged, Settings, Trained, distill_many
 
 
 class Run(NamedTuple):
-    """One training: ``pair`` is TEACHER:STUDENT, and the label of ``settings`` names the arm.
+    """One training: ``pair`` is TEACHER:STUDENT, and the name of ``settings`` is the arm's.
 
     With ``by_mean_weight`` the distill weight is divided by the teacher's mean U, once it is known.
     """
@@ -73,7 +73,8 @@ class Plan:
             ce_weight=s.ce_weight,
             distill_weight=s.distill_weight,
         )
-        values = asdict(replace(s, method="ce", label="-"))
+        values = asdict(replace(s, method="ce")) | {"label": "-"}  # as kept rows are known by
+        del values["name"]
         config = [run.pair, run.seed, run.by_mean_weight, values, objective.identity()]
         return runs.identity({"run": config, "of": [self.known_by, self.part, NUMERICS]})
 
@@ -99,11 +100,11 @@ def overview(plan: Plan, *, results: str | Path | None = None) -> pd.DataFrame:
     for run in plan.runs:
         s, together = run.settings, (run.pair, run.seed)
         group = [r for r in plan.runs if (r.pair, r.seed) == together]
-        kind = run.pair, *(replace(r.settings, label="-") for r in group)
+        kind = run.pair, *(replace(r.settings, name="-") for r in group)
         if kind not in costs:
             costs[kind] = seconds_a_step(group, plan.shape) / len(group)
         steps = s.max_steps or s.epochs * math.ceil(plan.shape[0] / s.batch_size)
-        row = {"pair": run.pair, "arm": s.label, "seed": run.seed}
+        row = {"pair": run.pair, "arm": s.name, "seed": run.seed}
         row |= {name: getattr(s, name) for name in ("learning_rate", "weight_decay", "epochs")}
         minutes = steps * costs[kind] / 60
         table.append(row | {"minutes": minutes, "done": plan.key(run) in done})
@@ -151,7 +152,7 @@ def execute(
     tasks = [(plan, list(group), root, folder) for _, group in groups]
     with closing(run_tasks(train_group, tasks, **options)) as ended:
         for (_, group, *_), found, error in ended:
-            rows, failed = found or ([], {r.settings.label: str(error) for r in group})
+            rows, failed = found or ([], {r.settings.name: str(error) for r in group})
             if rows:
                 folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(folder / ".rows.lock"):  # several machines may share both folders
@@ -186,7 +187,7 @@ def train_group(
         students, diverged = error.trained, str(error)
     except Exception as error:
         if len(group) == 1:
-            return [], {group[0].settings.label: f"{type(error).__name__}: {error}"}
+            return [], {group[0].settings.name: f"{type(error).__name__}: {error}"}
         # alone, so that only what cannot be trained itself is missing
         alone = [train_group(plan, [run], root, folder) for run in group]
         failed = {arm: message for _, messages in alone for arm, message in messages.items()}
@@ -194,7 +195,7 @@ def train_group(
     trained = {student.settings: student for student in students}
     rows = []
     for run, s in wanted.items():
-        row = {"key": plan.key(run), "pair": pair, "arm": s.label, "seed": seed, "part": plan.part}
+        row = {"key": plan.key(run), "pair": pair, "arm": s.name, "seed": seed, "part": plan.part}
         fields = ("temperature", "ce_weight", "distill_weight", "learning_rate", "weight_decay")
         row |= {name: getattr(s, name) for name in (*fields, "epochs", "precision")}
         row |= measure(trained[s], data, plan.part) if s in trained else {"diverged": diverged}

@@ -121,7 +121,7 @@ def collect_outputs(
         found = one.settings
         rows.append(
             {
-                "method": "teacher" if one is teacher else one.label,
+                "method": "teacher" if one is teacher else one.name,
                 "temperature": np.nan if found.method == "ce" else found.temperature,
                 "distill_weight": np.nan if found.method == "ce" else found.distill_weight,
                 "seed": one.seed,

@@ -121,7 +121,7 @@ def teacher_settings(model: str, **changes) -> Settings:
     CIFAR networks: the recipe of the authors' code. ImageNet networks: torchdistill's, for DeiT
     cls_KD's, both assumed. ``changes`` override any field of ``Settings``.
     """
-    return Settings(model_name(model), **{"label": "teacher", **_recipe(model), **changes})
+    return Settings(model_name(model), **{"name": "teacher", **_recipe(model), **changes})
 
 
 def settings(
@@ -141,7 +141,7 @@ def settings(
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {tuple(METHODS)}")
     found = published_loss(teacher, student, method, mean_weight=mean_weight)
-    values = {**_recipe(student), **found, "label": METHODS[method], **changes}
+    values = {**_recipe(student), **found, "name": METHODS[method], **changes}
     unknown = [name for name in ("temperature", "distill_weight") if values.get(name) is None]
     if method != "ce" and unknown:
         words = " and ".join(unknown)
@@ -187,7 +187,7 @@ def combination(teacher: str, student: str, name: str, make: Callable[..., Term]
 
         make = partial(features.CRD, "fc:input", "fc:input", (64, 64), data.train.labels)
         objective = combination("resnet56", "resnet20", "CRD", make)
-        replace(settings("resnet56", "resnet20", "wttm"), method=objective, label="WTTM+CRD")
+        replace(settings("resnet56", "resnet20", "wttm"), method=objective, name="WTTM+CRD")
 
     Raises ``ValueError`` for a pair or name of which no weights are published.
     """

@@ -209,7 +209,7 @@ def load_teacher(name: str, weights: str | Path, num_classes: int) -> Trained:
         config, history, _ = runs.load_finished(folder, model)
         if config["settings"]["method"] == "ce":
             try:
-                recipe = Settings(**config["settings"], label="teacher")
+                recipe = Settings(**config["settings"], name="teacher")
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"{folder / 'config.json'} holds settings of another version or none "
@@ -258,7 +258,7 @@ def measure(row: TrainedPair, data: Dataset) -> pd.DataFrame:
         if one is row.teacher:
             method, measured = "teacher", evaluate(teacher_logits, data.test)
         else:
-            method, measured = one.label, evaluate(one, data.test, teacher=teacher_logits)
+            method, measured = one.name, evaluate(one, data.test, teacher=teacher_logits)
         if "test_accuracy" in one.history:
             # under autocast the history's last figure differs from this one's by rounding
             best = max(one.history["test_accuracy"].max(), measured["accuracy"])
@@ -309,7 +309,7 @@ def save_results(path: str | Path, row: TrainedPair, measured: pd.DataFrame, dat
 def save_note(path: str | Path, row: TrainedPair, data: Dataset) -> None:
     """Write how a row came about into the JSON file beside its results."""
     # how weights from a file were trained is not known
-    trained = {s.label: s.settings for s in (row.teacher, *row.students) if len(s.history)}
+    trained = {s.name: s.settings for s in (row.teacher, *row.students) if len(s.history)}
     environment = dict(runs.environment())
     home = re.compile(rf"(?<![^\s'=]){re.escape(str(Path.home()))}(?=[/\\])")
     environment["command"] = home.sub("~", environment["command"])
@@ -321,6 +321,6 @@ def save_note(path: str | Path, row: TrainedPair, data: Dataset) -> None:
             "model": row.teacher.settings.model,
             "weights": runs.weights_fingerprint(row.teacher.model),
         },
-        "settings": {label: vars(replace(s, label=label)) for label, s in trained.items()},
+        "settings": {name: vars(replace(s, name=name)) for name, s in trained.items()},
     }
     atomic_write(Path(path).with_suffix(".json"), json.dumps(note, indent=1))

@@ -61,7 +61,7 @@ def fine_tune(
         learning_rate=0.01,
         schedule="cosine",
         augmentation=data.train.augmentations[-1],
-        label="teacher",
+        name="teacher",
     )
     folder = folder or runs_folder(teacher_folder(data, name))
     return train_teacher(data, settings, seed=seed, folder=folder, start=start, **options)
@@ -93,7 +93,7 @@ def report(measured: pd.DataFrame, row: TrainedPair, data: Dataset) -> str:
     table = grouped[[name for name in MEASURES if name in shown]].mean().round(3)
     lines = [f"| network | seeds | parameters | {' | '.join(MEASURES[k] for k in table)} |"]
     lines += ["| --- " * (len(table.columns) + 3) + "|"]
-    networks = {one.label: one.model for one in row.students} | {"teacher": row.teacher.model}
+    networks = {one.name: one.model for one in row.students} | {"teacher": row.teacher.model}
     for method, values in table.iterrows():
         cells = ["" if pd.isna(x) else f"{x:g}" for x in values]
         size = f"{sum(p.numel() for p in networks[method].parameters()):,}"
@@ -115,7 +115,7 @@ def report(measured: pd.DataFrame, row: TrainedPair, data: Dataset) -> str:
             "",
             f"Made by `{here['command']}` on {here['started'][:10]} ({threads}).",
             "",
-            *_use(max(row.students, key=lambda one: right[one.label, one.seed]), data),
+            *_use(max(row.students, key=lambda one: right[one.name, one.seed]), data),
         ]
     )
 
@@ -134,19 +134,19 @@ def _use(student: Trained, data: Dataset) -> list[str]:
         file = file.relative_to(Path.cwd())
     scale = [[round(x, 5) for x in values] for values in (part.mean, part.std)]
     return [
-        f"## Ask the student {student.label}, seed {student.seed}",
+        f"## Ask the student {student.name}, seed {student.seed}",
         "",
         "```python",
         "import numpy as np",
         "import torch",
         steps,
-        "from ttm_lab.data.splits import read_picture",
+        "from ttm_lab.data.splits import read_image",
         "from ttm_lab.models import create_model, load_weights",
         "",
         f"classes = {list(data.class_names)}",
         f'network = create_model("{student.settings.model}", {data.num_classes})',
         f"network = load_weights(network, {str(file)!r}).eval()",
-        'picture = read_picture("new.jpg")',
+        'picture = read_image("new.jpg")',
         f"pixels = np.asarray({fit}, dtype=np.float32)",
         f"pixels = (pixels / 255 - {scale[0]}) / {scale[1]}",
         "with torch.no_grad():",

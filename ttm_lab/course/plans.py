@@ -33,11 +33,11 @@ SEARCHED_SEED = 100  # not among the seeds that are measured
 _TIMES = {"DKD": 5, "DIST": 12, "KD+STD": 3}
 
 
-def _arm(label: str, method: str, ce_weight=1.0, distill_weight=None, **changes) -> Settings:
+def _arm(name: str, method: str, ce_weight=1.0, distill_weight=None, **changes) -> Settings:
     values = {"epochs": 6, "precision": "bfloat16", "augmentation": "crop-flip", **changes}
     temperature = None if method == "ce" else TEMPERATURE
     loss = {"temperature": temperature, "ce_weight": ce_weight, "distill_weight": distill_weight}
-    return Settings("resnet8", method, label=label, **loss, **values)
+    return Settings("resnet8", method, name=name, **loss, **values)
 
 
 def arms(**changes) -> list[Settings]:
@@ -84,7 +84,7 @@ def kept_cifar100(folder: Path, pair: str, seed: int, root: str | None) -> tuple
 def _at_rates(settings: Sequence[Settings], rates: Sequence[float]) -> list[Settings]:
     """Each of the settings at each of the rates, for half of the epochs: a search."""
     return [
-        replace(arm, label=f"{arm.label}, lr {rate:g}", learning_rate=rate, epochs=3)
+        replace(arm, name=f"{arm.name}, lr {rate:g}", learning_rate=rate, epochs=3)
         for rate in rates
         for arm in settings
     ]
@@ -97,14 +97,14 @@ def _at_best_rates(
 
     Raises ``ValueError`` while rows of the search are missing from the folder ``results``.
     """
-    arm_of = {search.key(run): run.settings.label.split(", lr")[0] for run in search.runs}
+    arm_of = {search.key(run): run.settings.name.split(", lr")[0] for run in search.runs}
     rows = search.rows(results)
     if not set(arm_of) <= set(rows["key"]):
         raise ValueError(f"learning rates are searched first: ttm-lab plan {search.name} --execute")
     rows = rows.assign(arm=rows["key"].map(arm_of)).dropna(subset=["arm", "accuracy"])
     rows = rows.sort_values(["accuracy", "nll"], ascending=[False, True], kind="stable")
     rates = rows.drop_duplicates("arm").set_index("arm")["learning_rate"]
-    return [replace(arm, learning_rate=rates[arm.label]) for arm in settings]
+    return [replace(arm, learning_rate=rates[arm.name]) for arm in settings]
 
 
 def cifar100_2x2_rates() -> Plan:
@@ -133,7 +133,7 @@ def cifar100_methods_rates() -> Plan:
     settings = [
         one
         for arm in other_methods()
-        for one in _at_rates([arm], [rate / _TIMES[arm.label] for rate in (*RATES, 1.953125)])
+        for one in _at_rates([arm], [rate / _TIMES[arm.name] for rate in (*RATES, 1.953125)])
     ]
     return _on_cifar100("cifar100-methods-rates", settings, [SEARCHED_SEED], "validation")
 

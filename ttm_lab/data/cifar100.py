@@ -56,7 +56,7 @@ def read_folders(root: Path, files: Parts) -> Parts | None:
     """CIFAR-100 from class folders, or None where the pictures are not exactly CIFAR-100's.
 
     Gives images (N, 3, 32, 32) uint8 and labels (N,) int64 of each part, in the order of ``files``
-    (``list_pictures``). Decoded pictures are kept in ``cifar100-folders.npz`` in the data folder.
+    (``list_images``). Decoded pictures are kept in ``cifar100-folders.npz`` in the data folder.
     That file is believed while all picture files have the names, sizes and times that it was made
     from, and its pictures have CIFAR-100's checksum.
     """

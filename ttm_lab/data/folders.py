@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ttm_lab.data.splits import read_picture
+from ttm_lab.data.splits import read_image
 
 # Of each part its pictures, as paths below a root or as images (N, C, H, W), and its labels (N,).
 Parts = dict[str, tuple[np.ndarray | Tensor, Tensor]]
@@ -52,7 +52,7 @@ def find_parts(name: str, root: Path, test_share: float | None = None) -> dict[s
     return {"train": "train", "test": (there - {"train"}).pop()}
 
 
-def list_pictures(root: Path, sources: dict[str, str]) -> tuple[tuple[str, ...], Parts]:
+def list_images(root: Path, sources: dict[str, str]) -> tuple[tuple[str, ...], Parts]:
     """Class names, and per part the pictures' paths relative to ``root`` with their labels (N,).
 
     Which files are pictures, torchvision's ``ImageFolder`` says; hidden ones are left out, and
@@ -99,7 +99,7 @@ def list_pictures(root: Path, sources: dict[str, str]) -> tuple[tuple[str, ...],
 def typical_shape(root: Path, paths: np.ndarray) -> tuple[int, int]:
     """The medians of height and width, of a hundred pictures spread over all of ``paths``."""
     some = np.unique(np.linspace(0, len(paths) - 1, 100).astype(int))
-    shapes = [read_picture(root / paths[k]).size[::-1] for k in some]
+    shapes = [read_image(root / paths[k]).size[::-1] for k in some]
     return tuple(np.quantile(shapes, 0.5, axis=0, method="lower").tolist())
 
 
@@ -110,7 +110,7 @@ def read_all(root: Path, paths: np.ndarray, shape: tuple[int, int], part: str) -
     pictures = np.empty((len(paths), *shape, 3), np.uint8)
     bar = tqdm(paths, desc=f"read {part}", unit="file", leave=False, disable=None)
     for number, path in enumerate(bar):
-        picture = read_picture(root / path)
+        picture = read_image(root / path)
         if picture.size != shape[::-1]:
             picture = ImageOps.fit(picture, shape[::-1], Image.Resampling.BILINEAR)
         pictures[number] = np.asarray(picture)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttm_lab.data import cifar100
-from ttm_lab.data.folders import Parts, find_parts, layout, list_pictures, read_all, typical_shape
-from ttm_lab.data.splits import Dataset, FileSplit, Split, carve, normalisation
+from ttm_lab.data.folders import Parts, find_parts, layout, list_images, read_all, typical_shape
+from ttm_lab.data.splits import Dataset, FileSplit, Split, hold_out, normalization
 from ttm_lab.files import FileLock, downloads_folder, user_path
 
 # Our names for torchvision's classes, which know each address and checksum.
@@ -132,7 +132,7 @@ def load_dataset(
             from torchvision.transforms.v2.functional import resize  # slow to import
 
             pictures = resize(pictures, shape, antialias=True).expand(-1, 3, -1, -1).contiguous()
-        scale = scale or normalisation(pictures)  # of train, which comes first
+        scale = scale or normalization(pictures)  # of train, which comes first
         splits[part] = Split(pictures, labels, **scale)
     return Dataset(name, int(seed), class_names, **splits, indices=indices)
 
@@ -143,7 +143,7 @@ def _find(name: str, root: Path, validation: float | str, test_share: float | No
     if name in DOWNLOADS and not (name == "cifar100" and folders):
         train, test = _fetch(name, root)
         return name, tuple(train.classes), {"train": _tensors(train), "test": _tensors(test)}
-    class_names, files = list_pictures(root, find_parts(name, root, test_share))
+    class_names, files = list_images(root, find_parts(name, root, test_share))
     if name == "cifar100":
         images = cifar100.read_folders(root, files)
         if images is not None:
@@ -171,7 +171,7 @@ def _draw_parts(sources: Parts, shares: dict, seed: int, class_names: tuple[str,
             if share == "listed":
                 rest, drawn = cifar100.listed_validation(images, labels)
             else:
-                rest, drawn = carve(labels[pool], share, seed, class_names, part)
+                rest, drawn = hold_out(labels[pool], share, seed, class_names, part)
             indices |= {"train": pool[rest], part: pool[drawn]}
     return {part: indices[part] for part in ("train", "validation", "test")}
 
@@ -192,7 +192,7 @@ def _digits(seed: int, size: int | None) -> Dataset:
     if size is not None:
         images = F.interpolate(images, size=(size, size), mode="bilinear").clamp(0, 1)
         images = images.mul(255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-        scale = normalisation(images[train])
+        scale = normalization(images[train])
     splits = {part: Split(images[i], labels[i], **scale) for part, i in indices.items()}
     return Dataset("digits", seed, tuple("0123456789"), **splits, indices=indices)
 

@@ -77,7 +77,7 @@ class Split:
         augmentation: str = "none",
         seed: int = 0,
         start: int = 0,
-        share: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ) -> Iterator[Tensor]:
         """What ``batches`` gives, as whole numbers (B,) that ``take`` makes images of.
 
@@ -89,11 +89,11 @@ class Split:
             pixels of 32; black comes in), ``"crop-flip"`` also mirrors every second one.
         seed: batch k is augmented from ``seed + k``, whatever was asked for before.
         start: the first batch to give.
-        share: ``(k, n)`` gives picture k, k + n, ... of each batch, for process k of n; a batch
+        shard: ``(k, n)`` gives picture k, k + n, ... of each batch, for process k of n; a batch
             with fewer than n pictures, at the end, is given whole.
         """
         count, moves = self.count_views(augmentation), _moves(*self.images.shape[-2:])
-        for step, batch, mine in _numbered_batches(len(self), batch_size, order, start, share):
+        for step, batch, mine in _numbered_batches(len(self), batch_size, order, start, shard):
             view, size = 0, (len(batch),)
             generator = torch.Generator().manual_seed(seed + step)
             if augmentation != "none":
@@ -145,13 +145,13 @@ def _moves(height: int, width: int) -> tuple[int, int]:
     return 2 * (height // 8) + 1, 2 * (width // 8) + 1
 
 
-def _numbered_batches(count: int, batch_size: int, order=None, start: int = 0, share=(0, 1)):
-    """Each batch's number, from ``start`` on, its positions, and which of them the share has."""
+def _numbered_batches(count: int, batch_size: int, order=None, start: int = 0, shard=(0, 1)):
+    """Each batch's number, from ``start`` on, its positions, and which of them the shard has."""
     order = torch.arange(count) if order is None else order.cpu()
     for number, batch in enumerate(order.split(batch_size)):
         if number >= start and len(batch):
-            whole = len(batch) < share[1]
-            yield number, batch, slice(None) if whole else slice(share[0], None, share[1])
+            whole = len(batch) < shard[1]
+            yield number, batch, slice(None) if whole else slice(shard[0], None, shard[1])
 
 
 def _crop(pixels: Tensor, view: Tensor, flip: bool) -> Tensor:
@@ -205,7 +205,7 @@ class FileSplit:
     ) -> Batches:
         """As ``Split.batches``, decoded by ``workers`` processes ahead of need.
 
-        ``options`` are the ``order``, ``start`` and ``share`` of ``Split.views``.
+        ``options`` are the ``order``, ``start`` and ``shard`` of ``Split.views``.
 
         augmentation: ``"resized-crop-flip"`` is torchvision's RandomResizedCrop and mirrors every
             second picture; ``"none"`` scales the shorter side to 8/7 of ``size`` (256 for 224) and
@@ -220,7 +220,7 @@ class FileSplit:
                 yield [(position, seed + step, number) for number, position in numbered]
 
         loader = torch.utils.data.DataLoader(
-            _Pictures(self, augmentation != "none"),
+            _Images(self, augmentation != "none"),
             batch_sampler=keys(),
             num_workers=min(self.workers, len(batches)),
             pin_memory=torch.device(self.device).type == "cuda",
@@ -245,7 +245,7 @@ class FileSplit:
         digest.update(self.labels.cpu().numpy().tobytes())
 
 
-class _Pictures(torch.utils.data.Dataset):
+class _Images(torch.utils.data.Dataset):
     """What the loader's processes hold: the pixels (H, W, C) uint8 of one picture, and its label.
 
     A key is the picture's position, its batch's random seed, and its number in that batch.
@@ -263,7 +263,7 @@ class _Pictures(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         position, seed, number = key
-        picture = read_picture(self.root / self.paths[position])
+        picture = read_image(self.root / self.paths[position])
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed takes half a millisecond
             torch.default_generator.manual_seed(hash_seed(seed, number))
@@ -271,7 +271,7 @@ class _Pictures(torch.utils.data.Dataset):
         return pixels.permute(1, 2, 0), self.labels[position]  # Pillow's and the resizing's layout
 
 
-def read_picture(path: Path):
+def read_image(path: Path):
     """A picture file as an RGB ``PIL.Image``, upright, transparent pixels on white.
 
     Raises ``ValueError`` naming a file that cannot be decoded, or holds more than 8 bits of grey.
@@ -293,7 +293,7 @@ def read_picture(path: Path):
         raise ValueError(f"{path} cannot be decoded ({error}): replace or remove it") from error
 
 
-def normalisation(images: Tensor) -> dict[str, tuple[float, ...]]:
+def normalization(images: Tensor) -> dict[str, tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 images (N, C, H, W), scaled to 0..1.
 
     A standard deviation below one grey level, 1/255, is replaced by that.
@@ -306,7 +306,7 @@ def normalisation(images: Tensor) -> dict[str, tuple[float, ...]]:
     return {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
 
 
-def carve(
+def hold_out(
     labels: Tensor, share: float, seed: int, class_names: tuple[str, ...], name: str = "validation"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions to train on, and a ``share`` of all for part ``name``, with equal class shares.
