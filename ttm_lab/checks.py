@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ttm_lab import distributed
 from ttm_lab.data import Dataset, FileSplit
 from ttm_lab.models import logits_of
-from ttm_lab.objectives import Output, label_of, recorded
+from ttm_lab.objectives import Output, name_of, recorded
 from ttm_lab.settings import Settings
 from ttm_lab.teacher import Teacher
 
@@ -79,7 +79,7 @@ def check_objective(student, teacher: Teacher | None, data: Dataset) -> None:
         terms, reason = {"": None}, f" ({error})"
     if not all(isinstance(t, Tensor) and t.ndim == 0 for t in terms.values()):
         raise ValueError(
-            f"method={label_of(settings.method)} must take (student_logits, teacher_logits, labels)"
+            f"method={name_of(settings.method)} must take (student_logits, teacher_logits, labels)"
             f" and return a tensor with one number{reason}; the package's losses also go by their "
             "names, such as method='wttm'"
         )

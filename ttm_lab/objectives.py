@@ -225,16 +225,16 @@ def make_objective(
     return Objective(terms)
 
 
-def label_of(method) -> str:
+def name_of(method) -> str:
     """A method's name for tables and run folders."""
     if isinstance(method, str):
         return method.upper() if method in ("ce", *METHODS) else method
     if isinstance(method, Term) and getattr(method, "name", None):
         return method.name
     if isinstance(method, LogitTerm):
-        return label_of(method.loss)
+        return name_of(method.loss)
     if isinstance(method, StandardizedLoss):
-        return f"{label_of(method.loss)}+STD"
+        return f"{name_of(method.loss)}+STD"
     if isinstance(method, _LOSSES):
         return type(method).__name__.removesuffix("Loss")
     return getattr(method, "__qualname__", None) or type(method).__qualname__
@@ -280,7 +280,7 @@ def _takes_labels(loss: Callable) -> bool:
 def _named(term: LogitTerm | FeatureTerm):
     if not term.name:
         raise ValueError(
-            f"{label_of(term.loss)} has no name of its own, so its run could not be told from "
+            f"{name_of(term.loss)} has no name of its own, so its run could not be told from "
             f"others: write {type(term).__name__}(..., name=..., and the values that change it), "
             "or pass folder=None"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ttm_lab.data import FileSplit, Split
-from ttm_lab.objectives import METHODS, Objective, Term, label_of
+from ttm_lab.objectives import METHODS, Objective, Term, name_of
 
 _CHOICES = {
     "schedule": ("steps", "cosine"),
@@ -128,7 +128,7 @@ class Settings:
         if not all(0 < f <= 1 for f in fractions):
             raise ValueError(f"decay_at={self.decay_at} must be fractions of the epochs")
         if not self.name:
-            object.__setattr__(self, "name", label_of(method))
+            object.__setattr__(self, "name", name_of(method))
 
     def steps(self, images: int) -> int:
         """How many steps of the optimizer a training with so many images takes."""

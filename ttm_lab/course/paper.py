@@ -18,7 +18,7 @@ from ttm_lab.data import Dataset
 from ttm_lab.files import read_table
 from ttm_lab.losses import WTTMLoss
 from ttm_lab.models import model_name
-from ttm_lab.objectives import CrossEntropy, Objective, Term, label_of
+from ttm_lab.objectives import CrossEntropy, Objective, Term, name_of
 from ttm_lab.probability import power_sum, temperature_softmax
 from ttm_lab.training import Settings, Trained
 
@@ -53,7 +53,7 @@ _DEIT = {
 # How the table of settings calls the one KD file that torchdistill has for ImageNet.
 _TORCHDISTILL_KD = "library default of torchdistill (KD config)"
 
-METHODS = {name: label_of(name) for name in ("ce", *objectives.METHODS)}
+METHODS = {name: name_of(name) for name in ("ce", *objectives.METHODS)}
 
 # Paper, Fig. 1: T, lambda, and beta = lambda T / (1 - lambda) by Eq. 19.
 TEMPERATURE, KD_WEIGHT, TTM_WEIGHT = 4.0, 0.9, 36.0
