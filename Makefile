@@ -69,7 +69,8 @@ test-recipes: setup
 	    echo "$$made_from" > .venv-recipes/made-from; \
 	fi
 	@TTM_LAB_RECIPES=1 OMP_NUM_THREADS=1 $(RECIPES) -m pytest -n auto --maxprocesses 2 \
-	    --durations 5 tests/test_recipes.py $(ARGS)
+	    --durations 5 tests/test_recipes.py tests/test_features.py \
+	    tests/test_torchdistill.py $(ARGS)
 
 bench: setup
 	@$(VENV_PYTHON) benchmarks/losses.py $(ARGS)

@@ -87,3 +87,9 @@ def test_the_library_without_the_course_is_thin():
     library = [path for path in SOURCES if PACKAGE / "course" not in path.parents]
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in library)
     assert lines < LIMIT, f"{lines:,} lines: what can go?"
+
+
+def test_a_library_module_has_a_test_file_of_its_name():
+    rooms = {name for names in FLOORS for name in names} - {"course", "__main__"}
+    missing = [name for name in rooms if not Path(__file__).with_name(f"test_{name}.py").exists()]
+    assert not missing

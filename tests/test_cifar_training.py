@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from ttm_lab import training
 from ttm_lab.analysis import evaluate
-from ttm_lab.data import Dataset, Split, load_dataset
+from ttm_lab.data import Dataset, load_dataset
 from ttm_lab.data.splits import hash_seed
 from ttm_lab.models import create_model
 from ttm_lab.training import Settings, distill, distill_many, train_teacher
@@ -209,36 +209,3 @@ def test_without_a_validation_part_everything_trains_and_test_can_be_followed(da
     direct = evaluate(tracked, data.test, teacher=teacher, temperature=4.0)
     for name in ("accuracy", "entropy", "confidence", "divergence"):
         assert last[f"test_{name}"] == pytest.approx(direct[name], rel=1e-4, abs=1e-6)
-
-
-def test_learning_rates_of_cosine_and_warm_up():
-    settings = student(epochs=10, schedule="cosine", warmup_epochs=2, learning_rate=0.4)
-    rates = [settings.learning_rate_at(epoch) for epoch in range(10)]
-    assert rates[:3] == pytest.approx([0.2, 0.4, 0.4])
-    assert rates[6] == pytest.approx(0.2)  # half-way down
-    assert rates[2:] == sorted(rates[2:], reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"augmentation": "rotate"}, r"augmentation='rotate' must be one of"),
-        ({"precision": "float16"}, r"precision='float16' must be one of"),
-        ({"optimizer": "adam"}, r"optimizer='adam' must be one of"),
-        ({"schedule": "linear"}, r"schedule='linear' must be one of"),
-        ({"warmup_epochs": -1}, r"warmup_epochs=-1 must be zero or positive"),
-        ({"track_test": "yes"}, r"track_test='yes' must be one of"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
-        student(**changes)
-
-
-def test_what_does_not_fit_the_pictures_is_refused_before_training(data):
-    with pytest.raises(ValueError, match=r"'resized-crop-flip' does not fit digits.*'crop-flip'"):
-        train_teacher(data, Settings("resnet8", augmentation="resized-crop-flip"), progress=False)
-    with pytest.raises(ValueError, match=r"resnet8 does not take the pictures of digits, \(1, 8,"):
-        train_teacher(load_dataset("digits"), Settings("resnet8"), progress=False)
-    with pytest.raises(ValueError, match="uint8 images come with mean and std"):
-        Split(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))

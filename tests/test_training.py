@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from lab import device_without_float64
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import GoogLeNetOutputs
@@ -83,13 +82,6 @@ def test_one_step_is_sgd_on_the_formula(data, teacher, method):
         found = dict(got.model.named_parameters())[name]
         assert torch.allclose(found.double(), expected, atol=1e-6)
     assert got.history["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
-
-
-def test_the_schedule_is_the_papers():
-    settings = student(epochs=240, learning_rate=0.05)
-    rates = [settings.learning_rate_at(epoch) for epoch in range(240)]  # epoch 0 is the first
-    expected = [0.05] * 150 + [0.005] * 30 + [0.0005] * 30 + [0.00005] * 30
-    assert np.allclose(rates, expected)
 
 
 def test_in_company_each_student_is_what_it_is_alone(data, teacher):
@@ -259,74 +251,6 @@ def test_answers_that_are_no_logits_are_refused_before_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_last_batch_of_one_is_refused_only_where_batch_norm_meets_it(
-    data, teacher, monkeypatch, tmp_path
-):
-    def with_batch_norm(name, num_classes, *, seed):
-        layers = [create_model(name, 32, seed=seed), nn.BatchNorm1d(32), nn.Linear(32, 10)]
-        return nn.Sequential(*layers)
-
-    one_left = student(batch_size=149, epochs=1)
-    alone = distill(teacher, data, one_left, progress=False)  # no batch norm: nothing to refuse
-    assert len(alone.history) == 1
-    monkeypatch.setattr(training, "create_model", with_batch_norm)
-    for size in (149, 1):
-        words = f"cnn_small in training .*more than 1 value.*batch_size={size} makes a batch of one"
-        settings = student(batch_size=size, epochs=1)
-        with pytest.raises(ValueError, match=words):
-            distill(teacher, data, settings, folder=tmp_path, progress=False)
-    assert not list(tmp_path.iterdir())
-    for fits in ({"batch_size": 148}, {"batch_size": 149, "max_steps": 1}):
-        settings = student(epochs=1, **fits)
-        got = distill(teacher, data, settings, progress=False)
-        state = got.model.state_dict()
-        # trying it out before has not moved batch norm
-        assert state["1.num_batches_tracked"] == (1 if "max_steps" in fits else 2)
-
-
-def test_training_needs_no_float64_on_the_device(data, teacher, tmp_path, monkeypatch):
-    """Sums of metrics are float64, but not there: mps has none. A resume point holds them, too."""
-    settings = [student(m, track_test=True) for m in ("ce", "kd", "ttm", "wttm", "dkd", "dist")]
-    settings += [student("wttm", remember=True, precision="bfloat16", optimizer="adamw")]
-    expected = distill_many(teacher, data, settings, progress=False)
-    monkeypatch.setattr(
-        training.Meter, "BLOCK", 2
-    )  # metrics and resume points in the midst of epochs
-    monkeypatch.setattr(training.Clock, "due", lambda self: True)
-
-    def die(self, epoch, held_out):
-        raise KeyboardInterrupt
-
-    options = {"folder": tmp_path, "progress": False}
-    with device_without_float64():
-        with monkeypatch.context() as patch:
-            patch.setattr(training.Student, "end_epoch", die)
-            with pytest.raises(KeyboardInterrupt):
-                distill_many(teacher, data, settings, **options)
-        assert list(tmp_path.rglob("step-*2.pt"))
-        got = distill_many(teacher, data, settings, **options)
-    for one, other in zip(expected, got, strict=True):
-        assert same_weights(one.model, other.model)
-        pd.testing.assert_frame_equal(one.history, other.history, rtol=1e-12)
-
-
-def test_masked_classes_below_temperature_one_do_not_look_diverged(data):
-    """finfo.min / T is -inf there, and times a probability of 0 not a number."""
-
-    class Masked(nn.Module):
-        def forward(self, images):
-            logits = images.flatten(1)[:, :10].cumsum(-1).clone()
-            logits[:, 9] = torch.finfo(logits.dtype).min
-            return logits
-
-    got = distill(Masked(), data, student("ttm", temperature=0.5), progress=False)
-    assert np.isfinite(got.history).all(axis=None)
-    direct = evaluate(got, data.validation, teacher=Masked(), temperature=0.5)
-    assert got.history.iloc[-1]["validation_divergence"] == pytest.approx(
-        direct["divergence"], 1e-5
-    )
-
-
 def test_learning_works_at_all(data, teacher):
     settings = student("ttm", epochs=30, learning_rate=0.05)
     assert evaluate(distill(teacher, data, settings, progress=False), data.test)["accuracy"] > 0.5
@@ -346,39 +270,6 @@ def test_one_that_diverges_alone_ends_the_training(data, teacher):
     with pytest.raises(Diverged, match=r"wild, seed 0: loss nan in epoch 1") as caught:
         distill(teacher, data, wild, progress=False)
     assert caught.value.trained == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"method": "kdd"}, r"method='kdd' must be one of"),
-        ({"temperature": None}, r"temperature must be given for method='wttm'"),
-        ({"temperature": 0.0}, r"temperature=0.0 must be positive"),
-        ({"distill_weight": -1.0}, r"distill_weight=-1.0 must be zero or positive"),
-        ({"learning_rate": float("nan")}, r"learning_rate=nan must be positive"),
-        ({"epochs": 0}, r"epochs=0 must be positive"),
-        ({"epochs": 1.5}, r"epochs=1.5 must be a whole number"),
-        ({"decay_at": (150,)}, r"decay_at=\(150.0,\) must be fractions"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
-        student(**changes)
-
-
-def test_what_does_not_fit_is_refused_before_training(data, teacher):
-    with pytest.raises(ValueError, match=r"teacher gives logits \(1, 7\).*num_classes=10"):
-        distill(create_model("cnn_large", 7), data, student(), progress=False)
-    broken = create_model("cnn_large", 10)
-    nn.init.constant_(broken.classifier.bias, float("nan"))
-    with pytest.raises(ValueError, match="teacher gives logits that are not finite"):
-        distill(broken, data, student(), progress=False)
-    with pytest.raises(TypeError, match="must be a network or Trained, got str"):
-        distill("resnet56", data, student(), progress=False)
-    with pytest.raises(ValueError, match="must each be different"):
-        distill_many(teacher, data, [student(), student()], progress=False)
-    with pytest.raises(ValueError, match="a teacher learns from labels"):
-        train_teacher(data, student("kd"), progress=False)
 
 
 # Run folders
@@ -479,44 +370,6 @@ def test_numpy_numbers_give_the_run_of_plain_ones(data, teacher, tmp_path):
     assert got[0].folder.exists()
     with pytest.raises(ValueError, match=r"seed=1.5 must be a whole number"):
         distill(teacher, data, plain, seed=1.5, progress=False)
-
-
-@pytest.mark.parametrize("kind", [np.bool_, np.int8, np.float16, np.longdouble, np.str_])
-def test_settings_of_numpy_kinds_are_plain_ones_or_refused(kind):
-    """Equal settings have one identity; a kind that does not fit a field is named."""
-    plain = student("kd", precision="float32")
-    values = {
-        np.bool_: {"track_test": np.True_, "remember": 1},
-        np.int8: {"temperature": np.int8(16), "epochs": np.array(2, np.int8)},
-        np.float16: {"temperature": np.float16(0.5), "decay_at": np.array([0.5], np.float16)},
-        np.longdouble: {"temperature": np.longdouble(4)},
-        np.str_: {"precision": np.str_("float32")},
-    }[kind]
-    got = replace(plain, **values)
-    for name, value in vars(got).items():
-        assert type(value) in (str, bool, int, float, tuple, type(None)), name
-    assert json.loads(json.dumps(vars(got))) == {**vars(got), "decay_at": [*got.decay_at]}
-    with pytest.raises(ValueError, match=r"epochs=.* must be a whole number"):
-        replace(plain, epochs=np.float64(2))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"temperature": "4"}, "temperature='4' must be a number"),
-        ({"temperature": True}, "temperature=True must be a number"),
-        ({"temperature": 10**400}, "temperature=10+ must be a number"),
-        ({"learning_rate": np.zeros(2)}, "learning_rate=array.* must be a number"),
-        ({"learning_rate": np.datetime64("2020")}, "learning_rate=.*date.* must be a number"),
-        ({"decay_at": 0.5}, "decay_at=0.5 must be several numbers"),
-        ({"decay_at": ("half",)}, "decay_at='half' must be a number"),
-        ({"epochs": 10**24}, "epochs=10+ must be less than 9223372036854775808"),
-        ({"batch_size": 2**70}, "batch_size=.* must be less than"),
-    ],
-)
-def test_settings_of_another_kind_are_refused_by_name(changes, words):
-    with pytest.raises(ValueError, match=words):
-        student(**changes)
 
 
 def test_teachers_that_differ_in_structure_alone_are_told_apart(data, tmp_path):

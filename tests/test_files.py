@@ -1,8 +1,10 @@
-"""Where data and runs lie, as people write paths."""
+"""Where data and runs lie, as people write paths; files are written whole, tables come back."""
 
+import errno
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
@@ -14,7 +16,14 @@ from ttm_lab.course.outputs import Outputs
 from ttm_lab.course.paper_rows import weights_file
 from ttm_lab.course.teachers import fetch_teacher
 from ttm_lab.data import load_dataset
-from ttm_lab.files import atomic_write, downloads_folder, find_root, runs_folder, user_path
+from ttm_lab.files import (
+    atomic_write,
+    downloads_folder,
+    find_root,
+    read_table,
+    runs_folder,
+    user_path,
+)
 from ttm_lab.models import create_model, load_weights
 from ttm_lab.teacher_cache import TeacherCache
 
@@ -89,3 +98,41 @@ def test_the_home_of_an_unknown_user_is_refused(home, capsys):
         user_path("~nobody-of-that-name/x")
     assert cli.main(["fetch-teacher", "resnet56", "--folder=~nobody-of-that-name/x"]) == 2
     assert "write the whole path" in capsys.readouterr().err
+
+
+def test_atomic_write_leaves_the_old_file_when_the_disk_fails(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "file.txt"
+    atomic_write(path, "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as the system does: no name
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device.*file\.txt"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_file_systems_that_cannot_sync_are_written_to_all_the_same(tmp_path, monkeypatch):
+    def refuse(number):
+        def fsync(_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    for number in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+        refuse(number)
+        atomic_write(tmp_path / "file", str(number))
+        assert (tmp_path / "file").read_text() == str(number)
+    refuse(errno.EIO)  # a failing disk is no such file system
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        atomic_write(tmp_path / "file", "lost")
+    assert (tmp_path / "file").read_text() == str(errno.ENOSYS)
+
+
+def test_tables_come_back_bit_by_bit(tmp_path):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"n": range(5000), "x": np.exp(random.normal(0, 20, 5000))})
+    atomic_write(tmp_path / "t.csv", table.to_csv(index=False))
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t.csv"), table, check_exact=True)
