@@ -44,12 +44,12 @@ def opening(name, *arguments):
 """
 PICTURES = "logits, data.train.labels, data.class_names, data.train.images"
 CALLS = {
-    "path": "",
+    "temperature_path": "",
     "temperature": PICTURES,
     "triangle": "",
     "arrows": "",
     "decomposition": "",
-    "weights": PICTURES,
+    "sample_weights": PICTURES,
     "students": "outputs",
 }
 WATCH = """box => {

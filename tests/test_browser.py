@@ -74,7 +74,7 @@ def entropy(p):
     return stats.entropy(p, axis=-1)
 
 
-def path(given, T, first, second):
+def temperature_path(given, T, first, second):
     v = np.array([first, second, 0.0])
     p, p_t = special.softmax(v), special.softmax(v / T)
     names = ", ".join(given.get("class_names", "719"))
@@ -147,7 +147,7 @@ def decomposition(given, T, sharpness, used):
     }
 
 
-def weights(given, T):
+def sample_weights(given, T):
     p = special.softmax(np.asarray(given["logits"], dtype=float), -1)
     u = np.sum(p ** (1 / T), axis=-1)
     return {
@@ -414,12 +414,12 @@ class Explorer:
 EXPECTED = {
     function.__name__: function
     for function in (
-        path,
+        temperature_path,
         temperature,
         arrows,
         triangle,
         decomposition,
-        weights,
+        sample_weights,
         students,
         transfer,
         compression,

@@ -105,7 +105,7 @@ def test_links_lead_somewhere():
 def test_teaching_names_sections_explorers_and_commands_that_exist():
     text = PAGES["teaching"]
     explorers = set(re.findall(r"`explore\.(\w+)", text))
-    assert {"path", "temperature", "triangle", "decomposition", "weights"} <= explorers
+    assert {"temperature_path", "temperature", "triangle", "sample_weights"} <= explorers
     assert all(callable(getattr(explore, name)) for name in explorers)
     for number, title in re.findall(r"\bnb (\d), \*(.+?)\*", text):
         (name,) = [name for name in NOTEBOOKS if name.startswith(f"0{number}")]

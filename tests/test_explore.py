@@ -103,9 +103,9 @@ def test_pyplot_does_not_know_the_pictures(teacher, monkeypatch):
         return draw(figure, **options)
 
     monkeypatch.setattr(figures, "to_png", to_png)
-    for make in (explore.path, explore.arrows, explore.triangle, explore.decomposition):
+    for make in (explore.temperature_path, explore.arrows, explore.triangle, explore.decomposition):
         make()
-    for make in (explore.temperature, explore.weights):
+    for make in (explore.temperature, explore.sample_weights):
         make(*teacher)
     explore.students(outputs())
     explore.corruption(
@@ -149,7 +149,7 @@ def test_buttons_go_to_the_most_and_least_certain_picture(teacher):
     assert controls(box)["picture"].value == top.argmax()
 
 
-@pytest.mark.parametrize("make", [explore.temperature, explore.weights])
+@pytest.mark.parametrize("make", [explore.temperature, explore.sample_weights])
 def test_colour_pictures_and_none_are_shown_and_a_wrong_count_is_named(teacher, make):
     logits, labels, names, _ = teacher
     colour = np.zeros((30, 3, 32, 32), dtype=np.uint8)
@@ -191,7 +191,7 @@ def test_the_terms_add_up_with_the_right_entropy_only():
 
 
 def test_weights_are_power_sums(teacher):
-    box = explore.weights(*teacher)
+    box = explore.sample_weights(*teacher)
     for T in (1.0, 4.0, 64.0):
         controls(box)["temperature T"].value = T
         U = np.sum(special.softmax(teacher[0], -1) ** (1 / T), axis=-1)
@@ -241,9 +241,9 @@ def test_names_with_markup_or_dollars_stay_text(teacher, monkeypatch):
     monkeypatch.setattr(figures, "to_png", to_png)
     logits, labels, _, images = teacher
     few = (logits[:, :3], labels % 3, names)
-    boxes = [make(names) for make in (explore.path, explore.arrows, explore.triangle)]
+    boxes = [make(names) for make in (explore.temperature_path, explore.arrows, explore.triangle)]
     boxes += [explore.temperature(*few), explore.temperature(*few, images)]
-    boxes += [explore.weights(*few), explore.weights(*few, images)]
+    boxes += [explore.sample_weights(*few), explore.sample_weights(*few, images)]
     made = outputs()
     made.models["method"] = made.models["method"].replace({"KD": names[0], "TTM": names[1]})
     boxes.append(explore.students(made))

@@ -24,9 +24,17 @@ TEXTS = {
     "letters": (list("tell me a tale"[:12]), LOGITS),
     "words": (["a ", "\n", "toy"], LOGITS[:3]),
 }
-GIVEN = {"temperature": TEACHER, "weights": TEACHER, "students": outputs()}
+GIVEN = {"temperature": TEACHER, "sample_weights": TEACHER, "students": outputs()}
 GIVEN |= {"tokens": {"texts": TEXTS}}
-KINDS = ["path", "temperature", "arrows", "triangle", "decomposition", "weights", "students"]
+KINDS = [
+    "temperature_path",
+    "temperature",
+    "arrows",
+    "triangle",
+    "decomposition",
+    "sample_weights",
+    "students",
+]
 KINDS += ["tokens"]
 
 
@@ -57,7 +65,7 @@ def chromium():
 
 def test_only_a_batch_draws_frames(monkeypatch):
     monkeypatch.delenv("TTM_LAB_PAGES", raising=False)
-    assert "text/html" not in explore.path()._repr_mimebundle_()
+    assert "text/html" not in explore.temperature_path()._repr_mimebundle_()
 
 
 @pytest.mark.parametrize("explorer", KINDS, indirect=True)
@@ -105,7 +113,7 @@ def value(control, words):
     return text if isinstance(control.value, str) else float(text)
 
 
-@pytest.mark.parametrize("explorer", ["path"], indirect=True)
+@pytest.mark.parametrize("explorer", ["temperature_path"], indirect=True)
 def test_without_scripts_the_opening_picture_stands(explorer, chromium):
     page = chromium.new_page(java_script_enabled=False)
     page.goto(explorer[-1].as_uri())
@@ -117,7 +125,7 @@ def test_without_scripts_the_opening_picture_stands(explorer, chromium):
 def test_all_frames_of_an_explorer_take_less_than_a_megabyte(monkeypatch):
     """Where its figure is heavy, too: photographs without order, the most there can be."""
     monkeypatch.setenv("TTM_LAB_PAGES", "1")
-    box = explore.weights(**TEACHER)
+    box = explore.sample_weights(**TEACHER)
     assert len(box._repr_mimebundle_()["text/html"]) < 1e6
 
 

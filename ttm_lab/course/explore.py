@@ -263,7 +263,7 @@ def _listed(p) -> str:
 # Notebook 1
 
 
-def path(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
+def temperature_path(class_names: Sequence[str] = ("7", "1", "9")) -> widgets.VBox:
     """Three classes, their logits and a temperature to move: bars, triangle and entropy follow."""
     temperatures = np.geomspace(0.05, 100, 121)
 
@@ -517,7 +517,7 @@ def decomposition(teacher_logits=(4.0, 2.0, 0.0), student_logits=(0.0, 1.0, 2.5)
 # Notebook 4
 
 
-def weights(logits, labels, class_names: Sequence[str], images=None) -> widgets.VBox:
+def sample_weights(logits, labels, class_names: Sequence[str], images=None) -> widgets.VBox:
     """A temperature to move: the WTTM weights of a teacher's outputs, and who weighs most.
 
     Arguments as for ``temperature``; without ``images`` their captions stand alone.

@@ -68,20 +68,24 @@ def load_dataset(
     never held in memory; a number of classes other than 1000 is allowed with a warning. Pictures
     that stay in files are normalised by the constants of torchvision's pretrained networks.
 
-    seed: draws the validation part; the same seed gives the same parts on every machine.
-    validation: share of the training pictures that becomes the validation part, with the classes
-        in equal shares; 0 leaves it empty. The test part is never touched. The digits have their
-        fixed shares, and a folder with ``val`` and ``test`` has its own validation part.
-        ``"listed"`` holds out, of CIFAR-100 alone, the same 5,000 pictures whatever their source
-        and the seed: the 50 of each class whose SHA-256 (label byte, then pixels) is smallest.
-    workers: processes that decode picture files (default: one per CPU core, at most 8).
-    test_share: of a folder ``root/<class>/`` or ``root/train/<class>/`` without a test part,
-        ``seed`` draws this share of each class for it.
+    Args:
+        name, root, size: as above.
+        seed: draws the validation part; the same seed gives the same parts on every machine.
+        validation: share of the training pictures that becomes the validation part, with the
+            classes in equal shares; 0 leaves it empty. The test part is never touched. The digits
+            have their fixed shares, a folder with ``val`` and ``test`` its own validation part.
+            ``"listed"`` holds out, of CIFAR-100 alone, the same 5,000 pictures whatever their
+            source and the seed: the 50 of each class whose SHA-256 (label byte, then pixels) is
+            smallest.
+        workers: processes that decode picture files (default: one per CPU core, at most 8).
+        test_share: of a folder ``root/<class>/`` or ``root/train/<class>/`` without a test part,
+            ``seed`` draws this share of each class for it.
 
-    Raises ``ValueError`` for an argument out of range, pictures that do not fit the layout or that
-    cannot be decoded (those in memory here, others when their batch comes), and
-    ``FileNotFoundError`` for a folder that is not there. Where a download fails,
-    ``ConnectionError`` says which file to put where.
+    Raises:
+        ValueError: an argument out of range, pictures that do not fit the layout or that cannot be
+            decoded (those in memory here, others when their batch comes).
+        FileNotFoundError: a folder that is not there.
+        ConnectionError: a download failed; it says which file to put where.
     """
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r} must be a whole number from 0 to 4294967295")

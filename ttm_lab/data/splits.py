@@ -84,13 +84,15 @@ class Split:
         View v of picture i is ``i * count_views(augmentation) + v``; equal numbers are equal
         images, bit for bit.
 
-        order: positions to take (default: all, as they stand); the last batch may be smaller.
-        augmentation: ``"crop"`` moves each picture at random by up to an eighth of its size (4
-            pixels of 32; black comes in), ``"crop-flip"`` also mirrors every second one.
-        seed: batch k is augmented from ``seed + k``, whatever was asked for before.
-        start: the first batch to give.
-        shard: ``(k, n)`` gives picture k, k + n, ... of each batch, for process k of n; a batch
-            with fewer than n pictures, at the end, is given whole.
+        Args:
+            batch_size: pictures a batch; the last one may be smaller.
+            order: positions to take (default: all, as they stand).
+            augmentation: ``"crop"`` moves each picture at random by up to an eighth of its size (4
+                pixels of 32; black comes in), ``"crop-flip"`` also mirrors every second one.
+            seed: batch k is augmented from ``seed + k``, whatever was asked for before.
+            start: the first batch to give.
+            shard: ``(k, n)`` gives picture k, k + n, ... of each batch, for process k of n; a batch
+                with fewer than n pictures, at the end, is given whole.
         """
         count, moves = self.count_views(augmentation), _moves(*self.images.shape[-2:])
         for step, batch, mine in _numbered_batches(len(self), batch_size, order, start, shard):
@@ -205,11 +207,12 @@ class FileSplit:
     ) -> Batches:
         """As ``Split.batches``, decoded by ``workers`` processes ahead of need.
 
-        ``options`` are the ``order``, ``start`` and ``shard`` of ``Split.views``.
-
-        augmentation: ``"resized-crop-flip"`` is torchvision's RandomResizedCrop and mirrors every
-            second picture; ``"none"`` scales the shorter side to 8/7 of ``size`` (256 for 224) and
-            cuts out the middle.
+        Args:
+            batch_size, seed: as ``Split.views`` has them.
+            augmentation: ``"resized-crop-flip"`` is torchvision's RandomResizedCrop and mirrors
+                every second picture; ``"none"`` scales the shorter side to 8/7 of ``size`` (256
+                for 224) and cuts out the middle.
+            options: the ``order``, ``start`` and ``shard`` of ``Split.views``.
         """
         _check_augmentation(self, augmentation)
         batches = list(_numbered_batches(len(self), batch_size, **options))
