@@ -9,6 +9,7 @@ import sys
 import warnings
 
 import filelock
+import pandas as pd
 import pytest
 import torch
 
@@ -246,3 +247,28 @@ def test_environment_is_recorded_and_is_plain_json():
     found = json.loads(json.dumps(runs.environment()))
     assert found["packages"]["torch"] == torch.__version__.split("+")[0]
     assert found["cores"] == os.cpu_count()
+
+
+def test_a_run_that_goes_on_with_another_torch_says_so_and_keeps_both(tmp_path, recwarn):
+    run = runs.Run(tmp_path, "student", {"settings": {}})
+    path, model = run.folder / "environment.json", create_model("cnn_small", 10, seed=0)
+    with run:
+        here = json.loads(path.read_text())
+    older = here | {"packages": here["packages"] | {"torch": "1.0"}}
+    path.write_text(json.dumps(older))
+    with pytest.warns(UserWarning, match=r"were made by torch 1\.0 on .* this is torch [2-9]"), run:
+        pass
+    assert json.loads(path.read_text()) == here | {"before": [older]}
+    recwarn.clear()
+    with run:
+        run.finish(model, pd.DataFrame({"epoch": [1]}), torch.nn.Identity())
+    run.load(model, torch.nn.Identity())
+    assert not recwarn, "nothing is said twice, nor of the same place"
+    path.write_text(json.dumps(older))  # a finished run is named, and stays as it was made
+    with pytest.warns(UserWarning, match=r"torch 1\.0"):
+        run.load(model, torch.nn.Identity())
+    assert json.loads(path.read_text()) == older
+    path.write_text("{")
+    recwarn.clear()
+    run.load(model, torch.nn.Identity())
+    assert not recwarn, "a damaged record costs nothing"

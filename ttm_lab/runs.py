@@ -17,6 +17,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -169,10 +170,11 @@ class Run:
         return self
 
     def _describe(self, new: bool = False) -> None:
-        """Write ``config.json`` where it is missing or damaged, and a missing ``environment.json``.
+        """Write ``config.json`` where it is missing or damaged, and ``environment.json``.
 
         This process knows both, so a run is not lost with them. A warning says that ``config.json``
-        is written anew, unless the run is ``new``.
+        is written anew, unless the run is ``new``, and where the run was made or begun otherwise:
+        torch and hardware decide the last bits of its numbers, and are no part of its identity.
         """
         path, wanted = self.folder / "config.json", json.dumps(self.config, indent=1).encode()
         there = path.read_bytes() if path.exists() else b""
@@ -181,10 +183,18 @@ class Run:
                 what = "damaged" if there else "deleted"
                 warnings.warn(f"{path} was {what}; it is written anew", stacklevel=3)
             atomic_write(path, wanted)
-        path = self.folder / "environment.json"
-        # a finished run may have had another environment than this process
-        if not path.exists() and not self.finished:
-            atomic_write(path, json.dumps(environment(), indent=1))
+        path, here = self.folder / "environment.json", environment()
+        made = now = "torch {packages[torch]} on {processor} with GPU {gpu}".format(**here)
+        if path.exists():
+            with suppress(ValueError, LookupError, TypeError):  # damaged: nothing depends on it
+                there = json.loads(path.read_bytes())
+                made = "torch {packages[torch]} on {processor} with GPU {gpu}".format(**there)
+                here = here | {"before": [*there.pop("before", []), there]}
+        if made != now:
+            where = self.folder.parent
+            warnings.warn(f"runs in {where} were made by {made}, this is {now}", stacklevel=3)
+        if (made != now or not path.exists()) and not self.finished:
+            atomic_write(path, json.dumps(here, indent=1))
 
     def __exit__(self, *_error) -> None:
         self._lock.release()
