@@ -4,7 +4,7 @@
     python benchmarks/gpu.py speed --out DIR                  steps a second, switch by switch
     python benchmarks/gpu.py train --pictures DIR --out DIR   learning rates, on validation; then
                                                               the 2x2 and its company
-    python benchmarks/gpu.py row --pictures DIR --out DIR     KD, TTM, WTTM by the paper's recipe
+    python benchmarks/gpu.py row --pictures DIR --out DIR     CE, KD, TTM, WTTM, the paper's recipe
     python benchmarks/gpu.py keep --root DIR --rows DIR ...   what the rows' students do on the test
                                                               part, into data/results
 

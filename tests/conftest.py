@@ -35,3 +35,11 @@ def cluster():
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield ray
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def torchdistill():
+    return pytest.importorskip(
+        "torchdistill.losses.mid_level",
+        reason="needs torchdistill: pip install 'ttm-lab[features]'",
+    )

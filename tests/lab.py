@@ -1,4 +1,4 @@
-"""What tests and measurements share: a real JupyterLab and browser, and a device of less."""
+"""What tests and measurements share: few digits, a real JupyterLab, and a device of less."""
 
 import ast
 import base64
@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,13 +22,36 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ttm_lab.data import Dataset, Split, load_dataset
 from ttm_lab.files import find_root
+from ttm_lab.training import Settings
 
 ROOT = find_root(__file__)
 SECONDS = 120  # until something counts as dead; a slow machine needs a fraction of it
 TOKEN = "only-for-this-server"
 # Jupyter looks for a free port and takes it seconds later; the system gives away none of these.
 PORT = 10_000 + os.getpid() % 20_000
+
+
+def few_digits() -> Dataset:
+    """150 digits to learn from, 60 to validate and 60 to test on."""
+    whole = load_dataset("digits", seed=0)
+    cut = lambda split, n: Split(split.images[:n], split.labels[:n])  # noqa: E731
+    parts = {"train": cut(whole.train, 150), "validation": cut(whole.validation, 60)}
+    return replace(whole, **parts, test=cut(whole.test, 60))
+
+
+def student(method="wttm", **changes) -> Settings:
+    """Two epochs of the digits' student."""
+    values = {"temperature": 4.0, "distill_weight": 2.0, "epochs": 2, "learning_rate": 0.02}
+    return Settings("cnn_small", method, **(values | changes))
+
+
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # What training tells in a batch, in place of a progress bar.

@@ -1,9 +1,8 @@
 """What does not fit together is refused before any training."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from lab import few_digits, student
 from torch import nn
 
 from ttm_lab import training
@@ -14,20 +13,12 @@ from ttm_lab.training import Settings, distill, distill_many, train_teacher
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    whole = load_dataset("digits", seed=0)
-    cut = lambda split, n: Split(split.images[:n], split.labels[:n])  # noqa: E731
-    parts = {"train": cut(whole.train, 150), "validation": cut(whole.validation, 60)}
-    return replace(whole, **parts, test=cut(whole.test, 60))
+    return few_digits()
 
 
 @pytest.fixture(scope="module")
 def teacher():
     return create_model("cnn_large", 10, seed=1)
-
-
-def student(method="wttm", **changes) -> Settings:
-    values = {"temperature": 4.0, "distill_weight": 2.0, "epochs": 2, "learning_rate": 0.02}
-    return Settings("cnn_small", method, **(values | changes))
 
 
 def test_a_last_batch_of_one_is_refused_only_where_batch_norm_meets_it(

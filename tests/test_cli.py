@@ -154,6 +154,9 @@ def test_a_run_from_before_checksums_is_read_or_named(finished, workplace, capsy
         for name in ("empty", "utf-16", "table"):
             Path("run/metrics.csv").write_bytes(DOCUMENTS[name])
             assert "run/metrics.csv is missing, dam" in refusal("evaluate run --device cpu", capsys)
+    for content in DOCUMENTS.values():  # no checksum says that these are not its config
+        Path("run/config.json").write_bytes(content)
+        assert "run/config.json is missing, dam" in refusal("evaluate run --device cpu", capsys)
 
 
 def test_settings_of_another_version_are_named(finished, workplace, capsys):

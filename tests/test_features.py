@@ -25,14 +25,6 @@ PENULTIMATE = ("classifier:input", "classifier:input")
 
 
 @pytest.fixture(scope="module")
-def torchdistill():
-    return pytest.importorskip(
-        "torchdistill.losses.mid_level",
-        reason="needs torchdistill: pip install 'ttm-lab[features]'",
-    )
-
-
-@pytest.fixture(scope="module")
 def data():
     return load_dataset("digits", seed=0)
 

@@ -1,27 +1,22 @@
 """Measures are summed up right, on any device, and come back after a resume."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lab import device_without_float64
+from lab import device_without_float64, few_digits, same_weights, student
 from torch import nn
 
 from ttm_lab import training
 from ttm_lab.analysis import evaluate
-from ttm_lab.data import Dataset, Split, load_dataset
+from ttm_lab.data import Dataset
 from ttm_lab.models import create_model
-from ttm_lab.training import Settings, distill, distill_many
+from ttm_lab.training import distill, distill_many
 
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    whole = load_dataset("digits", seed=0)
-    cut = lambda split, n: Split(split.images[:n], split.labels[:n])  # noqa: E731
-    parts = {"train": cut(whole.train, 150), "validation": cut(whole.validation, 60)}
-    return replace(whole, **parts, test=cut(whole.test, 60))
+    return few_digits()
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +24,13 @@ def teacher():
     return create_model("cnn_large", 10, seed=1)
 
 
-def student(method="wttm", **changes) -> Settings:
-    values = {"temperature": 4.0, "distill_weight": 2.0, "epochs": 2, "learning_rate": 0.02}
-    return Settings("cnn_small", method, **(values | changes))
-
-
-def same_weights(first: nn.Module, second: nn.Module) -> bool:
-    a, b = first.state_dict(), second.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def test_training_needs_no_float64_on_the_device(data, teacher, tmp_path, monkeypatch):
     """Sums of metrics are float64, but not there: mps has none. A resume point holds them, too."""
     settings = [student(m, track_test=True) for m in ("ce", "kd", "ttm", "wttm", "dkd", "dist")]
     settings += [student("wttm", remember=True, precision="bfloat16", optimizer="adamw")]
     expected = distill_many(teacher, data, settings, progress=False)
-    monkeypatch.setattr(
-        training.Meter, "BLOCK", 2
-    )  # metrics and resume points in the midst of epochs
+    # metrics and resume points in the midst of epochs
+    monkeypatch.setattr(training.Meter, "BLOCK", 2)
     monkeypatch.setattr(training.Clock, "due", lambda self: True)
 
     def die(self, epoch, held_out):

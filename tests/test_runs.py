@@ -250,7 +250,9 @@ def test_environment_is_recorded_and_is_plain_json():
 
 
 def test_a_run_that_goes_on_with_another_torch_says_so_and_keeps_both(tmp_path, recwarn):
-    run = runs.Run(tmp_path, "student", {"settings": {}})
+    data = {"name": "digits", "seed": 0, "sha256": ""}
+    config = {"settings": {"model": "cnn_small", "method": "ce"}, "seed": 0, "data": data}
+    run = runs.Run(tmp_path, "student", config)
     path, model = run.folder / "environment.json", create_model("cnn_small", 10, seed=0)
     with run:
         here = json.loads(path.read_text())

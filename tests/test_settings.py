@@ -6,13 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lab import student
 
-from ttm_lab.settings import Settings, fast
-
-
-def student(method="wttm", **changes) -> Settings:
-    values = {"temperature": 4.0, "distill_weight": 2.0, "epochs": 2, "learning_rate": 0.02}
-    return Settings("cnn_small", method, **(values | changes))
+from ttm_lab.settings import fast
 
 
 def test_the_schedule_is_the_papers():

@@ -11,14 +11,6 @@ from ttm_lab.models import create_model
 
 
 @pytest.fixture(scope="module")
-def torchdistill():
-    return pytest.importorskip(
-        "torchdistill.losses.mid_level",
-        reason="needs torchdistill: pip install 'ttm-lab[features]'",
-    )
-
-
-@pytest.fixture(scope="module")
 def data():
     return load_dataset("digits", seed=0)
 

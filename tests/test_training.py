@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from lab import few_digits, same_weights, student
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import GoogLeNetOutputs
 
 from ttm_lab import runs, training
 from ttm_lab.analysis import evaluate
-from ttm_lab.data import Dataset, Split, load_dataset
+from ttm_lab.data import Dataset, Split
 from ttm_lab.losses import ttm_loss
 from ttm_lab.models import create_model
 from ttm_lab.objectives import LogitTerm
@@ -26,30 +27,13 @@ from ttm_lab.training import Diverged, Settings, distill, distill_many, train_te
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    whole = load_dataset("digits", seed=0)
-    cut = lambda split, n: Split(split.images[:n], split.labels[:n])  # noqa: E731
-    return replace(
-        whole,
-        train=cut(whole.train, 150),
-        validation=cut(whole.validation, 60),
-        test=cut(whole.test, 60),
-    )
+    return few_digits()
 
 
 @pytest.fixture(scope="module")
 def teacher(data):
     settings = Settings("cnn_large", epochs=10, learning_rate=0.1)
     return train_teacher(data, settings, progress=False)
-
-
-def student(method="wttm", **changes) -> Settings:
-    values = {"temperature": 4.0, "distill_weight": 2.0, "epochs": 2, "learning_rate": 0.02}
-    return Settings("cnn_small", method, **(values | changes))
-
-
-def same_weights(first: nn.Module, second: nn.Module) -> bool:
-    a, b = first.state_dict(), second.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 METHODS = {

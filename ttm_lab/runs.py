@@ -72,8 +72,17 @@ def read_config(folder: str | Path) -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
         if notes.get("run") not in (None, identity(config)):
             raise ValueError("it is not that of the weights beside it")
+        match config:
+            case {
+                "settings": {"model": str(), "method": str() | dict()},
+                "data": {"name": str(), "seed": int(), "sha256": str()},
+                "seed": int(),
+            }:
+                pass
+            case _:
+                raise ValueError("it lacks model, method, seed or data")
         settings = {OLD_NAMES.get(name, name): value for name, value in config["settings"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     return config | {"settings": settings}
 
@@ -184,11 +193,12 @@ class Run:
                 warnings.warn(f"{path} was {what}; it is written anew", stacklevel=3)
             atomic_write(path, wanted)
         path, here = self.folder / "environment.json", environment()
-        made = now = "torch {packages[torch]} on {processor} with GPU {gpu}".format(**here)
+        words = "torch {packages[torch]} on {processor}, GPU: {gpu}"
+        made = now = words.format(**here)
         if path.exists():
             with suppress(ValueError, LookupError, TypeError):  # damaged: nothing depends on it
                 there = json.loads(path.read_bytes())
-                made = "torch {packages[torch]} on {processor} with GPU {gpu}".format(**there)
+                made = words.format(**there)
                 here = here | {"before": [*there.pop("before", []), there]}
         if made != now:
             where = self.folder.parent
